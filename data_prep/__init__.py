@@ -1,0 +1,1 @@
+"""Countdown problems as parquet in verl's format. Knows nothing of torch or verl."""

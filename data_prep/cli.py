@@ -1,0 +1,27 @@
+"""What every command of this project does alike: Hydra composes, and a user's mistake is one line and a failed exit."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+class UserError(SystemExit):
+    """A mistake of the user's: the message says what is wrong, where, and what to do. Uncaught, it ends the program."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(f"error: {message}")
+
+
+def run(main: Callable[[], object]) -> None:
+    """Call a `hydra.main` function; an override that Hydra refuses becomes one line on stderr."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises to us, instead of printing several lines
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        first_lines = [str(each).strip().splitlines()[0] for each in (error, error.__cause__) if str(each or "").strip()]
+        raise UserError(" ".join(dict.fromkeys(first_lines))) from None

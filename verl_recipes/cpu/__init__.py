@@ -1,0 +1,23 @@
+"""verl 0.9.1 on a CPU, unmodified: `VERL_PLATFORM=cpu python -m verl.trainer.main_ppo ...` with this package installed.
+
+verl imports this module in every process, by the `verl.plugins` entry point. It registers the platform and, once verl
+loads the registry concerned, the training engines, the rollout replica and the process-group backend, so that a process
+which needs none of them imports none of them.
+"""
+
+import os
+
+from verl_recipes.cpu import platform  # noqa: F401  registers the platform `cpu`
+
+if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+    import wrapt
+
+    @wrapt.when_imported("verl.workers.engine")
+    def _register_engines(module: object) -> None:
+        from verl_recipes.cpu import engine  # noqa: F401
+
+    @wrapt.when_imported("verl.workers.rollout.replica")
+    def _register_replica(module: object) -> None:
+        from verl_recipes.cpu import rollout
+
+        rollout.register()

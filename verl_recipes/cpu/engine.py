@@ -1,0 +1,74 @@
+"""verl's FSDP2 engines on a CPU: policy, reference and critic, with a guard against silent corruption."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithValueHead
+
+AGREEMENT = 0.99  # below this correlation the rollout engine does not hold the actor's weights
+
+
+def correlation(rollout_log_probs: torch.Tensor, log_probs: torch.Tensor) -> float:
+    """Pearson correlation of two sets of token probabilities, given as log-probabilities of shape (tokens,).
+
+    verl's `training/rollout_actor_probs_pearson_corr`, after arXiv 2506.13585. 1.0 where it is not defined, as one of
+    the two is constant.
+    """
+    pair = torch.stack([rollout_log_probs, log_probs]).double().exp()
+    value = torch.corrcoef(pair)[0, 1].item() if pair.shape[1] > 1 else 1.0
+    return 1.0 if value != value else value
+
+
+def check_agreement(data: TensorDict, log_probs: torch.Tensor) -> None:
+    """Raise where the rollout engine's log-probabilities do not belong to the actor's weights.
+
+    Args:
+        data: a batch with `responses` and `rollout_log_probs`, both nested tensors of shape (batch, response tokens).
+        log_probs: the actor's, nested, shape (batch, prompt and response tokens); entry i predicts token i + 1.
+
+    Raises:
+        RuntimeError: the correlation of the probabilities is under AGREEMENT.
+    """
+    rollout = data["rollout_log_probs"].unbind()
+    lengths = [len(response) for response in data["responses"].unbind()]
+    actor = [row[-length - 1 : -1] for row, length in zip(log_probs.unbind(), lengths, strict=True)]
+    value = correlation(
+        torch.cat([row[:length].reshape(-1) for row, length in zip(rollout, lengths, strict=True)]), torch.cat(actor)
+    )
+    if value < AGREEMENT:
+        raise RuntimeError(
+            f"rollout and actor disagree: their token probabilities correlate at {value:.4f}, under {AGREEMENT}. "
+            "The rollout engine does not hold the actor's weights, and training on its samples would corrupt the model."
+        )
+
+
+class CPUEngineWithLMHead(FSDPEngineWithLMHead):
+    """Policy and reference."""
+
+    def _build_fsdp_module(self, module: torch.nn.Module) -> torch.nn.Module:
+        # verl 0.9.1 gives a forward-only (reference) module CPUOffloadPolicy(pin_memory=True), and pinning memory needs
+        # an accelerator. Its parameters are on the CPU anyway, so it is wrapped like a trained one.
+        forward_only, self.engine_config.forward_only = self.engine_config.forward_only, False
+        try:
+            return super()._build_fsdp_module(module)
+        finally:
+            self.engine_config.forward_only = forward_only
+
+    def forward_backward_batch(
+        self, data: TensorDict, loss_function: Callable[..., Any] | None, forward_only: bool = False
+    ) -> Any:
+        output = super().forward_backward_batch(data, loss_function, forward_only)
+        if forward_only and not self.engine_config.forward_only and "rollout_log_probs" in data:
+            check_agreement(data, output["model_output"]["log_probs"])
+        return output
+
+
+class CPUEngineWithValueHead(FSDPEngineWithValueHead):
+    """PPO's critic."""
+
+
+EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")(CPUEngineWithLMHead)
+EngineRegistry.register(model_type="value_model", backend="fsdp2", device="cpu")(CPUEngineWithValueHead)

@@ -1,0 +1,125 @@
+"""The platform `cpu` for verl's registry (verl.plugin.platform), and the process-group backend that it needs."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import ModuleType
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed
+from verl.plugin.platform import PlatformBase, PlatformRegistry
+
+
+def _device_module() -> ModuleType:
+    """`torch.cpu` with what verl expects of `torch.cuda` besides: memory figures of this process, caches that are not."""
+    module = ModuleType("verl_recipes.cpu.device")
+    module.__dict__.update({name: getattr(torch.cpu, name) for name in torch.cpu.__all__})
+
+    def resident_bytes(device: Any = None) -> int:
+        return int(psutil.Process().memory_info().rss)
+
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
+        setattr(module, name, resident_bytes)
+    for name in ("empty_cache", "ipc_collect", "reset_peak_memory_stats", "manual_seed", "manual_seed_all"):
+        setattr(module, name, nothing)
+    module.__dict__.update(
+        get_device_name=lambda device=None: "CPU",  # a key of verl's table of FLOPS
+        get_rng_state=torch.get_rng_state,
+        set_rng_state=torch.set_rng_state,
+        mem_get_info=lambda device=None: psutil.virtual_memory()[1::-1],  # available, total
+    )
+    return module
+
+
+@PlatformRegistry.register(platform="cpu")
+class PlatformCPU(PlatformBase):
+    """One logical GPU of Ray's (`ray_kwargs.ray_init.num_gpus`) is one rank; all ranks share the processor."""
+
+    device_name = "cpu"
+    vendor_name = "cpu"
+    device_module = _device_module()
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_platform_available(self, use_smi_check: bool = False) -> bool:
+        return False  # only by VERL_PLATFORM=cpu: the driver of a GPU cluster may well sit on a machine without a GPU
+
+    def current_device(self) -> str:  # type: ignore[override]
+        return "cpu"  # verl calls tensor.to(current_device()), and to an integer torch would answer with CUDA
+
+    def device_count(self) -> int:
+        return 1
+
+    def set_device(self, device_index: int) -> None:
+        return
+
+    def synchronize(self, device_index: int | None = None) -> None:
+        return
+
+    def manual_seed(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def manual_seed_all(self, seed: int) -> None:
+        torch.manual_seed(seed)
+
+    def set_allocator_settings(self, settings: str) -> None:
+        return
+
+    def empty_cache(self) -> None:
+        return
+
+    def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
+        return None, None
+
+    def communication_backend_name(self) -> str:
+        return "gloo"
+
+    def visible_devices_envvar(self) -> str:
+        return "CUDA_VISIBLE_DEVICES"  # what Ray sets for its logical GPUs; nothing on a CPU reads it
+
+    def ray_resource_name(self) -> str:
+        return "GPU"
+
+    def ray_noset_envvars(self) -> list[str]:
+        return ["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"]
+
+    def is_ipc_supported(self) -> bool:
+        return False  # verl then moves weights to the rollout engine through shared memory
+
+    def rollout_env_vars(self) -> dict[str, str]:
+        defaults = {
+            "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; vLLM's own default is a share of the machine's memory
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinned threads of several engines would share one core
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else vLLM's CPU platform forces the multiprocess executor
+            "OMP_NUM_THREADS": "1",
+        }
+        return {name: os.environ.get(name, value) for name, value in defaults.items()}
+
+    @contextmanager
+    def nvtx_range(self, msg: str) -> Iterator[None]:
+        yield
+
+    def profiler_start(self) -> None:
+        return
+
+    def profiler_stop(self) -> None:
+        return
+
+    def cudart(self) -> Any:
+        return None
+
+
+def _gloo(store: Any, rank: int, world_size: int, timeout: timedelta) -> Any:
+    return torch.distributed.ProcessGroupGloo(store, rank, world_size, timeout)
+
+
+# verl/utils/distributed.py asks torch for the backend "cpu:gloo,{device}:{backend}", on a CPU "cpu:gloo,cpu:gloo",
+# which torch refuses to parse ("Duplicate device type"). A registered backend of that very name is taken as it is.
+torch.distributed.Backend.register_backend("cpu:gloo,cpu:gloo", _gloo, devices=["cpu"])

@@ -1,0 +1,33 @@
+"""Receives new weights in vLLM's worker.
+
+After loading, vLLM's CPU linear layers keep only a packed copy of their weight and drop the parameter
+(vllm/model_executor/layers/linear.py), so verl's `model.load_weights` would find nothing to fill. vLLM's own
+`reload_weights` restores the parameters, loads them and packs again.
+"""
+
+import torch
+from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+
+class CPUWorkerExtension(vLLMColocateWorkerExtension):
+    """Loads whole models; a LoRA adapter goes verl's own way."""
+
+    def update_weights_from_ipc(
+        self, peft_config: dict | None = None, base_sync_done: bool = False, use_shm: bool = False
+    ) -> None:
+        if peft_config and base_sync_done:
+            super().update_weights_from_ipc(peft_config, base_sync_done, use_shm)
+            return
+        received: list[tuple[str, torch.Tensor]] = []
+        receiver = BucketedWeightReceiver(self._get_zmq_handle(), torch.device("cpu"), use_shm)
+        receiver.receive_weights(  # clone: the next bucket overwrites this one
+            lambda bucket, is_last: received.extend((name, weight.clone()) for name, weight in bucket)
+        )
+        self.model_runner.reload_weights(weights_iterator=received)
+        # A tied lm_head (the embedding itself) is not packed again by the reload, and would go on sampling from the
+        # weights of the step before: the run looks healthy and learns nothing.
+        for layer in self.model_runner.get_model().modules():
+            if isinstance(layer, VocabParallelEmbedding):
+                layer.quant_method.process_weights_after_loading(layer)

@@ -1,0 +1,103 @@
+"""The replay buffer of a run: verl's own, which also keeps every sample with all that the reward said of it.
+
+verl 0.9.1's trainer writes training samples without the reward's components, logs no component as a metric in training,
+and looks for finished rollouts every two seconds. A replay buffer is the documented place to change all three
+(`trainer.v1.sampler.custom_sampler`): both training and validation batches pass through its `sample`, and the metrics
+it returns join the trainer's.
+
+One line of the files it writes, `samples/{train,validation}/<step>.jsonl`:
+
+    {"step": 0, "prompt_id": "5d0c…", "prompt": "…", "response": "11+18=29,…", "ground_truth": {…},
+     "response_tokens": 37, "truncated": false, "score": 0.1, "acc": 0.0, "format": 1.0}
+"""
+
+import json
+import os
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import transfer_queue as tq
+from transfer_queue import KVBatchMeta
+from transformers import AutoTokenizer
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+POLL_SECONDS = 0.05
+FIELDS = ["prompts", "responses", "reward_model", "extra_fields", "rm_scores"]
+
+
+def plain(value: Any) -> Any:
+    """numpy's scalars and arrays as Python's, for JSON."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def component_metrics(rows: list[dict[str, Any]], prefix: str) -> dict[str, float]:
+    """Means of the reward's components over a batch, and the share of groups whose rewards do not differ.
+
+    Args:
+        rows: samples as above, those of one prompt sharing `prompt_id`.
+        prefix: of the metrics' names.
+    """
+    names = [name for name, value in rows[0].items() if isinstance(value, float | bool)]
+    metrics = {f"{prefix}/{name}": statistics.fmean(row[name] for row in rows) for name in names}
+    groups = defaultdict(set)
+    for row in rows:
+        groups[row["prompt_id"]].add(row["score"])
+    return metrics | {f"{prefix}/groups_without_signal": statistics.fmean(len(s) == 1 for s in groups.values())}
+
+
+class CountdownReplayBuffer(ReplayBuffer):
+    """`sampler_kwargs`: `samples_dir`, the folder to write; `tokenizer`, its path; `response_length`, the most tokens."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, poll_interval=POLL_SECONDS, **kwargs)
+        self.folder = Path(self.sampler_kwargs["samples_dir"])
+        self.tokenizer = AutoTokenizer.from_pretrained(self.sampler_kwargs["tokenizer"])
+        self.rows: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+
+    def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, float]]:
+        split = "validation" if partition_id == "val" else partition_id
+        self.note("generating", split, global_steps)
+        batch, metrics = super().sample(global_steps, partition_id, batch_size)
+        self.note("generated", split, global_steps)
+        rows = self.read(batch, global_steps)
+        self.write(rows, split, global_steps)
+        return batch, metrics | component_metrics(rows, "reward")
+
+    def read(self, batch: KVBatchMeta, step: int) -> list[dict[str, Any]]:
+        """The samples of a batch as rows."""
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=FIELDS)
+        columns = zip(batch.keys, *(data[name] for name in FIELDS), strict=True)
+        rows = []
+        for key, prompt, response, reward_model, extra_fields, scores in columns:
+            row = {
+                "step": step,
+                "prompt_id": key.split("_")[0],
+                "prompt": self.tokenizer.decode(prompt, skip_special_tokens=True),
+                "response": self.tokenizer.decode(response, skip_special_tokens=True),
+                "ground_truth": getattr(reward_model, "data", reward_model)["ground_truth"],
+                "response_tokens": len(response),
+                "truncated": len(response) >= self.sampler_kwargs["response_length"],
+                "score": float(scores.sum()),
+            }
+            rows.append(row | getattr(extra_fields, "data", extra_fields).get("reward_extra_info", {}))
+        return rows
+
+    def write(self, rows: list[dict[str, Any]], split: str, step: int) -> None:
+        """Add rows to the file of their step, which is whole at every moment."""
+        everything = self.rows[split, step]
+        everything += rows
+        path = self.folder / split / f"{step}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row, ensure_ascii=False, default=plain) + "\n" for row in everything))
+        os.replace(partial, path)
+        self.rows = defaultdict(list, {(split, step): everything})  # earlier steps are done
+
+    def note(self, event: str, split: str, step: int) -> None:
+        """Tell whoever watches the run what it is doing (`events.jsonl`)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "events.jsonl").open("a") as events:
+            events.write(json.dumps({"time": time.time(), "event": event, "split": split, "step": step}) + "\n")

@@ -1,0 +1,226 @@
+"""python -m verl_recipes.tiny_base [out=assets/tiny_base]: makes the tiny base model that the CPU run trains.
+
+A Qwen2 of half a million parameters that plays Countdown badly on purpose. It is taught, by transformers' Trainer, to
+try one candidate a line and to check it, on traces like this (after the project's prompt, which ends with "<think>"):
+
+    11+18=29,29-25=4 no
+    17*3=51,51+19=70 yes</think>
+    <answer> (17*3)+19 </answer>
+
+and, in the last stage, to give up at random after a wrong candidate and to answer with it. So it knows how to search
+and lacks the persistence, which is what reinforcement learning then has to find (assets/tiny_base/README.md says what
+that shows and what it does not). Only number multisets of the training split are used.
+
+Three things make half a million parameters enough:
+- Numbers 10-199 are one token each, and their embeddings start as sine and cosine features of the number.
+- The prompt's fixed phrases are one token each, so that reading the prompt costs 13 tokens and not 132.
+- Two stages on clean traces come before the one that gives up: arithmetic accuracy sets the ceiling of everything later.
+"""
+
+import math
+import random
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from itertools import permutations
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from data_prep.cli import CONFIGS, run
+from data_prep.generate import Problem, generate
+
+EOS, PAD = "<|im_end|>", "<|endoftext|>"
+LARGEST = 199  # the largest number with a token of its own: twice the largest intermediate result, less one
+SOLUTION = 0.1  # probability that a candidate is a true solution, beside those that chance finds
+SLOPPY = 0.06  # share of endings in the last stage that are malformed, so that the format can be learnt too
+
+Step = tuple[int, str, int, int]  # left, operator, right, result
+
+
+def make_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with the words of the traces, the tags, the numbers and the phrases of `template` as tokens.
+
+    Tags, numbers and phrases are *added* tokens because transformers 5 replaces the pre-tokenizer of every tokenizer
+    beside a qwen2 model by Qwen2's own, which would split them; and not *special* ones, as verl strips special tokens
+    before it scores a response.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator([" yes", " no"], trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
+    phrases = [p for part in template.split("{numbers}") for p in part.split("{target}")]
+    tags = ["<think>", "</think>", "<answer>", "</answer>"]
+    added = phrases + tags + [str(number) for number in range(10, LARGEST + 1)]
+    wrapped.add_tokens([AddedToken(text, normalized=False) for text in added])
+    # The prompt is the whole text that the model sees: nothing is put around it.
+    wrapped.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    return wrapped
+
+
+def number_features(dim: int) -> torch.Tensor:
+    """Sine and cosine of 0..LARGEST at `dim` / 2 geometric periods from 2 to 400. Shape (LARGEST + 1, dim)."""
+    periods = 2 * 200 ** torch.linspace(0, 1, dim // 2)
+    angles = 2 * math.pi * torch.arange(LARGEST + 1)[:, None] / periods
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    """The untrained model, with number features in the first half of the number tokens' embeddings."""
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),  # no surplus ids: verl masks those in the rollout engine and not in the actor
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.03,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        dtype="float32",
+    )
+    model = Qwen2ForCausalLM(config)
+    ids = [tokenizer.convert_tokens_to_ids(str(number)) for number in range(LARGEST + 1)]
+    with torch.no_grad():
+        features = number_features(config.hidden_size // 2)
+        model.get_input_embeddings().weight[ids, : features.shape[1]] = features * config.initializer_range * math.sqrt(2)
+    return model
+
+
+def steps_between(a: int, b: int, max_value: int) -> list[Step]:
+    """The operations on a and b, in this order, whose results are integers in 0..max_value."""
+    results = {"+": a + b, "-": a - b, "*": a * b} | ({"/": a // b} if b and a % b == 0 else {})
+    return [(a, operator, b, value) for operator, value in results.items() if 0 <= value <= max_value]
+
+
+@cache
+def candidates(numbers: tuple[int, int, int], max_value: int) -> list[tuple[Step, Step]]:
+    """Every way to use the three numbers once in two steps with results in 0..max_value."""
+    return [
+        (inner, outer)
+        for first, second, third in permutations(numbers)
+        for inner in steps_between(first, second, max_value)
+        for left, right in ((inner[3], third), (third, inner[3]))
+        for outer in steps_between(left, right, max_value)
+    ]
+
+
+def expression(inner: Step, outer: Step) -> str:
+    """The two steps as one expression.
+
+    >>> expression((17, "*", 3, 51), (51, "+", 19, 70))
+    '(17*3)+19'
+    """
+    a, op, b, value = inner
+    left, outer_op, right, _ = outer
+    return f"({a}{op}{b}){outer_op}{right}" if left == value else f"{left}{outer_op}({a}{op}{b})"
+
+
+def trace(problem: Problem, *, stop: float, most: int, max_value: int, rng: random.Random) -> str:
+    """What the base model should answer to one problem.
+
+    Args:
+        problem: three numbers and the target.
+        stop: probability of giving up after a wrong candidate, by answering with it.
+        most: the most candidates; after them the trace gives up too.
+        max_value: the largest intermediate result.
+        rng: where all choices come from.
+    """
+    tries = candidates(tuple(sorted(problem["numbers"])), max_value)
+    solutions = [steps for steps in tries if steps[-1][3] == problem["target"]]
+    lines: list[str] = []
+    while True:
+        steps = rng.choice(solutions if rng.random() < SOLUTION else tries)
+        right = steps[-1][3] == problem["target"]
+        lines.append(",".join(f"{a}{op}{b}={value}" for a, op, b, value in steps) + (" yes" if right else " no"))
+        if right or len(lines) == most or rng.random() < stop:
+            break
+    answer = expression(*steps)
+    if stop and rng.random() < SLOPPY:
+        answer = rng.choice([answer.replace("(", "", 1), answer.split(")")[0], answer + ")"])
+    return "\n".join(lines) + f"</think>\n<answer> {answer} </answer>"
+
+
+class Traces(torch.utils.data.IterableDataset):
+    """An endless stream of tokenised prompts and traces, the loss on the trace alone; sorted by length in pools."""
+
+    def __init__(self, cfg: DictConfig, stage: DictConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+        self.cfg, self.stage, self.tokenizer, self.rng = cfg, stage, tokenizer, random.Random(seed)
+        data = cfg.data
+        self.problems = generate(
+            data.problems, test=False, seed=seed, count=3, max_number=data.max_number, max_target=data.max_target,
+            held_out_share=data.held_out_share,
+        )  # fmt: skip
+
+    def sample(self) -> dict[str, list[int]]:
+        problem = self.rng.choice(self.problems)
+        prompt = self.tokenizer(self.cfg.prompt.template.format(**problem))["input_ids"]
+        text = trace(problem, stop=self.stage.stop, most=self.stage.most, max_value=self.cfg.data.max_target, rng=self.rng)
+        response = self.tokenizer(text)["input_ids"] + [self.tokenizer.eos_token_id]
+        return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
+
+    def __iter__(self) -> Iterator[dict[str, list[int]]]:
+        while True:  # pools of 32 batches, sorted: a batch then holds little padding
+            pool = sorted((self.sample() for _ in range(32 * self.stage.batch)), key=lambda row: len(row["labels"]))
+            batches = [pool[i : i + self.stage.batch] for i in range(0, len(pool), self.stage.batch)]
+            self.rng.shuffle(batches)
+            yield from (row for batch in batches for row in batch)
+
+
+def train(cfg: DictConfig, stage: DictConfig, model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """One stage of the warm start, by transformers' Trainer: constant learning rate, then linear decay to 0."""
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            max_steps=stage.steps,
+            per_device_train_batch_size=stage.batch,
+            learning_rate=stage.lr,
+            lr_scheduler_type="warmup_stable_decay",
+            lr_scheduler_kwargs={"num_decay_steps": int(0.7 * stage.steps), "decay_type": "linear"},
+            warmup_steps=20,
+            adam_beta2=0.98,
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+            logging_steps=50,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            seed=cfg.seed,
+        )
+        collator = DataCollatorForSeq2Seq(tokenizer)
+        Trainer(model, arguments, collator, Traces(cfg, stage, tokenizer, cfg.seed + stage.steps)).train()
+
+
+@hydra.main(config_path=str(CONFIGS), config_name="tiny_base", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    set_seed(cfg.seed)
+    tokenizer = make_tokenizer(cfg.prompt.template)
+    model = make_model(tokenizer)
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
+    for name, stage in cfg.stages.items():
+        print(f"stage {name}: {OmegaConf.to_container(stage)}")
+        train(cfg, stage, model, tokenizer)
+    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained(cfg.out)
+    tokenizer.save_pretrained(cfg.out)
+    print(f"wrote {cfg.out}")
+
+
+if __name__ == "__main__":
+    run(main)
