@@ -23,5 +23,7 @@ def run(main: Callable[[], object]) -> None:
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
-        first_lines = [str(each).strip().splitlines()[0] for each in (error, error.__cause__) if str(each or "").strip()]
+        first_lines = [
+            str(each).strip().splitlines()[0] for each in (error, error.__cause__) if str(each or "").strip()
+        ]
         raise UserError(" ".join(dict.fromkeys(first_lines))) from None

@@ -49,7 +49,7 @@ def component_metrics(rows: list[dict[str, Any]], prefix: str) -> dict[str, floa
 
 
 class CountdownReplayBuffer(ReplayBuffer):
-    """`sampler_kwargs`: `samples_dir`, the folder to write; `tokenizer`, its path; `response_length`, the most tokens."""
+    """`sampler_kwargs`: `samples_dir`, to write; `tokenizer`, its path; `response_length`, the most tokens."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, poll_interval=POLL_SECONDS, **kwargs)

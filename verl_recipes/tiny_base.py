@@ -14,7 +14,7 @@ that shows and what it does not). Only number multisets of the training split ar
 Three things make half a million parameters enough:
 - Numbers 10-199 are one token each, and their embeddings start as sine and cosine features of the number.
 - The prompt's fixed phrases are one token each, so that reading the prompt costs 13 tokens and not 132.
-- Two stages on clean traces come before the one that gives up: arithmetic accuracy sets the ceiling of everything later.
+- Clean traces come before those that give up: arithmetic accuracy sets the ceiling of everything later.
 """
 
 import math
@@ -79,7 +79,7 @@ def number_features(dim: int) -> torch.Tensor:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """The untrained model, with number features in the first half of the number tokens' embeddings."""
+    """The untrained model, with number features for the embeddings of the number tokens."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),  # no surplus ids: verl masks those in the rollout engine and not in the actor
         hidden_size=128,
@@ -98,8 +98,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     model = Qwen2ForCausalLM(config)
     ids = [tokenizer.convert_tokens_to_ids(str(number)) for number in range(LARGEST + 1)]
     with torch.no_grad():
-        features = number_features(config.hidden_size // 2)
-        model.get_input_embeddings().weight[ids, : features.shape[1]] = features * config.initializer_range * math.sqrt(2)
+        features = number_features(config.hidden_size) * config.initializer_range * math.sqrt(2)
+        model.get_input_embeddings().weight[ids] = features
     return model
 
 
@@ -171,7 +171,8 @@ class Traces(torch.utils.data.IterableDataset):
     def sample(self) -> dict[str, list[int]]:
         problem = self.rng.choice(self.problems)
         prompt = self.tokenizer(self.cfg.prompt.template.format(**problem))["input_ids"]
-        text = trace(problem, stop=self.stage.stop, most=self.stage.most, max_value=self.cfg.data.max_target, rng=self.rng)
+        stage, largest = self.stage, self.cfg.data.max_target
+        text = trace(problem, stop=stage.stop, most=stage.most, max_value=largest, rng=self.rng)
         response = self.tokenizer(text)["input_ids"] + [self.tokenizer.eos_token_id]
         return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
 

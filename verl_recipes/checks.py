@@ -1,0 +1,87 @@
+"""What can be known to fail before anything heavy starts, each as one line; and why verl stopped, if it did."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from omegaconf import DictConfig, ListConfig
+
+from data_prep.cli import UserError
+
+COLUMNS = {"data_source", "prompt", "reward_model"}
+CPU_MEMORY_GIB = 8  # what the tiny run takes at its peak, rounded up (README.md)
+GIB = 2**30
+
+_NOISE = re.compile(r"\x1b\[[0-9;]*m|^\([^)]*pid=[^)]*\)\s*")
+_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)(?:\(\w+\))?: \S")
+
+
+def check_parquet(files: str | ListConfig | None, key: str) -> int:
+    """Number of rows in the parquet files of a configuration key, after checking that verl can read them."""
+    rows = 0
+    for name in [files] if isinstance(files, str) else files or []:
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"{key}: {path} does not exist; `python -m data_prep` writes the default data")
+        try:
+            metadata = pq.read_metadata(path)
+            columns = set(pq.read_schema(path).names)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{key}: {path} is not a whole parquet file ({str(error).splitlines()[0]})") from None
+        if missing := COLUMNS - columns:
+            raise UserError(f"{key}: {path} has no column {', '.join(sorted(missing))}; it has {', '.join(columns)}")
+        rows += metadata.num_rows
+    if rows == 0:
+        raise UserError(f"{key}: no rows in {files}")
+    return rows
+
+
+def check_model(path: str) -> int:
+    """Size in bytes of the weights in a local model folder; 0 for the name of a model on a hub."""
+    folder = Path(path)
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and os.environ.get("HF_HUB_OFFLINE") != "1":
+        return 0
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    if not (folder / "config.json").is_file() or not weights:
+        raise UserError(f"{path} holds no model: config.json and *.safetensors are expected in that folder")
+    return sum(file.stat().st_size for file in weights)
+
+
+def check_space(cfg: DictConfig, run_dir: Path, weights: int) -> None:
+    """Enough memory (on a CPU) and disk for a model whose weights have this many bytes."""
+    ranks = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
+    # Beside what the processes themselves take: parameters, gradients and two Adam moments, and vLLM's own copy.
+    memory = CPU_MEMORY_GIB * GIB + (ranks - 1) * GIB + 5 * weights
+    available = psutil.virtual_memory().available
+    if cfg.trainer.device == "cpu" and available < memory:
+        raise UserError(f"{available / GIB:.1f} GiB of memory are free, and this run needs about {memory / GIB:.1f}")
+    checkpoints = cfg.trainer.max_actor_ckpt_to_keep or 1
+    disk = GIB + (checkpoints + 1) * 4 * weights  # one more while it is written
+    parent = next(folder for folder in (run_dir, *run_dir.resolve().parents) if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < disk:
+        raise UserError(f"{free / GIB:.1f} GiB of disk are free at {parent}, and this run needs about {disk / GIB:.1f}")
+
+
+def preflight(cfg: DictConfig, run_dir: Path) -> None:
+    """Raise UserError for what would fail later."""
+    rows = check_parquet(cfg.data.train_files, "data.train_files")
+    check_parquet(cfg.data.val_files, "data.val_files")
+    if rows < cfg.data.train_batch_size:
+        raise UserError(
+            f"data.train_files: {rows} rows are less than one batch (data.train_batch_size={cfg.data.train_batch_size})"
+        )
+    check_space(cfg, run_dir, check_model(cfg.actor_rollout_ref.model.path))
+
+
+def reason(log: Path, offset: int = 0) -> str:
+    """The last exception that a log tells of, from `offset` bytes on, as one line."""
+    with log.open(errors="replace") as file:
+        file.seek(offset)
+        lines = [_NOISE.sub("", line).strip() for line in file]
+    exceptions = [line for line in lines if _EXCEPTION.match(line) and not line.startswith("ray.exceptions.")]
+    return exceptions[-1] if exceptions else "it told of no error"

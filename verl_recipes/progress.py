@@ -1,0 +1,76 @@
+"""Tells a person what a run is doing and how long it will take, from the files that the run writes."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+
+
+class Tail:
+    """The whole lines of JSON that were added to a file since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.offset = path, path.stat().st_size if path.exists() else 0
+
+    def read(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            added = file.read()
+        whole = added[: added.rfind(b"\n") + 1]
+        self.offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+class Progress:
+    """A bar over the steps on a terminal; elsewhere a line whenever something is finished."""
+
+    def __init__(self, console: Console, run_dir: Path, first_step: int, steps: int) -> None:
+        self.console, self.steps, self.first_step = console, steps, first_step
+        self.events = Tail(run_dir / "samples" / "events.jsonl")
+        self.metrics = Tail(run_dir / "metrics.part.jsonl")
+        self.bar = RichProgress(
+            SpinnerColumn(), BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
+        )
+        self.task = self.bar.add_task("", total=steps, completed=first_step)
+        self.training_since: float | None = None
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self.bar.start()
+        self.say("starting Ray, the training engine and vLLM (a minute or two)")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+
+    def say(self, what: str) -> None:
+        self.bar.update(self.task, description=what)
+        if not self.console.is_terminal:
+            self.console.print(f"{time.strftime('%H:%M:%S')} {what}", highlight=False, soft_wrap=True)
+
+    def update(self) -> None:
+        """Look at the files and say what is new."""
+        for event in self.events.read():
+            if event["event"] == "generating" and event["split"] == "validation":
+                self.say(f"measuring the model at step {event['step']}: responses to the test problems")
+            elif event["event"] == "generating" and self.training_since is None:
+                self.training_since = event["time"]
+                self.say("training")
+        for line in self.metrics.read():
+            step, data = line["step"], line["data"]
+            if "training/global_step" not in data or self.training_since is None:
+                continue
+            each = (time.time() - self.training_since) / (step - self.first_step)
+            left = each * (self.steps - step)
+            self.bar.update(self.task, completed=step)
+            self.say(
+                f"step {step} of {self.steps}: reward {data['critic/score/mean']:.2f}, right {data['reward/acc']:.0%}, "
+                f"{data['response_length/mean']:.0f} tokens, {each:.1f} s a step, "
+                f"{int(left) // 60}:{int(left) % 60:02d} left"
+            )

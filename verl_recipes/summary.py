@@ -1,0 +1,57 @@
+"""What the samples of an evaluation say: mean@n, pass@k, lengths, candidates tried."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from math import comb
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+_STATEMENT = re.compile(r"[0-9)] *[-+*/] *[-(]* *[0-9]+ *=")  # "11+18=" or "(2 + 3) * 4 ="
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased estimate of the chance that at least one of k samples is right, from n samples of which some are.
+
+    1 - C(n - correct, k) / C(n, k): equation 1 of arXiv 2107.03374 (Codex).
+
+    >>> pass_at_k(8, 1, 1)
+    0.125
+    """
+    return 1.0 - comb(n - correct, k) / comb(n, k)
+
+
+def candidates_tried(response: str) -> int:
+    """How many lines of the thought hold an arithmetic statement: one line is one candidate.
+
+    >>> candidates_tried("11+18=29,29-25=4 no\\n17*3=51,51+19=70 yes</think>")
+    2
+    """
+    thought = response.split("</think>")[0]
+    return sum(1 for line in thought.splitlines() if _STATEMENT.search(line))
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that the run's sampler wrote (verl_recipes/sampler.py)."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def summarize(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Figures over an evaluation with the same number n of samples for every problem.
+
+    Returns:
+        `problems`, `mean@n`, `pass@1`, `pass@2`, ... up to `pass@n` by doubling, `format`, `response_tokens`,
+        `candidates` and `truncated`, each but the first a mean over samples or problems.
+    """
+    correct: dict[str, list[float]] = defaultdict(list)
+    for row in samples:
+        correct[row["prompt_id"]].append(row["acc"])
+    n = len(next(iter(correct.values())))
+    result: dict[str, float] = {"problems": len(correct), f"mean@{n}": fmean(row["acc"] for row in samples)}
+    for k in sorted({n} | {2**i for i in range(n.bit_length()) if 2**i <= n}):
+        result[f"pass@{k}"] = fmean(pass_at_k(len(group), round(sum(group)), k) for group in correct.values())
+    for name in ("format", "response_tokens", "truncated"):
+        result[name] = fmean(row[name] for row in samples)
+    return result | {"candidates": fmean(candidates_tried(row["response"]) for row in samples)}

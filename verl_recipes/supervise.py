@@ -1,0 +1,118 @@
+"""Runs verl in a process of its own, keeps its output in a file, and leaves nothing behind.
+
+verl, Ray and vLLM start a dozen processes and print thousands of lines. The command that a person typed stays light: it
+starts verl, tells what it is doing, and afterwards, whatever happened, ends every process that it caused and removes
+Ray's session folder and the shared-memory segments.
+"""
+
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from data_prep.cli import UserError
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names in /dev/shm
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder: a second command on it fails at once, and a dead one's hold ends with its process."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handle = (run_dir / "lock").open("a")
+    except OSError as error:
+        raise UserError(
+            f"cannot write the run folder {run_dir}: {error.strerror}; choose another with run_dir="
+        ) from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another command is using {run_dir}; wait for it, or choose another with name=") from None
+        yield
+
+
+def run_verl(config_dir: Path, log: Path, environment: dict[str, str], watch: Callable[[], None]) -> int:
+    """Run `python -m verl.trainer.main_ppo` on `config_dir`/config.yaml until it ends.
+
+    Args:
+        config_dir: holds the whole configuration, resolved.
+        log: receives the output of every process.
+        environment: added to this process's own.
+        watch: called about five times a second; it shows the progress.
+
+    Returns:
+        verl's exit status. Any exception, Ctrl-C and SIGTERM included, ends verl before it goes on.
+    """
+    where = [
+        f"--config-path={config_dir.resolve()}",
+        "--config-name=config",
+        "hydra.run.dir=.",
+        "hydra.output_subdir=null",
+    ]
+    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *where, *quiet]
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of verl's become children of this process, where they are found
+    started = time.time()
+    scratch = Path(tempfile.mkdtemp(prefix="countdown-zero-"))
+    # All temporary files go with the folder; "local" keeps Ray from joining a cluster that runs here for others.
+    environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
+    environment |= {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        with log.open("a") as output:
+            verl = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # it must not outlive this process
+            )
+        while verl.poll() is None:
+            watch()
+            time.sleep(0.2)
+        return verl.returncode
+    finally:
+        end_descendants()
+        remove_segments(since=started)
+        shutil.rmtree(scratch, ignore_errors=True)
+        signal.signal(signal.SIGTERM, previous)
+
+
+def end_descendants(patience: float = 10) -> None:
+    """End every process that this one caused: SIGTERM, and SIGKILL after `patience` seconds."""
+    for send in (psutil.Process.terminate, psutil.Process.kill):
+        remaining = psutil.Process().children(recursive=True)
+        for process in remaining:
+            with suppress(psutil.NoSuchProcess):
+                send(process)
+        psutil.wait_procs(remaining, timeout=patience)
+
+
+def remove_segments(since: float) -> None:
+    """Remove shared-memory segments of this user that were made after `since` and that no living process maps."""
+    mapped = set()
+    for process in psutil.process_iter():
+        try:
+            mapped |= {entry.path for entry in process.memory_maps() if entry.path.startswith("/dev/shm/")}
+        except psutil.Error:
+            continue
+    for path in Path("/dev/shm").iterdir():
+        if path.name.startswith(SEGMENTS) and str(path) not in mapped:
+            status = path.stat()
+            if status.st_uid == os.getuid() and status.st_mtime >= since:
+                path.unlink(missing_ok=True)

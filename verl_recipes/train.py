@@ -1,0 +1,206 @@
+"""python -m verl_recipes.train [overrides]: one run, from a base model to a trained one and the numbers of both.
+
+    runs/tiny-seed0/
+        config.yaml    the resolved configuration; `python -m verl.trainer.main_ppo` takes it as it is
+        log.txt        what verl, Ray and vLLM print
+        metrics.jsonl  verl's metrics, one line a step
+        samples/       every response with all that the reward said of it (verl_recipes/sampler.py)
+        checkpoints/   verl's; the same command again continues from the last one
+        model/         the trained model in Hugging Face's format
+        summary.json   base and trained model side by side, seconds by stage, versions
+        curves.png     reward, accuracy, length and agreement over the steps
+
+The trainer is verl's own, in a process of its own (verl_recipes/supervise.py). It evaluates the base model before the
+first step and the trained one after the last, on the test problems, with the sampler and the reward of training.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.cli import CONFIGS, UserError, run
+from verl_recipes.checks import preflight, reason
+from verl_recipes.curves import draw
+from verl_recipes.progress import Progress
+from verl_recipes.summary import read_samples, summarize
+from verl_recipes.supervise import locked, run_verl
+
+PACKAGES = ("verl", "vllm", "ray", "torch", "transformers", "tensordict")
+
+
+def package_dir(name: str) -> str:
+    """Where a package lies, without importing it: verl takes ten seconds to import."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise UserError(f"{name} is not installed here; `bash launch/cpu.sh` makes an environment that has it")
+    return str(Path(spec.origin).parent)
+
+
+OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
+
+
+def last_checkpoint(run_dir: Path) -> int:
+    """The step of the last whole checkpoint, 0 where there is none."""
+    tracker = run_dir / "checkpoints" / "latest_checkpointed_iteration.txt"
+    return int(tracker.read_text()) if tracker.exists() else 0
+
+
+def empty(run_dir: Path) -> None:
+    """Delete what is in a run folder, but for the lock that this process holds."""
+    entries = [path for path in run_dir.iterdir() if path.name != "lock"]
+    if entries and not (run_dir / "config.yaml").exists():
+        raise UserError(f"{run_dir} holds no config.yaml, so it is no run folder; nothing was deleted")
+    for path in entries:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def merge_metrics(run_dir: Path) -> None:
+    """Move what verl's file logger wrote since its start into metrics.jsonl; a step done again replaces the old."""
+    metrics, part = run_dir / "metrics.jsonl", run_dir / "metrics.part.jsonl"
+    text = "".join(path.read_text() for path in (metrics, part) if path.exists())
+    by_step: dict[int, str] = {}
+    for line in text.splitlines():
+        if line.endswith("}"):  # a killed run may leave half a line
+            step = json.loads(line)["step"]
+            by_step = {done: kept for done, kept in by_step.items() if done < step} | {step: line}
+    metrics.write_text("".join(f"{line}\n" for line in by_step.values()))
+    part.unlink(missing_ok=True)
+
+
+def start_verl(cfg: DictConfig, run_dir: Path, console: Console, **trainer: Any) -> None:
+    """Run verl's trainer once on the run's configuration, with these keys of `trainer` set, until it ends."""
+    merge_metrics(run_dir)
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config["trainer"] |= trainer
+    OmegaConf.save(config, run_dir / "config.yaml")
+    environment = {"VERL_FILE_LOGGER_PATH": str(run_dir.resolve() / "metrics.part.jsonl"), "PYTHONUNBUFFERED": "1"}
+    if cfg.trainer.device == "cpu":
+        environment["VERL_PLATFORM"] = "cpu"
+    log = run_dir / "log.txt"
+    already = log.stat().st_size if log.exists() else 0
+    try:
+        with Progress(console, run_dir, last_checkpoint(run_dir), cfg.trainer.total_training_steps) as progress:
+            status = run_verl(run_dir, log, environment, progress.update)
+    finally:
+        merge_metrics(run_dir)
+    if status:
+        raise UserError(f"verl stopped: {reason(log, already)} (everything it printed: {log})")
+
+
+def export(run_dir: Path, step: int) -> None:
+    """Write the actor of a checkpoint to model/ in Hugging Face's format."""
+    actor, model = run_dir / "checkpoints" / f"global_step_{step}" / "actor", run_dir / "model"
+    shutil.rmtree(model, ignore_errors=True)
+    if list((actor / "huggingface").glob("*.safetensors")):  # save_contents holds hf_model: there already, in fp32
+        shutil.copytree(actor / "huggingface", model)
+        return
+    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend=fsdp"]
+    with (run_dir / "log.txt").open("a") as log:
+        merge = subprocess.run([*command, f"--local_dir={actor}", f"--target_dir={model}"], stdout=log, stderr=log)
+    if merge.returncode:
+        raise UserError(f"verl.model_merger failed on {actor}; see {run_dir / 'log.txt'}")
+
+
+def stage_seconds(run_dir: Path, started: float) -> dict[str, float]:
+    """Seconds since `started` by stage, as the run's events tell."""
+    seconds: dict[str, float] = {}
+    stage, since = "start", started
+    events = run_dir / "samples" / "events.jsonl"
+    for event in map(json.loads, events.read_text().splitlines() if events.exists() else []):
+        if event["time"] >= started and event["event"] == "generating":
+            seconds[stage] = seconds.get(stage, 0) + event["time"] - since
+            stage, since = {"validation": "evaluate", "train": "train"}[event["split"]], event["time"]
+    seconds[stage] = seconds.get(stage, 0) + time.time() - since
+    return seconds
+
+
+def provenance() -> dict[str, Any]:
+    """What made the numbers: versions, Python, and the commit of this checkout where it is one."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=CONFIGS, capture_output=True, text=True
+    )
+    return {
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "git_commit": git.stdout.strip() or None,
+    }
+
+
+def show(summary: dict[str, Any], run_dir: Path, console: Console) -> None:
+    """The final table."""
+    table = Table("", "base", f"after {summary['steps']} steps", title=str(run_dir))
+    for name, base in summary["base"].items():
+        table.add_row(
+            name, *(f"{value:.3f}" if value < 10 else f"{value:.1f}" for value in (base, summary["trained"][name]))
+        )
+    seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in summary["seconds"].items())
+    console.print(table, f"seconds: {seconds}", f"{run_dir}: model/ summary.json curves.png samples/ log.txt", sep="\n")
+
+
+def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
+    """Bring the run to its last step, from wherever it is, and return its summary."""
+    started, steps, resumed_from = time.time(), cfg.trainer.total_training_steps, last_checkpoint(run_dir)
+    base, trained = (run_dir / "samples" / "validation" / f"{step}.jsonl" for step in (0, steps))
+    if resumed_from:
+        console.print(f"continuing {run_dir} after step {resumed_from}")
+    if resumed_from < steps:
+        start_verl(cfg, run_dir, console, val_before_train=not base.exists())
+    if not trained.exists():  # the run was ended between its last step and the evaluation of it
+        start_verl(cfg, run_dir, console, val_before_train=True, val_only=True)
+    seconds = stage_seconds(run_dir, started)
+    export_started = time.time()
+    export(run_dir, last_checkpoint(run_dir))
+    summary = {
+        "name": cfg.name,
+        "steps": last_checkpoint(run_dir),
+        "seed": cfg.seed,
+        "base": summarize(read_samples(base)),
+        "trained": summarize(read_samples(trained)),
+        "resumed_from": resumed_from,
+        "seconds": seconds | {"export": time.time() - export_started, "total": time.time() - started},
+    }
+    mean = f"mean@{cfg.eval_n}"
+    draw(
+        run_dir,
+        f"{cfg.name}: {mean} on the test problems {summary['base'][mean]:.3f} to {summary['trained'][mean]:.3f}",
+    )
+    summary |= provenance()
+    partial = run_dir / "summary.partial"
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    os.replace(partial, run_dir / "summary.json")
+    return summary
+
+
+@hydra.main(config_path=str(CONFIGS), config_name="train", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    console, run_dir = Console(), Path(cfg.run_dir)
+    preflight(cfg, run_dir)
+    with locked(run_dir):
+        if cfg.fresh:
+            empty(run_dir)
+        summary_file = run_dir / "summary.json"
+        summary = json.loads(summary_file.read_text()) if summary_file.exists() else None
+        if summary and summary["steps"] >= cfg.trainer.total_training_steps:
+            console.print(f"{run_dir} is complete; fresh=true starts it anew, trainer.total_training_steps=N goes on")
+        else:
+            summary = train(cfg, run_dir, console)
+        show(summary, run_dir, console)
+
+
+if __name__ == "__main__":
+    run(main)
