@@ -16,6 +16,9 @@ COLUMNS = {"data_source", "prompt", "reward_model"}
 CPU_MEMORY_GIB = 8  # what the tiny run takes at its peak, rounded up (README.md)
 GIB = 2**30
 
+# What verl and Ray say because something else went wrong before.
+CONSEQUENCES = ("ray.exceptions.", "no materializable trajectories", "Received an empty list as keys")
+
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|^\([^)]*pid=[^)]*\)\s*")
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)(?:\(\w+\))?: \S")
 
@@ -83,5 +86,5 @@ def reason(log: Path, offset: int = 0) -> str:
     with log.open(errors="replace") as file:
         file.seek(offset)
         lines = [_NOISE.sub("", line).strip() for line in file]
-    exceptions = [line for line in lines if _EXCEPTION.match(line) and not line.startswith("ray.exceptions.")]
+    exceptions = [line for line in lines if _EXCEPTION.match(line) and not any(c in line for c in CONSEQUENCES)]
     return exceptions[-1] if exceptions else "it told of no error"

@@ -23,6 +23,7 @@ import psutil
 from data_prep.cli import UserError
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+SCRATCH = "countdown-zero-"  # begins the name of the folder that holds everything temporary of a run
 SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names in /dev/shm
 
 
@@ -66,8 +67,9 @@ def run_verl(config_dir: Path, log: Path, environment: dict[str, str], watch: Ca
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *where, *quiet]
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of verl's become children of this process, where they are found
+    remove_what_the_killed_left()
     started = time.time()
-    scratch = Path(tempfile.mkdtemp(prefix="countdown-zero-"))
+    scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
     # All temporary files go with the folder; "local" keeps Ray from joining a cluster that runs here for others.
     environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
     environment |= {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -101,6 +103,14 @@ def end_descendants(patience: float = 10) -> None:
             with suppress(psutil.NoSuchProcess):
                 send(process)
         psutil.wait_procs(remaining, timeout=patience)
+
+
+def remove_what_the_killed_left() -> None:
+    """Remove the scratch folders, and the segments, of runs that were killed before they could do it themselves."""
+    for scratch in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        if not psutil.pid_exists(int(scratch.name.removeprefix(SCRATCH).split("-")[0])):
+            remove_segments(since=scratch.stat().st_mtime)
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def remove_segments(since: float) -> None:

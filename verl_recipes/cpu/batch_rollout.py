@@ -10,6 +10,8 @@ several turns, tools or images need verl's: set that key to null, and `reward.nu
 """
 
 import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import ray
@@ -21,7 +23,7 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-Response = tuple[list[int], list[float]]  # token ids, log-probabilities
+logger = logging.getLogger(__name__)
 
 
 def rows_of(batch: TensorDict) -> list[dict[str, Any]]:
@@ -47,6 +49,7 @@ class BatchRollout:
         self.servers = [ray.get_actor(f"vllm_server_{replica}_0") for replica in range(replicas)]
         self.rewards = RewardLoopWorker(config)
         self.tokenizer = self.rewards.input_tokenizer
+        self.thread = ThreadPoolExecutor(1)
 
     @classmethod
     def create(cls, config: DictConfig, **handles: Any) -> Self:
@@ -80,11 +83,27 @@ class BatchRollout:
         return ids
 
     def generate_sequences(self, batch: TensorDict) -> None:
-        """Answer every prompt of a batch and put the scored responses into TransferQueue."""
+        """Start to answer every prompt of a batch, and return. The replay buffer polls for the end of it."""
         rows = rows_of(batch)
         validate = bool(rows[0].pop("validate", False))
+        self.thread.submit(self.run, rows, "val" if validate else "train")
+
+    def run(self, rows: list[dict[str, Any]], partition: str) -> None:
+        """Answer, and mark the prompts as finished or, as verl's agent loop does, as failed."""
+        status = "failure"
+        try:
+            self.answer(rows, partition)
+            status = "finished"
+        except Exception:
+            logger.exception("rollouts failed")  # the trainer then ends, as there is nothing to train on
+        finally:
+            uids = [row["uid"] for row in rows]
+            tq.kv_batch_put(keys=uids, tags=[{"status": status}] * len(uids), partition_id=partition)
+
+    def answer(self, rows: list[dict[str, Any]], partition: str) -> None:
+        """Answer every row and put the scored responses into TransferQueue."""
         prompts = [self.tokenize(row) for row in rows]
-        sampling, count = self.sampling(validate), len(self.servers)
+        sampling, count = self.sampling(partition == "val"), len(self.servers)
         shares = ray.get(
             [server.generate_batch.remote(prompts[i::count], sampling) for i, server in enumerate(self.servers)]
         )
@@ -99,10 +118,7 @@ class BatchRollout:
             field["rm_scores"] = torch.zeros(len(field["responses"]))
             field["rm_scores"][-1] = verdict["reward_score"]
             field["extra_fields"]["reward_extra_info"] = verdict["reward_extra_info"]
-        partition = "val" if validate else "train"
         tq.kv_batch_put(keys=keys, fields=list_of_dict_to_tensordict(fields), tags=tags, partition_id=partition)
-        uids = [row["uid"] for row in rows]
-        tq.kv_batch_put(keys=uids, tags=[{"status": "finished"}] * len(uids), partition_id=partition)
 
     def fields(
         self, row: dict[str, Any], prompt: list[int], response: list[int], log_probs: list[float], version: int

@@ -1,5 +1,6 @@
 """verl's FSDP2 engines on a CPU: policy, reference and critic, with a guard against silent corruption."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -45,8 +46,17 @@ def check_agreement(data: TensorDict, log_probs: torch.Tensor) -> None:
         )
 
 
+def use_all_cores() -> None:
+    """Share the cores among the ranks: Ray gives a worker one thread, and the rollout engine rests while it works."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // torch.distributed.get_world_size()))
+
+
 class CPUEngineWithLMHead(FSDPEngineWithLMHead):
     """Policy and reference."""
+
+    def initialize(self) -> None:
+        use_all_cores()
+        super().initialize()
 
     def _build_fsdp_module(self, module: torch.nn.Module) -> torch.nn.Module:
         # verl 0.9.1 gives a forward-only (reference) module CPUOffloadPolicy(pin_memory=True), and pinning memory needs
@@ -68,6 +78,10 @@ class CPUEngineWithLMHead(FSDPEngineWithLMHead):
 
 class CPUEngineWithValueHead(FSDPEngineWithValueHead):
     """PPO's critic."""
+
+    def initialize(self) -> None:
+        use_all_cores()
+        super().initialize()
 
 
 EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")(CPUEngineWithLMHead)
