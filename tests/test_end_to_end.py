@@ -38,7 +38,7 @@ class Command:
         self.process = subprocess.Popen(
             arguments,
             cwd=ROOT,
-            env=os.environ | {MARK: self.mark, "HF_HUB_OFFLINE": "1"},
+            env=os.environ | {MARK: self.mark, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "tests")},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -185,7 +185,7 @@ def test_evaluate_measures_a_run_as_the_run_measured_itself(resumed, data, tmp_p
     test_set = data[1].removeprefix("data.val_files=")
     command = Command(
         *(sys.executable, "-m", "verl_recipes.evaluate", f"model={resumed['run_dir']}", f"data={test_set}", "n=8"),
-        *(f"out={tmp_path / 'out'}", "overrides=[data.max_response_length=64]"),
+        *(f"out={tmp_path / 'out'}", 'overrides=["data.max_response_length=64"]'),
     )
     assert command.wait() == 0, command.output
     command.assert_nothing_is_left()
@@ -226,7 +226,7 @@ def test_somebody_elses_data_and_reward_train_on_the_stock_command(tmp_path):
         "    return float(ground_truth in solution_str)\n"
     )
     command = Command(
-        *("env", "VERL_PLATFORM=cpu", f"VERL_FILE_LOGGER_PATH={tmp_path}/metrics.jsonl", f"TMPDIR={tmp_path}"),
+        *("env", "VERL_PLATFORM=cpu", f"VERL_FILE_LOGGER_PATH={tmp_path}/metrics.jsonl", "RAY_ADDRESS=local"),
         *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir=configs", "+hardware=cpu"),
         *("actor_rollout_ref.rollout.agent.agent_loop_manager_class=null", "reward.num_workers=1"),
         *("actor_rollout_ref.rollout.agent.num_workers=1", "actor_rollout_ref.model.path=assets/tiny_base"),
@@ -248,7 +248,7 @@ def test_somebody_elses_data_and_reward_train_on_the_stock_command(tmp_path):
     [
         ("reward.custom_reward_function.path=pkg://no_such_module", "no_such_module"),
         (
-            "+actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls=tests.stale_worker.StaleWorker",
+            "+actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls=stale_worker.StaleWorker",
             "disagree",
         ),
     ],
@@ -270,6 +270,7 @@ def test_an_interrupted_run_leaves_nothing(data, tmp_path):
     command.wait_for(lambda: events.exists())
     command.process.send_signal(signal.SIGINT)
     assert command.wait(timeout=90) != 0
+    assert command.output.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in command.output
     command.assert_nothing_is_left()
 

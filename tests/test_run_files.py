@@ -89,14 +89,16 @@ def test_only_our_own_new_and_unused_segments_are_removed():
 def test_orphans_end_too():
     """A grandchild whose parent has gone is found and ended, even if it ignores SIGTERM."""
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    child = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {stubborn!r}]).pid, flush=True)"
+    child = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {stubborn!r}], stdout=-3, stderr=-3).pid)"
     script = (
         "import ctypes, subprocess, sys\nfrom verl_recipes import supervise\n"
         "ctypes.CDLL(None).prctl(supervise.PR_SET_CHILD_SUBREAPER, 1)\n"
         f"print(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, text=True).stdout)\n"
         "supervise.end_descendants(patience=1)\n"
     )
-    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
     assert not psutil.pid_exists(int(result.stdout))
 
 
@@ -192,7 +194,9 @@ def test_the_reason_of_a_failure_is_the_last_exception(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text(
         "ValueError: of the run before\n"
-        "\x1b[36m(WorkerDict pid=7)\x1b[0m RuntimeError: rollout and actor disagree\n"
+        "\x1b[36m(CPUServer pid=7)\x1b[0m (EngineCore pid=8) ERROR 11-22 11:52:31 [core.py:1346] OSError: no file\n"
+        "\x1b[36m(WorkerDict pid=7)\x1b[0m     raise RuntimeError(\n"
         "ray.exceptions.RayTaskError(RuntimeError): ray::TaskRunner.run()\nSet the environment variable\n"
     )
-    assert checks.reason(log, offset=30) == "RuntimeError: rollout and actor disagree"
+    assert checks.reason(log, offset=30) == "OSError: no file"
+    assert checks.reason(log, offset=log.stat().st_size) == "it told of no error"

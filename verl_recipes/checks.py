@@ -17,9 +17,15 @@ CPU_MEMORY_GIB = 8  # what the tiny run takes at its peak, rounded up (README.md
 GIB = 2**30
 
 # What verl and Ray say because something else went wrong before.
-CONSEQUENCES = ("ray.exceptions.", "no materializable trajectories", "Received an empty list as keys")
+CONSEQUENCES = (
+    "ray.exceptions.",
+    "no materializable trajectories",
+    "Received an empty list as keys",
+    "Engine core init",
+)
 
-_NOISE = re.compile(r"\x1b\[[0-9;]*m|^\([^)]*pid=[^)]*\)\s*")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_WHO = re.compile(r"^(?:\([^)]*pid=[^)]*\)\s*)*(?:ERROR [-\d]+ [:\d]+ \[\S+\]\s*)?")  # Ray's and vLLM's prefixes
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)(?:\(\w+\))?: \S")
 
 
@@ -85,6 +91,6 @@ def reason(log: Path, offset: int = 0) -> str:
     """The last exception that a log tells of, from `offset` bytes on, as one line."""
     with log.open(errors="replace") as file:
         file.seek(offset)
-        lines = [_NOISE.sub("", line).strip() for line in file]
+        lines = [_WHO.sub("", _COLOUR.sub("", line)).strip() for line in file]
     exceptions = [line for line in lines if _EXCEPTION.match(line) and not any(c in line for c in CONSEQUENCES)]
     return exceptions[-1] if exceptions else "it told of no error"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -22,24 +23,22 @@ from verl_recipes.train import empty, provenance, start_verl
 
 def training_config(cfg: DictConfig, model: Path) -> DictConfig:
     """The configuration of a run that only evaluates: verl's trainer stops after its first validation."""
-    batch = min(check_parquet(cfg.data, "data"), 8)  # no step is trained, but the trainer wants one batch of data
-    return hydra.compose(
-        "train",
-        [
-            f"recipe={cfg.recipe}",
-            f"hardware={cfg.hardware}",
-            f"seed={cfg.seed}",
-            f"run_dir={cfg.out}",
-            f"eval_n={cfg.n}",
-            f"actor_rollout_ref.model.path={model}",
-            f"actor_rollout_ref.rollout.val_kwargs.temperature={cfg.temperature}",
-            f"data.train_files={cfg.data}",
-            f"data.val_files={cfg.data}",
-            f"data.train_batch_size={batch}",
-            "trainer.resume_mode=disable",
-            *cfg.overrides,
-        ],
-    )
+    overrides = [
+        f"recipe={cfg.recipe}",
+        f"hardware={cfg.hardware}",
+        f"seed={cfg.seed}",
+        f"run_dir='{cfg.out}'",
+        f"eval_n={cfg.n}",
+        f"actor_rollout_ref.model.path='{model}'",
+        f"actor_rollout_ref.rollout.val_kwargs.temperature={cfg.temperature}",
+        f"data.train_files='{cfg.data}'",
+        f"data.val_files='{cfg.data}'",
+        f"data.train_batch_size={min(check_parquet(cfg.data, 'data'), 8)}",  # none is trained, but verl wants a batch
+        "trainer.resume_mode=disable",
+    ]
+    GlobalHydra.instance().clear()  # of this command's own configuration folder
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose("train", [*overrides, *cfg.overrides])
 
 
 def evaluate(cfg: DictConfig, out: Path, console: Console) -> dict[str, Any]:
@@ -62,7 +61,7 @@ def evaluate(cfg: DictConfig, out: Path, console: Console) -> dict[str, Any]:
     return summary
 
 
-@hydra.main(config_path=str(CONFIGS), config_name="evaluate", version_base="1.3")
+@hydra.main(config_path=str(CONFIGS / "evaluate"), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     console, out = Console(), Path(cfg.out)
     summary = evaluate(cfg, out, console)

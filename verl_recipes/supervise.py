@@ -23,6 +23,7 @@ import psutil
 from data_prep.cli import UserError
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+TEMPORARY = Path("/tmp")  # whatever TMPDIR says: the paths of Ray's sockets below must not pass 107 bytes
 SCRATCH = "countdown-zero-"  # begins the name of the folder that holds everything temporary of a run
 SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names in /dev/shm
 
@@ -69,7 +70,7 @@ def run_verl(config_dir: Path, log: Path, environment: dict[str, str], watch: Ca
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of verl's become children of this process, where they are found
     remove_what_the_killed_left()
     started = time.time()
-    scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
+    scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=TEMPORARY))
     # All temporary files go with the folder; "local" keeps Ray from joining a cluster that runs here for others.
     environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
     environment |= {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -107,8 +108,9 @@ def end_descendants(patience: float = 10) -> None:
 
 def remove_what_the_killed_left() -> None:
     """Remove the scratch folders, and the segments, of runs that were killed before they could do it themselves."""
-    for scratch in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        if not psutil.pid_exists(int(scratch.name.removeprefix(SCRATCH).split("-")[0])):
+    for scratch in TEMPORARY.glob(f"{SCRATCH}*"):
+        pid = scratch.name.removeprefix(SCRATCH).split("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
             remove_segments(since=scratch.stat().st_mtime)
             shutil.rmtree(scratch, ignore_errors=True)
 

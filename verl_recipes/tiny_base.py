@@ -110,7 +110,7 @@ def steps_between(a: int, b: int, max_value: int) -> list[Step]:
 
 
 @cache
-def candidates(numbers: tuple[int, int, int], max_value: int) -> list[tuple[Step, Step]]:
+def candidates(numbers: tuple[int, ...], max_value: int) -> list[tuple[Step, Step]]:
     """Every way to use the three numbers once in two steps with results in 0..max_value."""
     return [
         (inner, outer)

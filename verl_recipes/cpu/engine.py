@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
+from transformers import AutoModelForTokenClassification
+from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithValueHead
 
@@ -78,6 +80,15 @@ class CPUEngineWithLMHead(FSDPEngineWithLMHead):
 
 class CPUEngineWithValueHead(FSDPEngineWithValueHead):
     """PPO's critic."""
+
+    def _build_module(self) -> torch.nn.Module:
+        # verl.utils.model.load_valuehead_model asks for flash attention whatever the configuration says.
+        config = self.model_config.hf_config
+        config.num_labels, config.classifier_dropout, config.hidden_dropout = 1, 0.0, 0.0
+        dtype = PrecisionType.to_dtype(self.engine_config.model_dtype)
+        return AutoModelForTokenClassification.from_pretrained(
+            self.model_config.local_path, config=config, dtype=dtype, attn_implementation="sdpa"
+        )
 
     def initialize(self) -> None:
         use_all_cores()

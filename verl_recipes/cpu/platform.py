@@ -51,7 +51,7 @@ class PlatformCPU(PlatformBase):
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
         return False  # only by VERL_PLATFORM=cpu: the driver of a GPU cluster may well sit on a machine without a GPU
 
-    def current_device(self) -> str:  # type: ignore[override]
+    def current_device(self) -> str:
         return "cpu"  # verl calls tensor.to(current_device()), and to an integer torch would answer with CUDA
 
     def device_count(self) -> int:
