@@ -89,7 +89,10 @@ def test_only_our_own_new_and_unused_segments_are_removed():
 def test_orphans_end_too():
     """A grandchild whose parent has gone is found and ended, even if it ignores SIGTERM."""
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    child = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {stubborn!r}], stdout=-3, stderr=-3).pid)"
+    child = (
+        "import sys; from subprocess import DEVNULL, Popen\n"
+        f"print(Popen([sys.executable, '-c', {stubborn!r}], stdout=DEVNULL, stderr=DEVNULL).pid)"
+    )
     script = (
         "import ctypes, subprocess, sys\nfrom verl_recipes import supervise\n"
         "ctypes.CDLL(None).prctl(supervise.PR_SET_CHILD_SUBREAPER, 1)\n"
