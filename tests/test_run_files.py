@@ -86,6 +86,20 @@ def test_only_our_own_new_and_unused_segments_are_removed():
         used.unlink()
 
 
+def test_what_a_killed_run_left_goes_at_the_next_start(monkeypatch, tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    segment = shared_memory.SharedMemory(create=True, size=8)
+    segment.close()
+    monkeypatch.setattr(supervise, "TEMPORARY", tmp_path)
+    for pid in (dead.pid, os.getpid()):
+        (tmp_path / f"{supervise.SCRATCH}{pid}-{int(time.time()) - 1}-x").mkdir()
+    (tmp_path / f"{supervise.SCRATCH}notes").mkdir()
+    supervise.remove_what_the_killed_left()
+    assert [path.name.split("-")[2] for path in sorted(tmp_path.iterdir())] == [str(os.getpid()), "notes"]
+    assert segment.name not in os.listdir("/dev/shm")
+
+
 def test_orphans_end_too():
     """A grandchild whose parent has gone is found and ended, even if it ignores SIGTERM."""
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"

@@ -8,6 +8,7 @@ Ray's session folder and the shared-memory segments.
 import ctypes
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -70,7 +71,7 @@ def run_verl(config_dir: Path, log: Path, environment: dict[str, str], watch: Ca
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of verl's become children of this process, where they are found
     remove_what_the_killed_left()
     started = time.time()
-    scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=TEMPORARY))
+    scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-{int(started)}-", dir=TEMPORARY))
     # All temporary files go with the folder; "local" keeps Ray from joining a cluster that runs here for others.
     environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
     environment |= {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -109,9 +110,9 @@ def end_descendants(patience: float = 10) -> None:
 def remove_what_the_killed_left() -> None:
     """Remove the scratch folders, and the segments, of runs that were killed before they could do it themselves."""
     for scratch in TEMPORARY.glob(f"{SCRATCH}*"):
-        pid = scratch.name.removeprefix(SCRATCH).split("-")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            remove_segments(since=scratch.stat().st_mtime)
+        name = re.fullmatch(rf"{SCRATCH}(\d+)-(\d+)-.*", scratch.name)  # the process, and when it started
+        if name and not psutil.pid_exists(int(name[1])):
+            remove_segments(since=int(name[2]))
             shutil.rmtree(scratch, ignore_errors=True)
 
 

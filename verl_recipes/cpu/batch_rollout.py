@@ -6,7 +6,7 @@ So the trainer's own process hands all prompts to vLLM in one call with `n` samp
 verl's reward worker, and puts them into TransferQueue at once. What the trainer then finds there is the same.
 
 `actor_rollout_ref.rollout.agent.agent_loop_manager_class` names the manager (configs/hardware/cpu.yaml). Agents with
-several turns, tools or images need verl's: set that key to null, and `reward.num_workers=1`.
+several turns, tools or images need verl's: set that key to null, `reward.num_workers=1` and `agent.num_workers=1`.
 """
 
 import asyncio
@@ -85,7 +85,7 @@ class BatchRollout:
     def generate_sequences(self, batch: TensorDict) -> None:
         """Start to answer every prompt of a batch, and return. The replay buffer polls for the end of it."""
         rows = rows_of(batch)
-        validate = bool(rows[0].pop("validate", False))
+        validate, *_ = [row.pop("validate", False) for row in rows]
         self.thread.submit(self.run, rows, "val" if validate else "train")
 
     def run(self, rows: list[dict[str, Any]], partition: str) -> None:
