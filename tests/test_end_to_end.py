@@ -21,7 +21,7 @@ import pytest
 
 from data_prep.cli import CONFIGS
 from verl_recipes.summary import read_samples
-from verl_recipes.supervise import SEGMENTS
+from verl_recipes.supervise import SCRATCH, SEGMENTS, TEMPORARY
 
 pytestmark = pytest.mark.end_to_end
 ROOT = CONFIGS.parent
@@ -30,11 +30,17 @@ AGREEMENT = "training/rollout_actor_probs_pearson_corr"
 SHORT = ["data.train_batch_size=8", "data.max_response_length=64", "eval_n=2"]
 
 
+def temporary_files():
+    """The shared-memory segments and the scratch folders that are on this machine."""
+    segments = {path for path in Path("/dev/shm").iterdir() if path.name.startswith(SEGMENTS)}
+    return segments | set(TEMPORARY.glob(f"{SCRATCH}*"))
+
+
 class Command:
     """A command in a session of its own, and what it left behind."""
 
     def __init__(self, *arguments):
-        self.mark, self.segments = uuid.uuid4().hex, set(os.listdir("/dev/shm"))
+        self.mark, self.files = uuid.uuid4().hex, temporary_files()
         self.process = subprocess.Popen(
             arguments,
             cwd=ROOT,
@@ -70,13 +76,12 @@ class Command:
         return found
 
     def assert_nothing_is_left(self, patience=30):
-        """No process, and with them no Ray session; no shared-memory segment."""
+        """No process, and with them no Ray session; no shared-memory segment, no folder of temporary files."""
         deadline = time.monotonic() + patience
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.5)
         assert not left, [process.cmdline() for process in left]
-        new = {name for name in set(os.listdir("/dev/shm")) - self.segments if name.startswith(SEGMENTS)}
-        assert not new
+        assert temporary_files() <= self.files
 
 
 def train(run_dir, *overrides):

@@ -32,7 +32,7 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one(n, data):
 
 def test_summary_means_over_samples_and_over_problems():
     row = {"format": 1.0, "response_tokens": 10, "truncated": False, "response": "1+2=3 no\n3*4=12 yes</think>"}
-    samples = [row | {"prompt_id": p, "acc": acc} for p, acc in (("a", 1.0), ("a", 0.0), ("b", 0.0), ("b", 0.0))]
+    samples = [row | {"prompt": p, "acc": acc} for p, acc in (("a", 1.0), ("a", 0.0), ("b", 0.0), ("b", 0.0))]
     figures = summarize(samples)
     assert (figures["problems"], figures["mean@2"], figures["pass@2"], figures["candidates"]) == (2, 0.25, 0.5, 2)
 

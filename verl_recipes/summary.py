@@ -39,7 +39,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def summarize(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Figures over an evaluation with the same number n of samples for every problem.
+    """Figures over an evaluation with the same number n of samples for every problem, known by its prompt.
 
     Returns:
         `problems`, `mean@n`, `pass@1`, `pass@2`, ... up to `pass@n` by doubling, `format`, `response_tokens`,
@@ -47,7 +47,7 @@ def summarize(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
     """
     correct: dict[str, list[float]] = defaultdict(list)
     for row in samples:
-        correct[row["prompt_id"]].append(row["acc"])
+        correct[row["prompt"]].append(row["acc"])
     n = len(next(iter(correct.values())))
     result: dict[str, float] = {"problems": len(correct), f"mean@{n}": fmean(row["acc"] for row in samples)}
     for k in sorted({n} | {2**i for i in range(n.bit_length()) if 2**i <= n}):
