@@ -143,12 +143,13 @@ def test_rollout_and_actor_agree_on_every_step(resumed):
 
 
 def test_samples_hold_every_component_of_the_reward_and_whole_groups(resumed):
-    files = {("train", 1): (8, 8), ("train", 4): (8, 8), ("validation", 0): (16, 2), ("validation", 4): (16, 2)}
-    for (split, step), (problems, n) in files.items():
+    train, validation = ("prompt_id", 8, 8), ("prompt", 16, 2)
+    files = {("train", 1): train, ("train", 4): train, ("validation", 0): validation, ("validation", 4): validation}
+    for (split, step), (group, problems, n) in files.items():
         groups = defaultdict(list)
         for row in read_samples(resumed["run_dir"] / "samples" / split / f"{step}.jsonl"):
             assert {"score", "acc", "format", "response", "response_tokens", "ground_truth"} <= row.keys()
-            groups[row["prompt_id"]].append(row)
+            groups[row[group]].append(row)
         assert [len(group) for group in groups.values()] == [n] * problems
 
 

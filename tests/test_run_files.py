@@ -92,11 +92,12 @@ def test_what_a_killed_run_left_goes_at_the_next_start(monkeypatch, tmp_path):
     segment = shared_memory.SharedMemory(create=True, size=8)
     segment.close()
     monkeypatch.setattr(supervise, "TEMPORARY", tmp_path)
-    for pid in (dead.pid, os.getpid()):
-        (tmp_path / f"{supervise.SCRATCH}{pid}-{int(time.time()) - 1}-x").mkdir()
-    (tmp_path / f"{supervise.SCRATCH}notes").mkdir()
+    killed, ours = (tmp_path / f"{supervise.SCRATCH}{p}-{int(time.time()) - 1}-x" for p in (dead.pid, os.getpid()))
+    foreign = tmp_path / f"{supervise.SCRATCH}notes"
+    for folder in (killed, ours, foreign):
+        folder.mkdir()
     supervise.remove_what_the_killed_left()
-    assert [path.name.split("-")[2] for path in sorted(tmp_path.iterdir())] == [str(os.getpid()), "notes"]
+    assert set(tmp_path.iterdir()) == {ours, foreign}
     assert segment.name not in os.listdir("/dev/shm")
 
 
