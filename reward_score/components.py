@@ -11,7 +11,7 @@ from fractions import Fraction
 from reward_score.grammar import NOT_AN_EXPRESSION
 
 LOOP_RATIO = 0.1  # of compressed to plain size; prose compresses to 0.4, the tiny model's search to 0.39 or more
-LOOP_WINDOW = 8192  # characters at the end, so that the cost is bounded: output that has degenerated does not recover
+LOOP_WINDOW = 4096  # characters at the end, so that the cost is bounded: output that has degenerated does not recover
 
 _WORD = re.compile(r"(?P<zh>[\u3400-\u4dbf\u4e00-\u9fff])|(?P<en>[A-Za-z]+)|[^\W\d_A-Za-z\u3400-\u4dbf\u4e00-\u9fff]+")
 
@@ -111,8 +111,8 @@ def repetition(response: str) -> float:
 def distance(value: int | Fraction | None, target: int) -> float:
     """The television game's partial credit: 10, 7 or 5 of 10 points for the target, within 5 of it, within 10.
 
-    >>> distance(98, 98), distance(Fraction(187, 2), 98), distance(107, 98), distance(200, 98), distance(None, 98)
-    (1.0, 0.7, 0.5, 0.0, 0.0)
+    >>> [distance(value, 98) for value in (98, Fraction(187, 2), 103, 88, 87, None)]
+    [1.0, 0.7, 0.7, 0.5, 0.0, 0.0]
     """
     if value is None:
         return 0.0
