@@ -2,9 +2,9 @@
 
 1. Responses a second, beside TinyZero's scorer (two regular expressions and an eval), on the same responses of about
    1,500 characters, in turns in one process.
-2. Milliseconds for hostile responses of 16,384 tokens' length (at four characters a token) and of a million characters.
-   The last column is what one character of the long one costs over what one of a thousand does: not above 1 where the
-   cost is linear.
+2. Milliseconds for hostile responses of 16,384 tokens' length (at four characters a token) and of a million characters,
+   for the latter with all components too. The last column is what one character of the long one costs over what one of
+   a thousand does: not much above 1 where the cost is linear.
 3. The time of an import, in a fresh interpreter.
 4. For a run's folder: the reward's share of its steps.
 
@@ -28,6 +28,7 @@ from rich.table import Table
 from reward_score.countdown import COMPONENTS, compute_score
 
 TRUTH = {"numbers": [11, 18, 25], "target": 175}
+ALL = dict.fromkeys(COMPONENTS, 0.0)
 RIGHT = "</think><answer>(18-11)*25</answer>"
 
 
@@ -55,6 +56,7 @@ HOSTILE: dict[str, Callable[[int], str]] = {  # of about n characters; tests/tes
     "look-alike digits": lambda n: block("１" * n) + block("٣" * 900),
     "white space": lambda n: block(" " * n) + block(" " * 1000),
     "a thousand signs, many times": lambda n: block("(-" * 500) * (n // 1023),
+    "two languages in turns": lambda n: "a中" * (n // 2) + RIGHT.replace("5", "6"),
     "random characters": lambda n: "".join(map(chr, random.Random(0).choices(range(0x4E00, 0x9FFF), k=n))),
 }
 
@@ -101,7 +103,7 @@ def rates(console: Console) -> None:
     assert all(tinyzero(r) in (1.0, 0.1) for r in responses)
     scorers: dict[str, Callable[[str], object]] = {
         "ours": lambda r: compute_score("countdown", r, TRUTH),
-        "ours, every component": lambda r: compute_score("countdown", r, TRUTH, weights=dict.fromkeys(COMPONENTS, 0.0)),
+        "ours, all components": lambda r: compute_score("countdown", r, TRUTH, weights=ALL),
         "TinyZero's": tinyzero,
     }
     times: dict[str, list[float]] = {name: [] for name in scorers}
@@ -116,7 +118,7 @@ def rates(console: Console) -> None:
 
 
 def hostile(console: Console) -> None:
-    table = Table("response", "65,536 characters (ms)", "1,000,000 (ms)", "a character, over 1,000's")
+    table = Table("response", "65,536 (ms)", "1,000,000 (ms)", "1,000,000, all components", "a character, over 1,000's")
     for name, make in HOSTILE.items():
         spent = []
         for length in (1000, 65_536, 1_000_000):
@@ -124,7 +126,9 @@ def hostile(console: Console) -> None:
             repeats = max(1, 20_000 // length)
             call = lambda r=response, n=repeats: [compute_score("countdown", r, TRUTH) for _ in range(n)]  # noqa: E731
             spent.append(median(seconds(call) / repeats for _ in range(11)))
-        table.add_row(name, f"{1000 * spent[1]:.2f}", f"{1000 * spent[2]:.1f}", f"{spent[2] / spent[0] / 1000:.2f}")
+        everything = median(seconds(lambda r=response: compute_score("", r, TRUTH, weights=ALL)) for _ in range(11))  # type: ignore[misc]
+        cells = f"{1000 * spent[1]:.2f}", f"{1000 * spent[2]:.1f}", f"{1000 * everything:.1f}"
+        table.add_row(name, *cells, f"{spent[2] / spent[0] / 1000:.2f}")
     console.print(table)
 
 

@@ -13,7 +13,11 @@ from reward_score.grammar import NOT_AN_EXPRESSION
 LOOP_RATIO = 0.1  # of compressed to plain size; prose compresses to 0.4, the tiny model's search to 0.39 or more
 LOOP_WINDOW = 4096  # characters at the end, so that the cost is bounded: output that has degenerated does not recover
 
-_WORD = re.compile(r"(?P<zh>[\u3400-\u4dbf\u4e00-\u9fff])|(?P<en>[A-Za-z]+)|[^\W\d_A-Za-z\u3400-\u4dbf\u4e00-\u9fff]+")
+LANGUAGE_WINDOW = 32_768  # characters at the beginning, to bound the cost as well
+
+_CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+")
+_LATIN = re.compile("[A-Za-z]+")
+_OTHER = re.compile(r"[^\W\d_A-Za-z\u3400-\u4dbf\u4e00-\u9fff]+")
 
 
 def well_formed(reason: str) -> float:
@@ -82,8 +86,10 @@ def language(thought: str, asked: str = "en") -> float:
     >>> language("so 3 + 4 不 对", "en"), language("so 3 + 4 不 对", "zh"), language("3+4=7")
     (0.3333333333333333, 0.6666666666666666, 1.0)
     """
-    kinds = [word.lastgroup for word in _WORD.finditer(thought)]
-    return kinds.count(asked) / len(kinds) if kinds else 1.0
+    thought = thought[:LANGUAGE_WINDOW]
+    words = {"zh": sum(map(len, _CHINESE.findall(thought))), "en": len(_LATIN.findall(thought))}
+    total = sum(words.values()) + len(_OTHER.findall(thought))
+    return words[asked] / total if total else 1.0
 
 
 def overlong(length: int, maximum: int = 4096, buffer: int = 1024) -> float:

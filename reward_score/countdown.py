@@ -112,6 +112,8 @@ def compute_score(
         raise ValueError(f"the reward knows no {', '.join(sorted(unknown))}; components are {', '.join(COMPONENTS)}")
     if language not in ("en", "zh"):
         raise ValueError(f"language is en or zh, not {language!r}")
+    if overlong_buffer < 1:
+        raise ValueError(f"overlong_buffer is a number of characters from 1 up, not {overlong_buffer}")
     verdict = judge(
         solution_str,
         numbers,

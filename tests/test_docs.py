@@ -8,6 +8,7 @@ from data_prep.cli import CONFIGS
 
 ROOT = CONFIGS.parent
 READMES = ["README.md", "README.zh.md"]
+DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 FOLDERS = ["configs", "launch", "tests", "benchmarks", "verl_recipes", "reward_score", "assets", "docs", "requirements"]
 MEASURED = ROOT / "benchmarks" / "gain.md"  # written by benchmarks/gain.py
 
@@ -17,7 +18,7 @@ def test_the_readme_repeats_the_measured_table(name):
     assert MEASURED.read_text() in (ROOT / name).read_text()
 
 
-@pytest.mark.parametrize("name", [*READMES, "CONTRIBUTING.md", "docs/design.md", "assets/tiny_base/README.md"])
+@pytest.mark.parametrize("name", [*READMES, "CONTRIBUTING.md", *DOCS, "assets/tiny_base/README.md"])
 def test_paths_that_a_document_names_exist(name):
     text = (ROOT / name).read_text()
     links = set(re.findall(r"\]\(([^)#:]+)\)", text))

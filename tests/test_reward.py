@@ -407,9 +407,10 @@ def test_a_malformed_ground_truth_is_an_error_that_names_the_row(truth):
         ({"profil": "tinyzero"}, "profil"),
         ({"weights": {"lenght": 1}}, "lenght"),
         ({"language": "fr"}, "fr"),
+        ({"overlong_buffer": 0}, "overlong_buffer"),
     ],
 )
-def test_a_misspelt_keyword_is_an_error(options, message):
+def test_a_misspelt_or_senseless_keyword_is_an_error(options, message):
     with pytest.raises(ValueError, match=message):
         verdict("", **options)
 

@@ -188,7 +188,9 @@ def answer_text(rng, numbers):
 def response_of(rng, numbers):
     block = f"<answer>{rng.choice(['', ' '])}{answer_text(rng, numbers)}</answer>"
     other = f"<answer>{answer_text(rng, numbers)}</answer>"
-    thought = rng.choice(["", "3+4=7 no ", "3+4=7 no\n3*4=12\n", "so " * 400, "let < me > see </answer>"])
+    thought = rng.choice(
+        ["", "3+4=7 no ", "3+4=7 no\n3*4=12\n", "so " * 400, "let < me > see </answer>", "so <think> so "]
+    )
     usual = f"{thought}</think>\n{block}"
     others = [
         f"{thought}</think> {block}",

@@ -58,7 +58,7 @@ def test_batch_metrics_are_means_and_shares_over_responses_and_groups():
 
 def test_degenerate_output_ends_a_run_after_that_many_steps_and_names_the_last_good_checkpoint(tmp_path):
     for step in (10, 20, 22):
-        (tmp_path / f"global_step_{step}").mkdir()
+        (tmp_path / f"global_step_{step}" / "actor").mkdir(parents=True)
     history, limits = {}, {"no_such": 0.1, "truncated": None, "repeated": 0.5}
     shares = dict.fromkeys(range(1, 22), 0.4) | {17: 0.9, 18: 0.9, 22: 0.5, 23: 1.0, 24: 0.7}
     for step, share in shares.items():
@@ -76,9 +76,10 @@ def test_degenerate_output_ends_a_run_after_that_many_steps_and_names_the_last_g
 
 
 def test_without_a_good_checkpoint_the_alarm_says_so(tmp_path):
-    (tmp_path / "global_step_1").mkdir()
+    (tmp_path / "global_step_1").mkdir()  # removed by verl, but for the state of its data loader
+    (tmp_path / "global_step_2" / "actor").mkdir(parents=True)  # it wrote the responses of step 3
     with pytest.raises(alarms.DegenerateOutputError, match="last good checkpoint: none"):
-        alarms.check_output({2: {"reward/identical": 0.9}}, {"identical": 0.9}, steps=1, checkpoints=tmp_path)
+        alarms.check_output({3: {"reward/identical": 0.9}}, {"identical": 0.9}, steps=1, checkpoints=tmp_path)
 
 
 def test_a_resumed_run_keeps_every_step_once(tmp_path):
