@@ -7,7 +7,7 @@ One response:
 A file of JSON lines with `response` and `ground_truth`, such as a run writes to samples/: a line for each, and the
 shares of all reasons at the end:
 
-    python -m reward_score runs/tiny-seed0/samples/validation/40.jsonl
+    python -m reward_score runs/tiny-seed0/samples/validation/30.jsonl
 """
 
 import argparse
