@@ -1,7 +1,7 @@
 """python tests/fuzz_reward.py [libFuzzer's options] CORPUS: search for a response that the reward cannot stand.
 
 Atheris (https://github.com/google/atheris) follows which branches an input takes and mutates those that took new ones.
-An exception, a verdict that the oracle contradicts, or a second of thought is a finding; libFuzzer then writes the
+An exception, a verdict that the oracle contradicts, or ten seconds of thought is a finding; libFuzzer then writes the
 input to a file crash-* or timeout-*. The seeds lie in tests/fuzz_corpus.
 """
 
@@ -21,6 +21,6 @@ def one_input(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    options = ["-timeout=1", "-max_len=4096", f"-dict={TESTS / 'fuzz_reward.dict'}"]
+    options = ["-timeout=10", "-max_len=4096", f"-dict={TESTS / 'fuzz_reward.dict'}"]
     atheris.Setup([sys.argv[0], *options, *sys.argv[1:]], one_input)
     atheris.Fuzz()
