@@ -1,0 +1,165 @@
+"""python benchmarks/data_speed.py [speed] [growth] [solver]: what the data step costs, against `datasets.map`.
+
+speed   490,364 different problems of the public set's shape in one parquet file, to train and test parquet: by
+        `datasets.map` over a function of one row, as TinyZero does it; by `python -m data_prep` without the solver; and
+        with it. Whole commands, imports and all; the median of three, by turns.
+growth  0.1, 1 and 10 million rows of four random numbers and a random target (1% occur twice), without and with the
+        solver: seconds, and the largest memory of all processes together (proportional set size, ten looks a second).
+solver  the solver alone, on the same 490,364 problems, on all cores.
+
+Writes benchmarks/data_<name>.md, which docs/data.md repeats. Files go to a temporary folder, some 2 GB.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import median
+from time import perf_counter, sleep
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.generate import distinct
+from data_prep.solver import solve_many
+from data_prep.split import as_lists
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = 490_364
+PRESET = {
+    "name": "3to4", "count": [3, 4], "numbers": [1, 99], "tiles": False, "targets": [1, 100], "integers": False,
+    "max_intermediate": None, "must_use": [],
+}  # fmt: skip
+
+# TinyZero's examples/data_preprocess/countdown.py, without its command line: the same calls, on a local file.
+MAP = """
+import sys
+from datasets import load_dataset
+source, out, text = sys.argv[1:]
+def process(example, index, split):
+    numbers, target = example["nums"], example["target"]
+    prompt = text.replace("{numbers}", str(numbers)).replace("{target}", str(target))
+    return {
+        "data_source": f"countdown/{len(numbers)}_numbers",
+        "prompt": [{"role": "user", "content": prompt}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": {"numbers": numbers, "target": target}},
+        "extra_info": {"split": split, "index": index},
+    }
+rows = load_dataset("parquet", data_files=source)["train"]
+train = len(rows) - 1024
+for split, places in (("train", range(train)), ("test", range(train, len(rows)))):
+    part = rows.select(places)
+    part = part.map(process, with_indices=True, fn_kwargs={"split": split}, remove_columns=["nums", "target"])
+    part.to_parquet(f"{out}/{split}.parquet")
+"""
+
+
+def make_source(path: Path, numbers: np.ndarray, count: np.ndarray, target: np.ndarray) -> None:
+    pq.write_table(pa.table({"target": target, "nums": as_lists(numbers, count)}), path)
+
+
+def timed(command: list[str], home: Path) -> tuple[float, float]:
+    """Seconds and largest memory in GiB of a command and its children."""
+    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    started, most = perf_counter(), 0
+    process = psutil.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while process.poll() is None:
+        now = 0
+        for each in [process, *process.children(recursive=True)]:
+            try:
+                now += each.memory_full_info().pss
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        most = max(most, now)
+        sleep(0.1)
+    if process.returncode:
+        sys.exit(process.stderr.read().decode())
+    return perf_counter() - started, most / 2**30
+
+
+def ours(source: Path, out: Path, annotate: bool) -> list[str]:
+    sizes = ["train_size=null", "test_size=null", f"annotate={str(annotate).lower()}"]
+    return [sys.executable, "-m", "data_prep", "source=local", f"source.paths={source}", f"out={out}", *sizes]
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [header, ["---"] * len(header), *rows])
+
+
+def speed(scratch: Path, problems: tuple[np.ndarray, ...]) -> str:
+    source = scratch / "source.parquet"
+    make_source(source, *problems)
+    text = (ROOT / "configs/prompt/tinyzero_base.yaml").read_text().split("content: |-\n")[1].replace("\n      ", "\n")
+    (scratch / "map.py").write_text(MAP)
+    ways = {
+        "datasets.map, a function of one row": lambda i: [
+            sys.executable, str(scratch / "map.py"), str(source), str(scratch / f"map{i}"), text.strip(),
+        ],
+        "data_prep, annotate=false": lambda i: ours(source, scratch / f"plain{i}", False),
+        "data_prep": lambda i: ours(source, scratch / f"solved{i}", True),
+    }  # fmt: skip
+    seconds = {way: [] for way in ways}
+    for i in range(3):
+        (scratch / f"map{i}").mkdir()
+        for way, command in ways.items():
+            seconds[way].append(timed(command(i), scratch / f"home{i}")[0])
+    slowest = median(seconds["datasets.map, a function of one row"])
+    rows = [
+        [way, f"{median(some):.1f}", f"{ROWS / median(some):,.0f}", f"{slowest / median(some):.1f}"]
+        for way, some in seconds.items()
+    ]
+    return table([f"{ROWS:,} rows", "seconds", "rows a second", "times the first"], rows)
+
+
+def growth(scratch: Path) -> str:
+    rows = []
+    for size in (100_000, 1_000_000, 10_000_000):
+        source = scratch / f"{size}.parquet"
+        rng = np.random.default_rng(size)
+        make_source(source, rng.integers(1, 100, (size, 4)), np.full(size, 4), rng.integers(1, 101, size))
+        cells = [f"{size:,}"]
+        for annotate in (False, True):
+            seconds, memory = timed(ours(source, scratch / f"grown{size}{annotate}", annotate), scratch / "home")
+            cells += [f"{seconds:.1f}", f"{memory:.2f}"]
+        rows.append(cells)
+    return table(["rows", "seconds, annotate=false", "GiB", "seconds", "GiB"], rows)
+
+
+def solver(problems: tuple[np.ndarray, ...]) -> str:
+    numbers, count, target = problems
+    blocks = [
+        (numbers[some, :n], target[some])
+        for n in (3, 4)
+        for some in np.array_split(np.flatnonzero(count == n), 16)
+    ]  # fmt: skip
+    started = perf_counter()
+    with ProcessPoolExecutor() as pool:
+        solved = list(pool.map(solve_many, *zip(*blocks, strict=True)))
+    seconds = perf_counter() - started
+    found = sum(int((each.solutions > 0).sum()) for each in solved)
+    return f"{ROWS:,} problems solved in {seconds:.1f} s on {os.cpu_count()} cores, {found:,} of them solvable\n"
+
+
+def main(what: list[str]) -> None:
+    problems = None
+    if {"speed", "solver"} & set(what):
+        started = perf_counter()
+        problems = distinct(PRESET, ROWS, 0)
+        print(f"{ROWS:,} different problems generated in {perf_counter() - started:.0f} s")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in what:
+            if name == "growth":
+                text = growth(Path(folder))
+            else:
+                text = speed(Path(folder), problems) if name == "speed" else solver(problems)
+            (ROOT / "benchmarks" / f"data_{name}.md").write_text(text)
+            print(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["speed", "growth", "solver"])
