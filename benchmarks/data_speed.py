@@ -78,7 +78,7 @@ def timed(command: list[str], home: Path) -> tuple[float, float]:
         most = max(most, now)
         sleep(0.1)
     if process.returncode:
-        sys.exit(process.stderr.read().decode())
+        sys.exit(f"{command} ended with {process.returncode}: {process.stderr.read().decode()}")
     return perf_counter() - started, most / 2**30
 
 

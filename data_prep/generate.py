@@ -129,7 +129,7 @@ def generate(
             if side is not None:
                 hashes = hash_numbers(np.sort(drawn, axis=1), np.full(len(left), n))
                 kept = np.flatnonzero(is_held_out(hashes, held_out_share) == (side == TEST))
-            some = targets_of(preset, drawn[kept])
+            some, tried = targets_of(preset, drawn[kept]), len(kept)
             possible = some.sum(axis=1)
             kept, some, possible = kept[possible > 0], some[possible > 0], possible[possible > 0]
             which = below(possible, seed, rows[left[kept]], attempt, 4)
@@ -138,7 +138,7 @@ def generate(
             left, before = np.delete(left, kept), len(left)
             if not len(left):
                 break
-            draws = 0 if len(left) < before else draws + len(some)
+            draws = 0 if len(left) < before else draws + tried
             if draws > DRAWS or attempt == ATTEMPTS - 1:
                 raise UserError(
                     f"preset {preset['name']}: no targets in {preset['targets']} were found for {n} numbers in "
