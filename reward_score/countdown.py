@@ -1,127 +1,69 @@
-"""The rule-based reward of Countdown: is the response's equation well formed, and is it right?
+"""The reward of Countdown as verl calls it: is the response's equation well formed, and is it right?
 
-One example, as the tiny model writes it (the prompt ends with "<think>", so a response begins inside the thought):
+For the numbers [11, 18, 25], the target 175 and a response as in reward_score/grammar.py:
 
-    11+18=29,29-25=4 no
-    11*18=198,198-25=173 no</think>
-    <answer> (18 - 11) * 25 </answer>
+    {"score": 1.0, "acc": 1.0, "format": 1.0, "reason": "right", "reason/no_answer": 0.0, "reason/too_long": 0.0, ...}
 
-For the numbers [11, 18, 25] and the target 175 this scores 1.0; for another target 0.1, as it is well formed and
-wrong; without the answer block, or with `2**3` in it, 0.0.
-
-Grammar. A response begins inside the thought, which ends at `</think>`; a later `<think>` opens it again. The answer
-is the last `<answer>...</answer>` that lies outside the thought. It holds one expression and nothing else: decimal
-integers without leading zeros, + - * /, unary + and -, parentheses, ASCII white space and line breaks; at most
-MAX_EXPRESSION characters. A right expression uses each given number exactly once and has exactly the target's value,
-in rational arithmetic.
-
-Cost is linear in the length of the response, and nothing in it is evaluated as code. Arithmetic happens only after
-the literals were found to be the given numbers, so no value can grow large.
+Every number becomes a metric of verl's, so the mean of `reason/syntax` is the share of responses refused for it.
 """
 
-import re
-from collections.abc import Mapping
-from fractions import Fraction
-from typing import Any
+from collections.abc import Callable, Mapping
+from operator import index
+from typing import Any, NamedTuple
 
-MAX_EXPRESSION = 1000
-WRONG_SCORE = 0.1  # well formed but wrong, as in TinyZero (Jiayi-Pan/TinyZero, verl/utils/reward_score/countdown.py)
+from reward_score import components
+from reward_score.grammar import REASONS, Verdict, judge
+from reward_score.profiles import PROFILES
 
-_TAG = re.compile(r"<(/?)(think|answer)>")
-_TOKEN = re.compile(r"[ \t\r\n]*(?:(0|[1-9][0-9]*)(?![0-9])|([-+*/()]))")
-_PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "u+": 3, "u-": 3}
+VERLS_OWN = {"reward_router_address", "reward_model_tokenizer"}  # verl may pass these; no use is made of them
 
 
-def extract_answer(response: str) -> str | None:
-    """The text of the answer block that counts (see the grammar above), or None where there is none.
+class Case(NamedTuple):
+    """All that a component may look at."""
 
-    >>> extract_answer("3+4=7 no</think><answer>1+2</answer> or <answer>3+4</answer>")
-    '3+4'
-    >>> extract_answer("<answer>1+2</answer> still thinking") is None
-    True
-    """
-    in_thought, opened, answer = True, None, None
-    for tag in _TAG.finditer(response):
-        closing, name = tag.groups()
-        if name == "think":
-            in_thought, opened = not closing, None
-        elif not in_thought:
-            if closing and opened is not None:
-                answer = response[opened : tag.start()]
-            opened = None if closing else tag.end()
-    return answer
+    response: str
+    verdict: Verdict
+    target: int
+    language: str
+    max_characters: int
+    overlong_buffer: int
 
 
-def parse(expression: str) -> list[int | str] | None:
-    """The expression in postfix order (integers, "+", "-", "*", "/", unary "u+" and "u-"), or None if it is not one.
-
-    Dijkstra's shunting yard: one pass, no recursion, no arithmetic.
-
-    >>> parse("(1 + 2) / -3")
-    [1, 2, '+', 3, 'u-', '/']
-    >>> parse("2 ** 3") is None
-    True
-    """
-    if len(expression) > MAX_EXPRESSION:
-        return None
-    output: list[int | str] = []
-    stack: list[str] = []
-    text = expression.rstrip(" \t\r\n")
-    position, operand_next = 0, True
-    while position < len(text):
-        token = _TOKEN.match(text, position)
-        if token is None:
-            return None
-        position = token.end()
-        number, operator = token.groups()
-        if number:
-            if not operand_next:
-                return None
-            output.append(int(number))
-            operand_next = False
-        elif operator == "(":
-            if not operand_next:
-                return None
-            stack.append("(")
-        elif operator == ")":
-            if operand_next:
-                return None
-            while stack and stack[-1] != "(":
-                output.append(stack.pop())
-            if not stack:
-                return None
-            stack.pop()
-        elif operand_next:
-            if operator in "*/":
-                return None
-            stack.append("u" + operator)
-        else:
-            while stack and _PRECEDENCE[stack[-1]] >= _PRECEDENCE[operator]:
-                output.append(stack.pop())
-            stack.append(operator)
-            operand_next = True
-    if operand_next or "(" in stack:
-        return None
-    return output + stack[::-1]
+COMPONENTS: dict[str, Callable[[Case], float]] = {
+    "format": lambda case: components.well_formed(case.verdict.reason),
+    "acc": lambda case: components.equation(case.verdict.reason),
+    "answered": lambda case: components.answered(case.verdict.reason),
+    "layout": lambda case: components.layout(case.response),
+    "thought_length": lambda case: components.thought_length(
+        None if case.verdict.thought_end is None else case.response[: case.verdict.thought_end]
+    ),
+    "language": lambda case: components.language(case.response[: case.verdict.thought_end], case.language),
+    "overlong": lambda case: components.overlong(len(case.response), case.max_characters, case.overlong_buffer),
+    "repetition": lambda case: components.repetition(case.response),
+    "distance": lambda case: components.distance(case.verdict.value, case.target),
+}
+_REASON_KEYS = {
+    reason: {"reason": reason} | {f"reason/{other}": float(other == reason) for other in REASONS}
+    for reason in ("right", *REASONS)
+}
 
 
-def evaluate(postfix: list[int | str]) -> Fraction | None:
-    """The exact value of what `parse` returned, or None where it divides by zero."""
-    stack: list[Fraction] = []
-    for item in postfix:
-        if isinstance(item, int):
-            stack.append(Fraction(item))
-        elif item == "u-":
-            stack.append(-stack.pop())
-        elif item != "u+":
-            right, left = stack.pop(), stack.pop()
-            if item == "/":
-                if right == 0:
-                    return None
-                stack.append(left / right)
-            else:
-                stack.append(left + right if item == "+" else left - right if item == "-" else left * right)
-    return stack.pop()
+def read_ground_truth(
+    ground_truth: Mapping[str, Any], data_source: str, extra_info: Mapping[str, Any] | None
+) -> tuple[list[int], int]:
+    """The numbers in ascending order, and the target; a ValueError that names the row where they are no such thing."""
+    try:
+        numbers, target = sorted(map(index, ground_truth["numbers"])), index(ground_truth["target"])
+        if numbers and numbers[0] >= 0:
+            return numbers, target
+        problem = "they are none, or negative"
+    except (KeyError, TypeError, IndexError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    row = {key: (extra_info or {}).get(key) for key in ("split", "index")}
+    raise ValueError(
+        f"the ground truth of row {row['index']} in split {row['split']} of {data_source!r} must hold `numbers` "
+        f"(integers from 0 up) and `target` (an integer), got {ground_truth!r} ({problem})"
+    )
 
 
 def compute_score(
@@ -129,34 +71,59 @@ def compute_score(
     solution_str: str,
     ground_truth: Mapping[str, Any],
     extra_info: Mapping[str, Any] | None = None,
-    **kwargs: Any,
-) -> dict[str, float]:
-    """The verdict on one response, as verl 0.9.1 calls it (`reward.custom_reward_function`).
+    *,
+    profile: str = "countdown",
+    weights: Mapping[str, float] | None = None,
+    equals_target: bool = False,
+    unicode_signs: bool = False,
+    latex_fractions: bool = False,
+    subset: bool = False,
+    language: str = "en",
+    max_characters: int = 4096,
+    overlong_buffer: int = 1024,
+    **others: Any,
+) -> dict[str, Any]:
+    """The verdict on one response, as verl 0.9.1 calls it (`reward.custom_reward_function`, with its `reward_kwargs`).
 
     Args:
-        data_source: name of the data set; not used.
+        data_source, extra_info: name the row where its ground truth is malformed.
         solution_str: the response alone, decoded without special tokens.
-        ground_truth: `numbers` (list, tuple or array of positive integers) and `target` (integer).
-        extra_info, kwargs: not used; verl passes them.
+        ground_truth: `numbers` (list, tuple or array of integers from 0 up) and `target` (integer).
+        profile: a name of reward_score/profiles.py.
+        weights: of components, on top of the profile's; 0 only measures.
+        equals_target, unicode_signs, latex_fractions, subset: options of reward_score/grammar.py.
+        language: "en" or "zh", of the component `language`.
+        max_characters, overlong_buffer: of the component `overlong`.
 
     Returns:
-        Always the same keys: `score` (1.0 right, 0.1 well formed and wrong, 0.0 otherwise), `acc` and `format`
-        (0.0 or 1.0).
+        The same keys for every response: `score`; `acc` and `format` (0.0 or 1.0); each component of the profile and of
+        `weights`; `reason`, which is "right" or one of REASONS; and `reason/<each of REASONS>` (0.0 or 1.0).
 
     Raises:
-        ValueError: the ground truth is malformed. No response raises anything.
+        ValueError: the ground truth is malformed, or a keyword or name is unknown. No response raises anything.
     """
-    try:
-        numbers = sorted(int(number) for number in ground_truth["numbers"])
-        target = int(ground_truth["target"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"ground truth must hold `numbers` and `target`, got {ground_truth!r} for {data_source!r}"
-        ) from error
-    answer = extract_answer(solution_str)
-    postfix = None if answer is None else parse(answer)
-    if postfix is None:
-        return {"score": 0.0, "acc": 0.0, "format": 0.0}
-    uses_the_numbers = sorted(item for item in postfix if isinstance(item, int)) == numbers
-    right = uses_the_numbers and evaluate(postfix) == target
-    return {"score": 1.0 if right else WRONG_SCORE, "acc": float(right), "format": 1.0}
+    numbers, target = read_ground_truth(ground_truth, data_source, extra_info)
+    paid = PROFILES.get(profile)
+    if paid is None:
+        raise ValueError(f"there is no reward profile {profile!r}, only {', '.join(PROFILES)}")
+    if weights:
+        paid = paid | dict(weights)
+    if unknown := (others.keys() - VERLS_OWN) | (paid.keys() - COMPONENTS.keys()):
+        raise ValueError(f"the reward knows no {', '.join(sorted(unknown))}; components are {', '.join(COMPONENTS)}")
+    if language not in ("en", "zh"):
+        raise ValueError(f"language is en or zh, not {language!r}")
+    if overlong_buffer < 1:
+        raise ValueError(f"overlong_buffer is a number of characters from 1 up, not {overlong_buffer}")
+    verdict = judge(
+        solution_str,
+        numbers,
+        target,
+        equals_target=equals_target,
+        unicode_signs=unicode_signs,
+        latex_fractions=latex_fractions,
+        subset=subset,
+    )
+    case = Case(solution_str, verdict, target, language, max_characters, overlong_buffer)
+    parts = {name: COMPONENTS[name](case) for name in {"acc": 0, "format": 0} | paid}
+    score = sum(weight * parts[name] for name, weight in paid.items())
+    return {"score": score, **parts, **_REASON_KEYS[verdict.reason]}

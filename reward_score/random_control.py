@@ -13,7 +13,7 @@ from reward_score import countdown
 
 def compute_score(
     data_source: str, solution_str: str, ground_truth: Mapping[str, Any], extra_info: Any = None, **kwargs: Any
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """As `countdown.compute_score`, with `score` 0.0 or 1.0 by a fair coin."""
     verdict = countdown.compute_score(data_source, solution_str, ground_truth, extra_info, **kwargs)
     return verdict | {"score": float(random.random() < 0.5)}

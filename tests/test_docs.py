@@ -1,13 +1,20 @@
 """Documents say what was measured, and name what exists."""
 
 import re
+import shlex
+import subprocess
+import sys
 
 import pytest
 
 from data_prep.cli import CONFIGS
+from reward_score.countdown import COMPONENTS
+from reward_score.grammar import REASONS
+from reward_score.profiles import PROFILES
 
 ROOT = CONFIGS.parent
 READMES = ["README.md", "README.zh.md"]
+DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 FOLDERS = ["configs", "launch", "tests", "benchmarks", "verl_recipes", "reward_score", "assets", "docs", "requirements"]
 MEASURED = ROOT / "benchmarks" / "gain.md"  # written by benchmarks/gain.py
 
@@ -17,7 +24,7 @@ def test_the_readme_repeats_the_measured_table(name):
     assert MEASURED.read_text() in (ROOT / name).read_text()
 
 
-@pytest.mark.parametrize("name", [*READMES, "CONTRIBUTING.md", "docs/design.md", "assets/tiny_base/README.md"])
+@pytest.mark.parametrize("name", [*READMES, "CONTRIBUTING.md", *DOCS, "assets/tiny_base/README.md"])
 def test_paths_that_a_document_names_exist(name):
     text = (ROOT / name).read_text()
     links = set(re.findall(r"\]\(([^)#:]+)\)", text))
@@ -33,3 +40,14 @@ def test_the_readme_lists_every_option(name):
     for group in ("data", "model", "reward", "recipe", "hardware"):
         row = next(line for line in text.splitlines() if line.startswith(f"| `{group}` |"))
         assert set(re.findall(r"`(\w+)`", row)) == {group, *(path.stem for path in (CONFIGS / group).glob("*.yaml"))}
+
+
+@pytest.mark.parametrize("name", ["docs/reward.md", "docs/zh/reward.md"])
+def test_the_reward_page_lists_what_there_is_and_shows_what_the_command_prints(name):
+    text = (ROOT / name).read_text()
+    for title in (*REASONS, *COMPONENTS, *PROFILES):
+        assert f"\n| `{title}` |" in text
+    command, printed = re.search(r"```\n\$ (python .*)\n((?:.+\n)+)```", text).groups()
+    _, *arguments = shlex.split(command)
+    result = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == printed

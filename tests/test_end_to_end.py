@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.cli import CONFIGS
+from reward_score.countdown import compute_score
+from reward_score.grammar import REASONS
 from verl_recipes.summary import read_samples
 from verl_recipes.supervise import SCRATCH, SEGMENTS, TEMPORARY
 
@@ -148,16 +150,26 @@ def test_samples_hold_every_component_of_the_reward_and_whole_groups(resumed):
     for (split, step), (group, problems, n) in files.items():
         groups = defaultdict(list)
         for row in read_samples(resumed["run_dir"] / "samples" / split / f"{step}.jsonl"):
-            assert {"score", "acc", "format", "response", "response_tokens", "ground_truth"} <= row.keys()
+            assert {"response", "response_tokens", "ground_truth", "truncated", "repeated"} <= row.keys()
+            scored = compute_score("", row["response"], row["ground_truth"])
+            assert scored == {name: row[name] for name in scored}
             groups[row[group]].append(row)
         assert [len(group) for group in groups.values()] == [n] * problems
 
 
-def test_the_components_are_metrics_of_training_too(resumed):
+def test_the_components_and_the_share_of_every_reason_are_metrics_of_training_and_validation(resumed):
+    parts = ["acc", "format", *(f"reason/{reason}" for reason in REASONS)]
+    shares = ["truncated", "unparsable", "repeated", "identical", "groups_without_signal"]
     for line in metrics_of(resumed["run_dir"]):
-        if "training/global_step" in line["data"]:
-            assert {"reward/acc", "reward/format", "reward/groups_without_signal"} <= line["data"].keys()
-            assert line["data"]["reward/score"] == pytest.approx(line["data"]["critic/score/mean"], abs=1e-6)
+        data = line["data"]
+        if "training/global_step" in data:
+            assert {f"reward/{name}" for name in [*parts, *shares]} <= data.keys()
+            assert data["reward/score"] == pytest.approx(data["critic/score/mean"], abs=1e-6)
+            assert sum(data[f"reward/reason/{reason}"] for reason in REASONS) == pytest.approx(1 - data["reward/acc"])
+        if line["step"] in (0, 4):
+            assert {
+                f"val-{'core' if name == 'acc' else 'aux'}/countdown/{name}/mean@1" for name in parts
+            } <= data.keys()
 
 
 def test_the_run_folder_is_whole(resumed):

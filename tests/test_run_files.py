@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
-from verl_recipes import checks, supervise, train
+from verl_recipes import alarms, checks, supervise, train
 from verl_recipes.summary import candidates_tried, pass_at_k, summarize
 
 ROOT = CONFIGS.parent
@@ -40,6 +40,46 @@ def test_summary_means_over_samples_and_over_problems():
 def test_candidates_are_lines_with_arithmetic():
     assert candidates_tried("let me see\n11+18=29, 29 - 25 = 4 no\n\n(17 * 3) + 19 = 70 yes</think>\n1+1=2") == 2
     assert candidates_tried("no idea</think>") == 0
+
+
+def test_batch_metrics_are_means_and_shares_over_responses_and_groups():
+    row = {"step": 1, "prompt_id": "a", "response": "x", "score": 0.1, "format": 1.0, "reason": "y", "truncated": True}
+    rows = [row, row, row | {"prompt_id": "b"}, row | {"prompt_id": "b", "score": 1.0, "format": 0.0, "response": "z"}]
+    assert alarms.component_metrics(rows, "reward") == {
+        "reward/score": pytest.approx(0.325),
+        "reward/format": 0.75,
+        "reward/truncated": 1.0,
+        "reward/unparsable": 0.25,
+        "reward/identical": 0.5,
+        "reward/groups_without_signal": 0.5,
+    }
+    assert "reward/unparsable" not in alarms.component_metrics([{**row, "format": None}], "reward")
+
+
+def test_degenerate_output_ends_a_run_after_that_many_steps_and_names_the_last_good_checkpoint(tmp_path):
+    for step in (10, 20, 22):
+        (tmp_path / f"global_step_{step}" / "actor").mkdir(parents=True)
+    history, limits = {}, {"no_such": 0.1, "truncated": None, "repeated": 0.5}
+    shares = dict.fromkeys(range(1, 22), 0.4) | {17: 0.9, 18: 0.9, 22: 0.5, 23: 1.0, 24: 0.7}
+    for step, share in shares.items():
+        alarms.check_output(history, limits, steps=3, checkpoints=tmp_path)
+        history[step] = {"reward/repeated": share, "reward/truncated": 1.0}
+    with pytest.raises(alarms.DegenerateOutputError, match="from step 22 on") as caught:
+        alarms.check_output(history, limits, steps=3, checkpoints=tmp_path)
+    assert f"last good checkpoint: {tmp_path}/global_step_20;" in str(caught.value)
+    (tmp_path / "log.txt").write_text(
+        "\x1b[36m(TaskRunner pid=7)\x1b[0m Traceback (most recent call last):\n"
+        f"\x1b[36m(TaskRunner pid=7)\x1b[0m verl_recipes.alarms.DegenerateOutputError: {caught.value}\n"
+        "ray.exceptions.RayTaskError(DegenerateOutputError): ray::TaskRunner.run() (pid=7)\n"
+    )
+    assert checks.reason(tmp_path / "log.txt").endswith(str(caught.value))
+
+
+def test_without_a_good_checkpoint_the_alarm_says_so(tmp_path):
+    (tmp_path / "global_step_1").mkdir()  # removed by verl, but for the state of its data loader
+    (tmp_path / "global_step_2" / "actor").mkdir(parents=True)  # it wrote the responses of step 3
+    with pytest.raises(alarms.DegenerateOutputError, match="last good checkpoint: none"):
+        alarms.check_output({3: {"reward/identical": 0.9}}, {"identical": 0.9}, steps=1, checkpoints=tmp_path)
 
 
 def test_a_resumed_run_keeps_every_step_once(tmp_path):

@@ -8,12 +8,12 @@ it returns join the trainer's.
 One line of the files it writes, `samples/{train,validation}/<step>.jsonl`:
 
     {"step": 0, "prompt_id": "5d0c…", "prompt": "…", "response": "11+18=29,…", "ground_truth": {…},
-     "response_tokens": 37, "truncated": false, "score": 0.1, "acc": 0.0, "format": 1.0}
+     "response_tokens": 37, "truncated": false, "repeated": false, "score": 0.1, "acc": 0.0, "format": 1.0,
+     "reason": "wrong_value", "reason/no_answer": 0.0, …}
 """
 
 import json
 import os
-import statistics
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -24,6 +24,9 @@ from transfer_queue import KVBatchMeta
 from transformers import AutoTokenizer
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
+from reward_score.components import repetition
+from verl_recipes.alarms import check_output, component_metrics
+
 POLL_SECONDS = 0.05
 FIELDS = ["prompts", "responses", "reward_model", "extra_fields", "rm_scores"]
 
@@ -33,29 +36,15 @@ def plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def component_metrics(rows: list[dict[str, Any]], prefix: str) -> dict[str, float]:
-    """Means of the reward's components over a batch, and the share of groups whose rewards do not differ.
-
-    Args:
-        rows: samples as above, those of one prompt sharing `prompt_id`.
-        prefix: of the metrics' names.
-    """
-    names = [name for name, value in rows[0].items() if isinstance(value, float | bool)]
-    metrics = {f"{prefix}/{name}": statistics.fmean(row[name] for row in rows) for name in names}
-    groups = defaultdict(set)
-    for row in rows:
-        groups[row["prompt_id"]].add(row["score"])
-    return metrics | {f"{prefix}/groups_without_signal": statistics.fmean(len(s) == 1 for s in groups.values())}
-
-
 class CountdownReplayBuffer(ReplayBuffer):
-    """`sampler_kwargs`: `samples_dir`, to write; `tokenizer`, its path; `response_length`, the most tokens."""
+    """Settings are `trainer.v1.sampler.sampler_kwargs` in configs/train.yaml."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, poll_interval=POLL_SECONDS, **kwargs)
         self.folder = Path(self.sampler_kwargs["samples_dir"])
         self.tokenizer = AutoTokenizer.from_pretrained(self.sampler_kwargs["tokenizer"])
         self.rows: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+        self.history: dict[int, dict[str, float]] = {}  # metrics of the training steps
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, float]]:
         split = "validation" if partition_id == "val" else partition_id
@@ -64,7 +53,12 @@ class CountdownReplayBuffer(ReplayBuffer):
         self.note("generated", split, global_steps)
         rows = self.read(batch, global_steps)
         self.write(rows, split, global_steps)
-        return batch, metrics | component_metrics(rows, "reward")
+        shares = component_metrics(rows, "reward")
+        if split == "train":
+            self.history[global_steps] = shares
+            alarm = self.sampler_kwargs["alarm"]
+            check_output(self.history, alarm["limits"], alarm["steps"], Path(self.sampler_kwargs["checkpoints_dir"]))
+        return batch, metrics | shares
 
     def read(self, batch: KVBatchMeta, step: int) -> list[dict[str, Any]]:
         """The samples of a batch as rows."""
@@ -72,14 +66,16 @@ class CountdownReplayBuffer(ReplayBuffer):
         columns = zip(batch.keys, *(data[name] for name in FIELDS), strict=True)
         rows = []
         for key, prompt, response, reward_model, extra_fields, scores in columns:
+            text = self.tokenizer.decode(response, skip_special_tokens=True)
             row = {
                 "step": step,
                 "prompt_id": key.split("_")[0],
                 "prompt": self.tokenizer.decode(prompt, skip_special_tokens=True),
-                "response": self.tokenizer.decode(response, skip_special_tokens=True),
+                "response": text,
                 "ground_truth": getattr(reward_model, "data", reward_model)["ground_truth"],
                 "response_tokens": len(response),
                 "truncated": len(response) >= self.sampler_kwargs["response_length"],
+                "repeated": repetition(text) == 1.0,
                 "score": float(scores.sum()),
             }
             rows.append(row | getattr(extra_fields, "data", extra_fields).get("reward_extra_info", {}))

@@ -24,8 +24,8 @@ import psutil
 from data_prep.cli import UserError
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
-# The folder of everything temporary of a run. Ray's sockets lie below it, and a socket's path has at most 107 bytes: 106
-# with a process number of seven digits. So the name is short, and TMPDIR is not asked.
+# The folder of everything temporary of a run. Ray's sockets lie below it, and a socket's path has at most 107 bytes, of
+# which they take 106 where process numbers have seven digits. So the name is short, and TMPDIR is not asked.
 TEMPORARY, SCRATCH = Path("/tmp"), "czero-"
 SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names in /dev/shm
 

@@ -88,8 +88,8 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, **trainer: Any)
     merge_metrics(run_dir)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["trainer"] |= trainer
-    # n samples a test problem as n prompts of one: for a prompt with several, verl bootstraps best@k and worst@k of every
-    # key of the reward, 25 s on 256 problems, where summary.json has the exact pass@k.
+    # n samples a test problem as n prompts of one: for a prompt with several, verl bootstraps best@k and worst@k of
+    # every key of the reward, 25 s on 256 problems, where summary.json has the exact pass@k.
     files, validation = config["data"]["val_files"], config["actor_rollout_ref"]["rollout"]["val_kwargs"]
     config["data"]["val_files"] = ([files] if isinstance(files, str) else files) * validation["n"]
     validation["n"] = 1

@@ -99,6 +99,7 @@ class PlatformCPU(PlatformBase):
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinned threads of several engines would share one core
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else vLLM's CPU platform forces the multiprocess executor
             "OMP_NUM_THREADS": "1",
+            "TORCHDYNAMO_DISABLE": "1",  # vLLM's sampler would spend 30 s on compiling one small function
         }
         return {name: os.environ.get(name, value) for name, value in defaults.items()}
 

@@ -1,0 +1,144 @@
+"""python -m reward_score: why is the reward what it is?
+
+One response:
+
+    python -m reward_score --numbers 11 18 25 --target 175 "18-11=7</think><answer>(18-11)*25</answer>"
+
+A file of JSON lines with `response` and `ground_truth`, such as a run writes to samples/: a line for each, and the
+shares of all reasons at the end:
+
+    python -m reward_score runs/tiny-seed0/samples/validation/40.jsonl
+"""
+
+import argparse
+import json
+import signal
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from reward_score.countdown import compute_score, read_ground_truth
+from reward_score.grammar import MAX_EXPRESSION, REASONS, ExpressionError, judge, parse
+from reward_score.profiles import PROFILES
+
+OPTIONS = ("equals_target", "unicode_signs", "latex_fractions", "subset")
+SHOWN = 80  # characters of an answer
+
+
+def quote(text: str) -> str:
+    """The text as Python would write it, on one line, its middle left out where it is long."""
+    return repr(text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}")
+
+
+def why_no_answer(response: str, thought_end: int | None) -> str:
+    """The likeliest reason that no block counts."""
+    blocks = response.count("<answer>")
+    if thought_end is None:
+        return "the thought never ends, as there is no </think>" + (
+            f"; an <answer> inside a thought does not count ({blocks} there)" if blocks else ""
+        )
+    if "<answer>" not in response[thought_end:]:
+        return "no <answer> follows the thought" + (f"; the {blocks} inside it do not count" if blocks else "")
+    return "no <answer> after the thought is closed by </answer> before the next tag, outside a later <think>"
+
+
+def explain(response: str, ground_truth: Mapping[str, Any], **options: bool) -> str:
+    """One sentence on what was found and why it is right or refused.
+
+    >>> explain("no</think><answer>18*11</answer>", {"numbers": [11, 18, 25], "target": 175})
+    "'18*11' (characters 18 to 22): it uses 11, 18, and 11, 18, 25 are given, each to be used once"
+    """
+    numbers, target = read_ground_truth(ground_truth, "", None)
+    verdict = judge(response, numbers, target, **options)
+    if verdict.answer is None:
+        return why_no_answer(response, verdict.thought_end)
+    start, end = verdict.answer
+    found = f"{quote(response[start:end])} (characters {start} to {end - 1})"
+    if verdict.reason == "too_long":
+        return f"{found}: it has {end - start} characters, and {MAX_EXPRESSION} are the most"
+    signs = {name: options.get(name, False) for name in ("equals_target", "unicode_signs")}
+    try:
+        postfix = parse(response[start:end], target=target, latex=options.get("latex_fractions", False), **signs)
+    except ExpressionError as error:
+        return f"{found}: no expression, {error} (character {start + error.position})"
+    if verdict.reason == "wrong_numbers":
+        used = sorted(item for item in postfix if isinstance(item, int))
+        times = "at most once" if options.get("subset") else "once"
+        return f"{found}: it uses {listed(used)}, and {listed(numbers)} are given, each to be used {times}"
+    if verdict.reason == "division_by_zero":
+        return f"{found}: it divides by zero"
+    return f"{found}: its value is {verdict.value}, " + ("the target" if verdict.value == target else f"not {target}")
+
+
+def listed(numbers: list[int]) -> str:
+    """Numbers with commas, the middle left out where they are many."""
+    return quote(", ".join(map(str, numbers)))[1:-1]
+
+
+def read(path: Path) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
+    """Line number, response and ground truth of each line in a file."""
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+                yield number, str(row["response"]), row["ground_truth"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(
+                    f"{path}, line {number}: a JSON object with `response` and `ground_truth` is expected "
+                    f"({type(error).__name__}: {error})"
+                ) from None
+
+
+def show(response: str, ground_truth: Mapping[str, Any], profile: str, options: Mapping[str, Any]) -> None:
+    """A verdict at length."""
+    score = compute_score("the command line", response, ground_truth, profile=profile, **options)
+    parts = [f"{weight:g} x {name} {score[name]:g}" for name, weight in PROFILES[profile].items()]
+    thought, closed, _ = response.partition("</think>")
+    print(f"score    {score['score']:g} = {' + '.join(parts)}")
+    print(f"thought  {len(thought)} characters, " + ("closed by </think>" if closed else "never closed"))
+    print(f"reason   {score['reason']}: {explain(response, ground_truth, **options)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m reward_score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="a response, where --numbers and --target are given; else a file of JSON lines")
+    parser.add_argument("--numbers", type=int, nargs="+", metavar="N")
+    parser.add_argument("--target", type=int)
+    parser.add_argument("--profile", default="countdown", choices=PROFILES)
+    for option in OPTIONS:
+        parser.add_argument(f"--{option.replace('_', '-')}", action="store_true")
+    arguments = parser.parse_args()
+    if (arguments.numbers is None) != (arguments.target is None):
+        parser.error("--numbers and --target belong together")
+    options = {option: getattr(arguments, option) for option in OPTIONS}
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        if arguments.numbers is not None:
+            truth = {"numbers": arguments.numbers, "target": arguments.target}
+            show(arguments.source, truth, arguments.profile, options)
+            return
+        reasons, total = Counter[str](), 0.0
+        for line, response, row_truth in read(Path(arguments.source)):
+            score = compute_score(
+                arguments.source, response, row_truth, {"index": line}, profile=arguments.profile, **options
+            )
+            reasons[score["reason"]] += 1
+            total += score["score"]
+            print(f"{line}: {score['score']:g} {score['reason']}: {explain(response, row_truth, **options)}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    count = reasons.total()
+    if not count:
+        sys.exit(f"error: {arguments.source} is empty")
+    print(f"{count} responses, mean score {total / count:.3f}")
+    for reason in ("right", *REASONS):
+        print(f"  {reason:17}{reasons[reason]:7} {reasons[reason] / count:7.1%}")
+
+
+if __name__ == "__main__":
+    main()
