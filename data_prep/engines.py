@@ -4,8 +4,10 @@ Both hand the ranges over in order: of the test side, then of the training side.
 two steps, so that memory does not grow with the source; on Ray, in its object store, which spills to disk.
 """
 
+import ctypes
 import json
 import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,6 +24,8 @@ from data_prep.cli import UserError
 from data_prep.steps import ROW, SOLVED, Task, first_step, range_of, second_step
 
 Array = NDArray[Any]
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
 Progress = Callable[[int], None]
 Rejected = list[dict[str, Any]]
 
@@ -46,6 +50,12 @@ class Engine(Protocol):
         """Nothing more will be asked."""
 
 
+def follow() -> None:
+    """As a worker: leave Ctrl-C to the parent, and end when it ends. A fork would else live on and hold its locks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class Local:
     """The cores of this machine; `workers` processes, or with one this process itself."""
 
@@ -55,7 +65,7 @@ class Local:
         self.pool = None
         if workers > 1:
             # Forked, which starts at once, and now, while Arrow has no threads that a fork would leave behind.
-            self.pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"))
+            self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=follow)
             self.pool.submit(int).result()
 
     def call(self, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> list[Any]:

@@ -12,6 +12,7 @@ import time
 
 import hydra
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -546,12 +547,14 @@ def test_a_disk_that_is_full_leaves_the_old_folder(tmp_path):
 def test_a_writer_killed_at_any_moment_leaves_a_whole_folder_and_the_next_one_sweeps(tmp_path):
     out = tmp_path / "out"
     prepare(out, "train_size=64", "test_size=8")
-    for i, delay in enumerate((0.6, 1.0, 1.4)):
-        overrides = [f"out={out}", "train_size=64", "test_size=8", f"seed={i + 1}"]
-        process = subprocess.Popen([sys.executable, "-m", "data_prep", *overrides], stdout=subprocess.DEVNULL)
+    for i, delay in enumerate((0.6, 1.2, 2.4)):
+        overrides = [f"out={out}", "preset=3to4", "preset.rows=140000", "test_size=8", "workers=2", f"seed={i + 1}"]
+        process = psutil.Popen([sys.executable, "-m", "data_prep", *overrides], stdout=subprocess.DEVNULL)
         time.sleep(delay)
+        workers = process.children()
         process.kill()
         process.wait()
+        assert not psutil.wait_procs(workers, timeout=5)[1]
         assert whole(out)
     prepare(out, "train_size=64", "test_size=8", "seed=9")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
