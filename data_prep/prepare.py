@@ -128,7 +128,7 @@ def too_few(side: str, size: int, found: int, config: dict[str, Any]) -> UserErr
         advice += ", raise preset.rows"
     if config["split"]["name"] == "by_numbers":
         advice += f", or change held_out_share={config['held_out_share']}"
-    return UserError(f"{side}_size={size:,}, but only {found:,} different problems {what}are on that side; {advice}")
+    return UserError(f"{side}_size={size:,}, but only {found:,} problems {what}are on that side; {advice}")
 
 
 def prepare(

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from data_prep.clean import Batch
 from data_prep.cli import UserError
-from data_prep.generate import check
+from data_prep.generate import check, generate
 
 ROWS = 65_536  # in a batch
 FORMATS = (".parquet", ".jsonl", ".json", ".csv")
@@ -227,6 +227,7 @@ def local(config: dict[str, Any]) -> Source:
 def synthetic(config: dict[str, Any], preset: dict[str, Any], seed: int) -> Source:
     """Problems that the generator makes; a batch says which, and whoever works on it makes them."""
     check(preset)
+    generate(preset, np.arange(4), seed)  # raises UserError here, and not in some worker, where no target is reachable
     rows = preset["rows"]
 
     def batches() -> Iterator[Batch]:

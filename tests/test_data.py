@@ -345,17 +345,13 @@ def hub_environment(tmp_path, address):
     }  # fmt: skip
 
 
-def test_the_hub_is_read_through_its_mirror_setting_and_then_from_its_cache(tmp_path):
+def test_the_hub_is_read_through_its_mirror_setting(tmp_path):
     with hub(REPO, served()) as (address, asked):
         environment = hub_environment(tmp_path, address)
         result = command("source=hub", f"out={tmp_path / 'out'}", "test_size=null", env=environment)
         assert result.returncode == 0, result.stderr
         assert any(path.startswith(f"/datasets/{REPO}/resolve/{COMMIT}/data/") for path in asked)
     assert json.loads((tmp_path / "out/manifest.json").read_text())["source"]["snapshot"] == COMMIT
-    result = command(
-        "source=hub", f"out={tmp_path / 'out'}", "test_size=null", env=environment | {"HF_HUB_OFFLINE": "1"}
-    )
-    assert "already there" in result.stdout, result.stderr
 
 
 def test_a_folder_in_the_hubs_cache_layout_is_enough(tmp_path):
@@ -547,7 +543,7 @@ def test_a_disk_that_is_full_leaves_the_old_folder(tmp_path):
 def test_a_writer_killed_at_any_moment_leaves_a_whole_folder_and_the_next_one_sweeps(tmp_path):
     out = tmp_path / "out"
     prepare(out, "train_size=64", "test_size=8")
-    for i, delay in enumerate((0.6, 1.2, 2.4)):
+    for i, delay in enumerate((0.8, 2.0)):
         overrides = [f"out={out}", "preset=3to4", "preset.rows=140000", "test_size=8", "workers=2", f"seed={i + 1}"]
         process = psutil.Popen([sys.executable, "-m", "data_prep", *overrides], stdout=subprocess.DEVNULL)
         time.sleep(delay)
