@@ -2,7 +2,8 @@
 
 speed   490,364 different problems of the public set's shape in one parquet file, to train and test parquet: by
         `datasets.map` over a function of one row, as TinyZero does it; by `python -m data_prep` without the solver; and
-        with it. Whole commands, imports and all; the median of three, by turns.
+        with it. The work alone, from opening the source to the last file, and the whole command with Python's start and
+        imports; the median of five, by turns.
 growth  0.1, 1 and 10 million rows of four random numbers and a random target (1% occur twice), without and with the
         solver: seconds, and the largest memory of all processes together (proportional set size, ten looks a second).
 solver  the solver alone, on the same 490,364 problems, on all cores.
@@ -11,6 +12,8 @@ Writes benchmarks/data_<name>.md, which docs/data.md repeats. Files go to a temp
 """
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,6 +41,7 @@ PRESET = {
 # TinyZero's examples/data_preprocess/countdown.py, without its command line: the same calls, on a local file.
 MAP = """
 import sys
+from time import perf_counter
 from datasets import load_dataset
 source, out, text = sys.argv[1:]
 def process(example, index, split):
@@ -50,25 +54,46 @@ def process(example, index, split):
         "reward_model": {"style": "rule", "ground_truth": {"numbers": numbers, "target": target}},
         "extra_info": {"split": split, "index": index},
     }
+started = perf_counter()
 rows = load_dataset("parquet", data_files=source)["train"]
 train = len(rows) - 1024
 for split, places in (("train", range(train)), ("test", range(train, len(rows)))):
     part = rows.select(places)
     part = part.map(process, with_indices=True, fn_kwargs={"split": split}, remove_columns=["nums", "target"])
     part.to_parquet(f"{out}/{split}.parquet")
+print(perf_counter() - started)
 """
+# `python -m data_prep`, with the time that is left when Python and Hydra are ready.
+OURS = """
+import sys
+from time import perf_counter
+from data_prep import command
+from data_prep.cli import run
+write_folder = command.write_folder
+def timed(*arguments):
+    started = perf_counter()
+    result = write_folder(*arguments)
+    print(perf_counter() - started, file=sys.stderr)
+    return result
+command.write_folder = timed
+run(command.main)
+"""
+
+
+BASE = "datasets.map, a function of one row"
 
 
 def make_source(path: Path, numbers: np.ndarray, count: np.ndarray, target: np.ndarray) -> None:
     pq.write_table(pa.table({"target": target, "nums": as_lists(numbers, count)}), path)
 
 
-def timed(command: list[str], home: Path) -> tuple[float, float]:
-    """Seconds and largest memory in GiB of a command and its children."""
+def timed(command: list[str], home: Path, weigh: bool = False) -> tuple[float, float, str]:
+    """Seconds that a command takes; if it is to be weighed (which slows it), the memory in GiB that it needs most, with
+    its children; and what it prints."""
     environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     started, most = perf_counter(), 0
-    process = psutil.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while process.poll() is None:
+    process = psutil.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while weigh and process.poll() is None:
         now = 0
         for each in [process, *process.children(recursive=True)]:
             try:
@@ -77,14 +102,15 @@ def timed(command: list[str], home: Path) -> tuple[float, float]:
                 continue
         most = max(most, now)
         sleep(0.1)
+    output, errors = process.communicate()
     if process.returncode:
-        sys.exit(f"{command} ended with {process.returncode}: {process.stderr.read().decode()}")
-    return perf_counter() - started, most / 2**30
+        sys.exit(f"{command} ended with {process.returncode}: {errors.decode()}")
+    return perf_counter() - started, most / 2**30, (output + errors).decode()
 
 
 def ours(source: Path, out: Path, annotate: bool) -> list[str]:
     sizes = ["train_size=null", "test_size=null", f"annotate={str(annotate).lower()}"]
-    return [sys.executable, "-m", "data_prep", "source=local", f"source.paths={source}", f"out={out}", *sizes]
+    return [sys.executable, "-c", OURS, "source=local", f"source.paths={source}", f"out={out}", *sizes]
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -97,23 +123,44 @@ def speed(scratch: Path, problems: tuple[np.ndarray, ...]) -> str:
     text = (ROOT / "configs/prompt/tinyzero_base.yaml").read_text().split("content: |-\n")[1].replace("\n      ", "\n")
     (scratch / "map.py").write_text(MAP)
     ways = {
-        "datasets.map, a function of one row": lambda i: [
+        BASE: lambda i: [
             sys.executable, str(scratch / "map.py"), str(source), str(scratch / f"map{i}"), text.strip(),
         ],
         "data_prep, annotate=false": lambda i: ours(source, scratch / f"plain{i}", False),
         "data_prep": lambda i: ours(source, scratch / f"solved{i}", True),
     }  # fmt: skip
     seconds = {way: [] for way in ways}
-    for i in range(3):
+    for i in range(5):
         (scratch / f"map{i}").mkdir()
         for way, command in ways.items():
-            seconds[way].append(timed(command(i), scratch / f"home{i}")[0])
-    slowest = median(seconds["datasets.map, a function of one row"])
-    rows = [
-        [way, f"{median(some):.1f}", f"{ROWS / median(some):,.0f}", f"{slowest / median(some):.1f}"]
-        for way, some in seconds.items()
+            whole, _, printed = timed(command(i), scratch / f"home{i}")
+            work = next(float(line) for line in printed.splitlines() if re.fullmatch(r"\d+\.\d+", line))
+            seconds[way].append((work, whole))
+    rows = []
+    for way, some in seconds.items():
+        ratios = [
+            [first[j] / mine[j] for first, mine in zip(*(seconds[w] for w in (BASE, way)), strict=True)] for j in (0, 1)
+        ]
+        work, whole = (median(each[j] for each in some) for j in (0, 1))
+        rows.append(
+            [
+                way,
+                f"{work:.1f}",
+                f"{ROWS / work:,.0f}",
+                f"{median(ratios[0]):.1f}",
+                f"{whole:.1f}",
+                f"{median(ratios[1]):.1f}",
+            ]
+        )
+    header = [
+        f"{ROWS:,} rows",
+        "seconds of work",
+        "rows a second",
+        "times the first",
+        "whole command",
+        "times the first",
     ]
-    return table([f"{ROWS:,} rows", "seconds", "rows a second", "times the first"], rows)
+    return table(header, rows)
 
 
 def growth(scratch: Path) -> str:
@@ -124,8 +171,12 @@ def growth(scratch: Path) -> str:
         make_source(source, rng.integers(1, 100, (size, 4)), np.full(size, 4), rng.integers(1, 101, size))
         cells = [f"{size:,}"]
         for annotate in (False, True):
-            seconds, memory = timed(ours(source, scratch / f"grown{size}{annotate}", annotate), scratch / "home")
+            out = scratch / f"grown{size}{annotate}"
+            seconds, _, _ = timed(ours(source, out, annotate), scratch / "home")
+            _, memory, _ = timed(ours(source, Path(f"{out}-again"), annotate), scratch / "home", weigh=True)
             cells += [f"{seconds:.1f}", f"{memory:.2f}"]
+            shutil.rmtree(out)
+            shutil.rmtree(f"{out}-again")
         rows.append(cells)
     return table(["rows", "seconds, annotate=false", "GiB", "seconds", "GiB"], rows)
 

@@ -117,10 +117,13 @@ def lists_of(column: pa.Array) -> tuple[Array, Array, Array] | None:
         return None
     if not (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)):
         return None
-    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    values = column.flatten()
-    numbers = pc.fill_null(values, 0).to_numpy(zero_copy_only=False)
-    return lengths, numbers, in_range(numbers, MAX_NUMBER)
+    numbers = as_numpy(column.flatten())
+    return as_numpy(pc.list_value_length(column)).astype(np.int64), numbers, in_range(numbers, MAX_NUMBER)
+
+
+def as_numpy(column: pa.Array) -> Array:
+    """A column of numbers, with 0 for null."""
+    return (pc.fill_null(column, 0) if column.null_count else column).to_numpy(zero_copy_only=False)
 
 
 def in_range(values: Array, largest: int) -> Array:
@@ -138,7 +141,7 @@ def clean_table(batch: Batch, table: pa.RecordBatch, columns: tuple[str, str]) -
         lengths, values, right = whole
         wrong = np.concatenate([[0], np.cumsum(~right)])
         ends = np.cumsum(lengths)
-        target = pc.fill_null(targets, 0).to_numpy(zero_copy_only=False)
+        target = as_numpy(targets)
         good = (lengths >= 2) & (lengths <= MAX_COUNT) & (wrong[ends] == wrong[ends - lengths])
         good &= in_range(target, MAX_TARGET)
     rest = np.flatnonzero(~good)

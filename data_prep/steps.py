@@ -57,7 +57,7 @@ def as_rows(split: Split, problems: Problems) -> Array:
 
 
 def first_step(batch: Batch, task: Task) -> tuple[Array, list[dict[str, Any]]]:
-    """The rows of a batch that belong to a side, in the order of side and key; and the rejected ones."""
+    """The rows of a batch that belong to a side, in the order of their ranges; and the rejected ones."""
     if batch.kind == "synthetic":
         preset, seed, start, stop = batch.data
         numbers, count, target = generate(preset, np.arange(start, stop), seed)
@@ -66,7 +66,7 @@ def first_step(batch: Batch, task: Task) -> tuple[Array, list[dict[str, Any]]]:
         problems, rejected = clean(batch, task.columns)
     rows = as_rows(task.split, problems)
     rows = rows[rows["side"] != NEITHER]
-    return rows[np.lexsort((rows["key"], rows["side"]))], rejected
+    return rows[np.argsort(rows["side"].astype(np.uint64) << np.uint64(63) | rows["key"] >> np.uint64(1))], rejected
 
 
 def range_of(rows: Array, task: Task) -> Array:

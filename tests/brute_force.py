@@ -21,10 +21,11 @@ def total(terms):
         if form[0] == "sum":
             flat += [(sign * s, f) for s, f in form[1]]
         elif form[0] == "product":
-            # 4 * (5 - 5) is its own negative when the fives are interchangeable: then the sign says nothing.
-            flat.append((1 if own_negative(form) else sign * form[1], ("product", 1, form[2])))
+            flat.append((sign * form[1], ("product", 1, form[2])))
         else:
             flat.append((sign, form))
+    # 4 * (5 - 5) is its own negative, as the fives are interchangeable: its sign says nothing.
+    flat = [(1 if form[0] == "product" and own_negative(form) else sign, form) for sign, form in flat]
     return "sum", tuple(sorted(flat, key=repr))
 
 

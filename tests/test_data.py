@@ -595,10 +595,9 @@ def test_ray_writes_the_same_bytes_on_two_nodes(tmp_path, monkeypatch):
     import ray
     from ray.cluster_utils import Cluster
 
-    (tmp_path / "s.jsonl").write_text(
-        "".join(json.dumps({"nums": [i % 23 + 1, i % 7 + 2, 3], "target": i % 90 + 1}) + "\n" for i in range(4000))
-        + '{"nums": [], "target": 1}\n'
-    )
+    problems = pq.read_table(random_source(tmp_path / "s.parquet", 4000, largest=25)).to_pylist()
+    lines = [json.dumps(row) for row in [*problems, {"nums": [], "target": 1}, {"nums": [1], "target": 1}]]
+    (tmp_path / "s.jsonl").write_text("\n".join(lines))
     monkeypatch.setattr("data_prep.sources.ROWS", 700)
     monkeypatch.setattr("data_prep.prepare.RANGE", 500)
     options = ("source=local", f"source.paths={tmp_path / 's.jsonl'}", "test_size=100", "ood=standard", "ood.size=4")
