@@ -194,7 +194,9 @@ class OnRay:
         data = (
             self.ray.data.from_arrow_refs(blocks)
             .map_batches(first, batch_format="pyarrow", batch_size=None)
-            .groupby("range")
+            .groupby(
+                "range", num_partitions=min(2 << task.bits, 200)
+            )  # 200 is Ray's own number, however little there is
             .map_groups(second, batch_format="pyarrow")
             .sort(["range", "order"])
         )

@@ -600,7 +600,14 @@ def test_ray_writes_the_same_bytes_on_two_nodes(tmp_path, monkeypatch):
     (tmp_path / "s.jsonl").write_text("\n".join(lines))
     monkeypatch.setattr("data_prep.sources.ROWS", 700)
     monkeypatch.setattr("data_prep.prepare.RANGE", 500)
-    options = ("source=local", f"source.paths={tmp_path / 's.jsonl'}", "test_size=100", "ood=standard", "ood.size=4")
+    options = (
+        "source=local",
+        f"source.paths={tmp_path / 's.jsonl'}",
+        "test_size=100",
+        "ood=standard",
+        "ood.size=4",
+        "ood.names=[5_numbers]",
+    )
     prepare(tmp_path / "local", *options, "unsolvable=apart")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
