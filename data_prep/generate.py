@@ -1,19 +1,28 @@
-"""Synthetic problems: solvable by construction, with the test's number multisets held out of training.
+"""Synthetic problems, solvable by construction.
 
     {"numbers": [11, 18, 25], "target": 175}
 
-A multiset of numbers goes to the test split by a hash of itself, never by its place in the list, so neither another
-size nor another order of generation can leak a test multiset into training. The target is uniform over the values that
-the numbers reach with integer intermediates from 0 to `max_target`, so a child could follow every solution.
+Numbers are drawn first; the target is then uniform over those in the wished range that the numbers reach, as the solver
+lists them. Problem i depends on the seed and i alone: its random numbers are hashes (data_prep/split.py, `mix`), not a
+stream, so any number of workers on any machine makes the same problems.
 """
 
-import hashlib
-import random
-from collections.abc import Sequence
 from functools import cache
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from data_prep.solver import expressions
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.cli import UserError
+from data_prep.solver import MAX_COUNT, SYMBOLS, reachable
+from data_prep.split import TEST, hash_numbers, is_held_out, mix
+
+Array = NDArray[Any]
+
+LARGE, SMALL = np.array([25, 50, 75, 100]), np.repeat(np.arange(1, 11), 2)  # the tiles of the television game
+LEAST = 32  # problems made at once, or an eighth of those wished, until so many different ones are there
+ATTEMPTS = 500  # to draw numbers that reach some target, before giving up;
+DRAWS = 2000  # and so many draws of which none did are enough
 
 
 class Problem(TypedDict):
@@ -21,49 +30,149 @@ class Problem(TypedDict):
     target: int
 
 
-def is_held_out(numbers: Sequence[int], share: float) -> bool:
-    """Whether this multiset of numbers belongs to the test split; `share` of all multisets do."""
-    digest = hashlib.sha256(",".join(map(str, sorted(numbers))).encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+def below(limit: Array | int, *salt: Array | int) -> Array:
+    """Integers in 0..limit - 1, uniform but for 2**-32, that depend on `salt` alone."""
+    value = np.zeros(1, np.uint64)
+    for each in salt:
+        value = mix(value ^ np.asarray(each, np.uint64))
+    return ((value >> np.uint64(32)) * np.asarray(limit, np.uint64) >> np.uint64(32)).astype(np.int64)
+
+
+def draw_numbers(preset: dict[str, Any], count: int, seed: int, rows: Array, attempt: int) -> Array:
+    """Numbers of the problems `rows`, shape (rows, count), at their `attempt`-th try."""
+    places = np.arange(count)[None]
+    column = rows[:, None]
+    if preset["tiles"]:
+        many = below(len(LARGE) + 1, seed, rows, attempt, 1)[:, None]  # how many large ones: 0..4
+        large = LARGE[np.argsort(below(2**32, seed, column, attempt, 2, np.arange(len(LARGE))[None]), axis=1)]
+        small = SMALL[np.argsort(below(2**32, seed, column, attempt, 3, np.arange(len(SMALL))[None]), axis=1)]
+        large = np.pad(large, ((0, 0), (0, count)))[:, :count]
+        return np.where(places < many, large, small[:, :count])
+    low, high = preset["numbers"]
+    return low + below(high - low + 1, seed, column, attempt, 2, places)
 
 
 @cache
-def reachable_targets(numbers: tuple[int, ...], max_target: int) -> tuple[int, ...]:
-    """All targets in 1..max_target that `numbers` reach with integer intermediates in 0..max_target, ascending."""
-    values = {int(value) for value, _ in expressions(numbers, range(max_target + 1))}
-    return tuple(sorted(values - {0}))
+def reachable_within(numbers: tuple[int, ...], largest: int) -> frozenset[int]:
+    """The integers that `numbers`, each used once, reach with all intermediate results in 0..largest."""
+    if len(numbers) == 1:
+        return frozenset(numbers)
+    values = set()
+    for subset in range(1, 2 ** (len(numbers) - 1)):  # the last number is always on the right
+        left = tuple(n for i, n in enumerate(numbers) if subset >> i & 1)
+        right = tuple(n for i, n in enumerate(numbers) if not subset >> i & 1)
+        for x in reachable_within(left, largest):
+            for y in reachable_within(right, largest):
+                values |= {x + y, abs(x - y), x * y}
+                values |= {a // b for a, b in ((x, y), (y, x)) if b and a % b == 0}
+    return frozenset(value for value in values if value <= largest)
+
+
+def targets_of(preset: dict[str, Any], numbers: Array) -> Array:
+    """Which targets of the preset's range each row of numbers may be given, shape (rows, range)."""
+    low, high = preset["targets"]
+    if preset["max_intermediate"] is not None:
+        possible = np.zeros((len(numbers), high + 1), bool)
+        for i, row in enumerate(np.sort(numbers, axis=1).tolist()):
+            possible[i, [v for v in reachable_within(tuple(row), preset["max_intermediate"]) if v <= high]] = True
+        return possible[:, low:]
+    possible = reachable(numbers, low, high, integers=preset["integers"])
+    if preset["must_use"]:
+        without = sum(1 << SYMBOLS.index(operator) for operator in preset["must_use"])
+        possible &= ~reachable(numbers, low, high, without=without)
+    return possible
+
+
+def check(preset: dict[str, Any]) -> None:
+    """Raise UserError where a preset makes no sense."""
+
+    def need(condition: bool, message: str) -> None:
+        if not condition:
+            raise UserError(f"preset {preset['name']}: {message}")
+
+    counts, (low, high), (first, last) = preset["count"], preset["numbers"], preset["targets"]
+    need(all(2 <= count <= MAX_COUNT for count in counts), f"count={counts}: each is to be in 2..{MAX_COUNT}")
+    need(1 <= low <= high, f"numbers=[{low},{high}] is no range of positive numbers")
+    need(1 <= first <= last, f"targets=[{first},{last}] is no range of positive numbers")
+    need(set(preset["must_use"]) <= set(SYMBOLS), f"must_use={preset['must_use']}: of + - * / are expected")
+    bounded = preset["max_intermediate"] is not None
+    need(not bounded or preset["integers"], "max_intermediate needs integers=true")
+    need(not (bounded and preset["must_use"]), "max_intermediate and must_use do not go together")
 
 
 def generate(
-    size: int, *, test: bool, seed: int, count: int, max_number: int, max_target: int, held_out_share: float
-) -> list[Problem]:
-    """`size` distinct problems of one split.
+    preset: dict[str, Any], rows: Array, seed: int, *, side: int | None = None, held_out_share: float = 0.0
+) -> tuple[Array, Array, Array]:
+    """The problems number `rows` of a preset (configs/preset).
 
     Args:
-        size: how many problems.
-        test: the held-out split, else the training split.
-        seed: the same seed gives the same problems on every machine.
-        count: how many numbers a problem has.
-        max_number: numbers are uniform in 1..max_number.
-        max_target: targets lie in 1..max_target.
-        held_out_share: share of number multisets that belong to the test split.
+        preset: how many numbers, which, which targets, which solutions.
+        rows: which problems, shape (rows,).
+        seed: of the whole set.
+        side: draw again until the numbers belong to this side of the split (data_prep/split.py).
+        held_out_share: of that split.
+
+    Returns:
+        Numbers, shape (rows, 6), unused ones 0; how many there are; targets.
 
     Raises:
-        ValueError: there are not that many distinct problems.
+        UserError: no numbers of the preset reach a target of it.
     """
-    rng = random.Random(f"{seed}-{'test' if test else 'train'}")
-    problems: dict[tuple[tuple[int, ...], int], Problem] = {}
-    for _ in range(1000 + 100 * size):
-        if len(problems) == size:
+    numbers, target = np.zeros((len(rows), MAX_COUNT), np.int64), np.zeros(len(rows), np.int64)
+    count = np.asarray(preset["count"])[below(len(preset["count"]), seed, rows, 0)]
+    low, _ = preset["targets"]
+    for n in np.unique(count):
+        left, draws = np.flatnonzero(count == n), 0
+        for attempt in range(ATTEMPTS):
+            drawn = draw_numbers(preset, int(n), seed, rows[left], attempt)
+            kept = np.arange(len(left))
+            if side is not None:
+                hashes = hash_numbers(np.sort(drawn, axis=1), np.full(len(left), n))
+                kept = np.flatnonzero(is_held_out(hashes, held_out_share) == (side == TEST))
+            some, tried = targets_of(preset, drawn[kept]), len(kept)
+            possible = some.sum(axis=1)
+            kept, some, possible = kept[possible > 0], some[possible > 0], possible[possible > 0]
+            which = below(possible, seed, rows[left[kept]], attempt, 4)
+            target[left[kept]] = low + np.argmax(np.cumsum(some, axis=1) > which[:, None], axis=1)
+            numbers[left[kept], :n] = drawn[kept]
+            left, before = np.delete(left, kept), len(left)
+            if not len(left):
+                break
+            draws = 0 if len(left) < before else draws + tried
+            if draws > DRAWS or attempt == ATTEMPTS - 1:
+                raise UserError(
+                    f"preset {preset['name']}: no targets in {preset['targets']} were found for {n} numbers in "
+                    f"{preset['numbers']}; widen one of them"
+                )
+    return numbers, count, target
+
+
+def distinct(
+    preset: dict[str, Any], size: int, seed: int, *, side: int | None = None, held_out_share: float = 0.0
+) -> tuple[Array, Array, Array]:
+    """The first `size` different problems of a preset, as `generate` returns them.
+
+    Raises:
+        UserError: there are not that many.
+    """
+    parts, found = [], 0
+    for block in range(ATTEMPTS):
+        step = max(LEAST, size // 8)
+        rows = np.arange(block * step, (block + 1) * step)
+        parts.append(generate(preset, rows, seed, side=side, held_out_share=held_out_share))
+        numbers, count, target = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        _, first = np.unique(np.column_stack([np.sort(numbers, axis=1), target]), axis=0, return_index=True)
+        chosen = np.sort(first)[:size]
+        if len(chosen) == size:
+            return numbers[chosen], count[chosen], target[chosen]
+        if len(chosen) == found:
             break
-        numbers = [rng.randint(1, max_number) for _ in range(count)]
-        targets = reachable_targets(tuple(sorted(numbers)), max_target)
-        if targets and is_held_out(numbers, held_out_share) == test:
-            target = rng.choice(targets)
-            problems.setdefault((tuple(sorted(numbers)), target), {"numbers": numbers, "target": target})
-    if len(problems) < size:
-        raise ValueError(
-            f"only {len(problems)} distinct {'test' if test else 'training'} problems were found with {count} numbers "
-            f"up to {max_number}, but {size} were asked for; lower the size or raise max_number"
-        )
-    return list(problems.values())
+        found = len(chosen)
+        parts = [(numbers[chosen], count[chosen], target[chosen])]
+    raise UserError(f"preset {preset['name']}: {size} different problems were asked for, and it holds about {found}")
+
+
+def as_problems(numbers: Array, count: Array, target: Array) -> list[Problem]:
+    """What `generate` returned, one dictionary a problem."""
+    rows = zip(numbers.tolist(), count.tolist(), target.tolist(), strict=True)
+    return [{"numbers": some[:n], "target": goal} for some, n, goal in rows]

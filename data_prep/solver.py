@@ -1,52 +1,437 @@
-"""Exact solver: which values a set of numbers can make, and one expression that makes a given value.
+"""Exact solver over the rationals, for one problem of 2 to 6 numbers or for whole data sets.
 
     >>> solve([44, 19, 35], 98)
-    '((44 + 19) + 35)'
+    Solution(expression='19 + 35 + 44', solutions=1, additive=True, fraction=False)
+    >>> solve([3, 3, 8, 8], 24).expression
+    '8 / (3 - 8 / 3)'
 
-Combining two of the numbers gives a smaller problem, so every expression that uses each number once is reached by
-combining until one is left. Six numbers have 2.8 million such orders; up to four take well under a millisecond each.
+**What counts as one solution.** A solution uses every number exactly once, with + - * / and no unary minus. Two are
+the same when they are the same function of their operands, for all values of them: then one becomes the other by
+commuting and re-associating, where a - b is a + (-b) and a / b is a * (1 / b), and signs move through products
+(a - (b - c) is (a + c) - b, and (a - b) * (c - d) is (b - a) * (d - c)). Numbers of equal value are interchangeable.
+Everything else is another solution: a * 1 and a / 1 are two. A solution is defined where none of its denominators is
+zero once it is written flat, as (x * y) / (z * w) with sums or numbers for x, y, z, w.
+
+**How.** On k distinct operands there are 1, 6, 68, 1170, 27142, 793002 such functions (OEIS A140606); `forms(k)` lists
+them, each as one operation on two smaller ones. A batch of problems is evaluated level by level over all subsets of
+the numbers, a row of the array for each function and a column for each problem, as pairs (numerator, denominator).
+Which functions are the same, and which become the same when operands are equal, is decided once by their values at two
+random points modulo the prime 2**31 - 1; the counts above show that no two were confused.
+
+**Overflow.** Let m(k) bound numerator and denominator, neither reduced, of a function of k numbers up to N. m(1) = N,
+and a sum is at most m(i) * m(j) + m(j) * m(i), so m(k) <= 2**(k-1) * N**k by induction; the comparison with a target T
+multiplies a denominator, at most m(i) * m(j), by T. Where max(2, T) * 2**(k-2) * N**k < 2**63 the pairs are int64,
+beyond that Python's integers: slower, and as exact.
 """
 
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
+from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
+from typing import Any, NamedTuple
 
-Term = tuple[Fraction, str]  # a value and an expression that has it
+import numpy as np
+from numpy.typing import NDArray
 
+Array = NDArray[Any]
 
-def _combine(left: Term, right: Term) -> Iterator[Term]:
-    (a, x), (b, y) = left, right
-    yield a + b, f"({x} + {y})"
-    yield a - b, f"({x} - {y})"
-    yield b - a, f"({y} - {x})"
-    yield a * b, f"({x} * {y})"
-    if b:
-        yield a / b, f"({x} / {y})"
-    if a:
-        yield b / a, f"({y} / {x})"
-
-
-def _search(terms: list[Term], allowed: range | None) -> Iterator[Term]:
-    if len(terms) == 1:
-        yield terms[0]
-        return
-    for i, j in combinations(range(len(terms)), 2):
-        rest = [term for k, term in enumerate(terms) if k not in (i, j)]
-        for term in _combine(terms[i], terms[j]):
-            if allowed is None or (term[0].denominator == 1 and int(term[0]) in allowed):
-                yield from _search([*rest, term], allowed)
+MAX_COUNT = 6
+PRIME = (1 << 31) - 1
+ADD, SUBTRACT, MULTIPLY, DIVIDE = range(4)
+SYMBOLS = "+-*/"
+COLUMNS = 256  # most problems evaluated at once
+ENTRIES = 1 << 22  # most values kept of them, for functions of fewer operands: 70 MB
+CELLS = 32_768  # functions times problems in one array operation, so that it stays in the cache
+POINTS = np.random.default_rng(98).integers(1, PRIME, (MAX_COUNT, 2))  # row i: two values of operand i
 
 
-def expressions(numbers: Sequence[int], allowed: range | None = None) -> Iterator[Term]:
-    """Every (value, expression) that uses each of `numbers` once.
+class Forms(NamedTuple):
+    """The functions of k operands, shortest first. All arrays have one entry a function.
+
+    A function is `operator` on the function number `left` of the operands in `left_set` (bit i: operand i) and the
+    function number `right` of the others. Written flat, it has `parentheses` pairs of them, `uses` has bit i for each
+    SYMBOLS[i] in it (`inside` for those within its terms or factors), and `plain` terms or factors come with + or *,
+    `inverted` ones with - or /. `value` is what it is at POINTS, in one number.
+    """
+
+    operator: Array
+    left_set: Array
+    left: Array
+    right_set: Array
+    right: Array
+    parentheses: Array
+    uses: Array
+    inside: Array
+    plain: Array
+    inverted: Array
+    value: Array
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What `solve` says: a shortest solution, how many there are, whether one has neither * nor /, whether all need a
+    fraction on the way."""
+
+    expression: str
+    solutions: int
+    additive: bool
+    fraction: bool
+
+
+class Solved(NamedTuple):
+    """What `solve_many` says of each problem; `form` (into `forms`, of the sorted numbers) is -1 where unsolvable."""
+
+    solutions: Array
+    form: Array
+    additive: Array
+    fraction: Array
+
+
+def _members(subset: int) -> list[int]:
+    return [i for i in range(MAX_COUNT) if subset >> i & 1]
+
+
+def _modulo(values: Array) -> Array:
+    """`values` < 2**62 modulo PRIME, in 0..PRIME."""
+    values = (values & PRIME) + (values >> 31)
+    return (values & PRIME) + (values >> 31)
+
+
+def _fingerprint(numerator: Array, denominator: Array) -> Array:
+    """The quotients modulo PRIME at both points, shape (functions, 2), as one number a function."""
+    inverse, power = denominator, PRIME - 2  # Fermat: x ** (p - 2) = 1 / x
+    for bit in bin(power)[3:]:
+        inverse = _modulo(inverse * inverse)
+        if bit == "1":
+            inverse = _modulo(inverse * denominator)
+    quotient = _modulo(numerator * inverse) % PRIME
+    return quotient[:, 0] << 31 | quotient[:, 1]
+
+
+def _apply(operator: int, a: Array, b: Array, c: Array, d: Array) -> tuple[Array, Array]:
+    """Numerator and denominator of (a / b) `operator` (c / d); 0 / 0 stands for what is not defined."""
+    if operator == ADD:
+        return a * d + c * b, b * d
+    if operator == SUBTRACT:
+        return a * d - c * b, b * d
+    if operator == MULTIPLY:
+        return a * c, b * d
+    return a * d * (c != 0), b * c
+
+
+class Plan(NamedTuple):
+    """How all functions of all subsets of n operands are computed, smaller subsets first.
+
+    `steps`: (operator, first, left, right): functions number first, first + 1, ... are that operator on those numbered
+    left and right; `number[subset]` is the number of each of the subset's functions. The last level, all n operands,
+    is not part of it.
+    """
+
+    steps: list[tuple[int, int, Array, Array]]
+    number: dict[int, Array]
+    size: int
+
+
+@cache
+def _plan(n: int) -> Plan:
+    steps, number, size = [], {1 << i: np.array([i]) for i in range(n)}, n
+    for k in range(2, n):
+        subsets = [sum(1 << i for i in members) for members in combinations(range(n), k)]
+        for subset in subsets:
+            number[subset] = np.empty(len(forms(k).operator), np.int64)
+        for operator in range(4):
+            chosen = np.flatnonzero(forms(k).operator == operator)
+            sides = [_operands(k, chosen, subset, number) for subset in subsets]
+            for i, subset in enumerate(subsets):
+                number[subset][chosen] = size + i * len(chosen) + np.arange(len(chosen))
+            left, right = (np.concatenate(side) for side in zip(*sides, strict=True))
+            steps.append((operator, size, left, right))
+            size += len(left)
+    return Plan(steps, number, size)
+
+
+@cache
+def _last(n: int) -> list[tuple[int, Array, Array, Array]]:
+    """The functions of all n operands by operator: (operator, which of forms(n), left, right as in `_plan`)."""
+    chosen = [np.flatnonzero(forms(n).operator == operator) for operator in range(4)]
+    return [(i, some, *_operands(n, some, 2**n - 1, _plan(n).number)) for i, some in enumerate(chosen)]
+
+
+def _operands(k: int, chosen: Array, subset: int, number: dict[int, Array]) -> tuple[Array, Array]:
+    """The numbers in a plan of the left and right operands of functions of a subset of k members."""
+    form, members, sides = forms(k), _members(subset), []
+    for which, index in ((form.left_set, form.left), (form.right_set, form.right)):
+        side = np.empty(len(chosen), np.int64)
+        for part in np.unique(which[chosen]):
+            here = which[chosen] == part
+            side[here] = number[sum(1 << members[i] for i in _members(part))][index[chosen][here]]
+        sides.append(side)
+    return sides[0], sides[1]
+
+
+def _at_points(n: int, points: Array) -> tuple[Array, Array]:
+    """Numerators and denominators modulo PRIME of all functions in a plan; `points` has shape (n, 2)."""
+    plan = _plan(n)
+    a = np.empty((plan.size, 2), np.int64)
+    b = np.ones((plan.size, 2), np.int64)
+    a[:n] = points
+    for operator, first, left, right in plan.steps:
+        numerator, denominator = _apply_modulo(operator, a[left], b[left], a[right], b[right])
+        a[first : first + len(left)], b[first : first + len(left)] = numerator, denominator
+    return a, b
+
+
+def _apply_modulo(operator: int, a: Array, b: Array, c: Array, d: Array) -> tuple[Array, Array]:
+    if operator == SUBTRACT:
+        operator, c = ADD, PRIME - c
+    if operator == DIVIDE:
+        operator, c, d = MULTIPLY, d, c
+    if operator == ADD:
+        return _modulo(_modulo(a * d) + _modulo(c * b)), _modulo(b * d)
+    return _modulo(a * c), _modulo(b * d)
+
+
+def _written(operator: int, *sides: tuple[Forms, Array]) -> tuple[Array, Array, Array, Array, Array]:
+    """How an operation on two functions is written flat: parentheses, uses, inside, plain, inverted (see `Forms`)."""
+    family = operator >> 1  # 0: sums, 1: products
+    parentheses: Any = 0
+    inside: Any = 0
+    counts: list[Any] = [0, 0]  # plain, inverted
+    for i, (form, index) in enumerate(sides):
+        same = form.operator[index] >> 1 == family  # its terms are ours
+        inside |= np.where(same, form.inside[index], form.uses[index])
+        parentheses += form.parentheses[index] + (family == 1) * (form.operator[index] >> 1 == 0)
+        flip = i == 1 and operator in (SUBTRACT, DIVIDE)
+        counts[flip] = counts[flip] + np.where(same, form.plain[index], 1)
+        counts[not flip] = counts[not flip] + np.where(same, form.inverted[index], 0)
+    plain, inverted = counts
+    uses = inside | (plain > 1) << 2 * family | (inverted > 0) << 2 * family + 1
+    return parentheses, uses, inside, plain, inverted
+
+
+@cache
+def forms(k: int) -> Forms:
+    """All functions of k operands, those with the fewest parentheses and then the fewest * and / first."""
+    if k == 1:
+        zero = np.zeros(1, np.int64)
+        return Forms(zero - 1, zero, zero, zero, zero, zero, zero, zero, zero, zero, zero)
+    number = _plan(k).number
+    a, b = _at_points(k, POINTS[:k])
+    found = []
+    for left_set in range(1, 2**k - 1):
+        right_set = 2**k - 1 - left_set
+        some, others = forms(left_set.bit_count()), forms(right_set.bit_count())
+        for operator in range(4):
+            if operator in (ADD, MULTIPLY) and left_set < right_set:
+                continue  # they commute
+            # A product of quotients, or a quotient of them, is written flat as another form, which is defined wherever
+            # it is: so no quotient is an operand of * or /.
+            flat = operator in (ADD, SUBTRACT)
+            left = np.flatnonzero(flat | (some.operator != DIVIDE))
+            right = np.flatnonzero(flat | (others.operator != DIVIDE))
+            left, right = np.repeat(left, len(right)), np.tile(right, len(left))
+            x, y = number[left_set][left], number[right_set][right]
+            value = _fingerprint(*_apply_modulo(operator, a[x], b[x], a[y], b[y]))
+            written = _written(operator, (some, left), (others, right))
+            sets = np.full_like(left, left_set), left, np.full_like(left, right_set), right
+            found.append((np.full_like(left, operator), *sets, *written, value))
+    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
+    parentheses, uses, value = columns[5], columns[6], columns[-1]
+    products = (uses >> MULTIPLY & 1) + (uses >> DIVIDE & 1)
+    order = np.lexsort((uses, products, parentheses))  # stable, so the same everywhere
+    _, first = np.unique(value[order], return_index=True)
+    return Forms(*(column[order[np.sort(first)]] for column in columns))
+
+
+@cache
+def _exchange(n: int, i: int) -> Array:
+    """Which function each one becomes when operands i and i + 1 change places."""
+    value = forms(n).value
+    points = POINTS[:n].copy()
+    points[[i, i + 1]] = points[[i + 1, i]]
+    a, b = _at_points(n, points)
+    exchanged = np.empty_like(value)
+    for operator, chosen, left, right in _last(n):
+        exchanged[chosen] = _fingerprint(*_apply_modulo(operator, a[left], b[left], a[right], b[right]))
+    order = np.argsort(value)
+    return order[np.searchsorted(value[order], exchanged)]
+
+
+@cache
+def _distinct(n: int, pattern: tuple[bool, ...]) -> list[tuple[int, Array, Array, Array]]:
+    """The last level, without the functions that are others again where sorted operand i + 1 equals operand i for each
+    `pattern[i]`: of those that exchanges of equal operands turn into each other, the first stays."""
+    label, before = np.arange(len(forms(n).value)), None
+    while before is None or (label != before).any():
+        before = label
+        for i in np.flatnonzero(pattern):
+            label = np.minimum(label, label[_exchange(n, int(i))])
+    first = label == np.arange(len(label))
+    return [(operator, chosen[(k := first[chosen])], left[k], right[k]) for operator, chosen, left, right in _last(n)]
+
+
+def _blocks(numbers: Array) -> Iterator[tuple[Array, tuple[bool, ...]]]:
+    """Rows of sorted numbers, at most COLUMNS at once, that have equal numbers at the same places."""
+    pattern = (np.diff(numbers) == 0) @ (1 << np.arange(numbers.shape[1] - 1))
+    columns = min(COLUMNS, ENTRIES // _plan(numbers.shape[1]).size)
+    for value in np.unique(pattern):
+        rows = np.flatnonzero(pattern == value)
+        equal = tuple(bool(value >> i & 1) for i in range(numbers.shape[1] - 1))
+        for start in range(0, len(rows), columns):
+            yield rows[start : start + columns], equal
+
+
+def _levels(numbers: Array, dtype: type) -> tuple[Array, Array, Array]:
+    """Numerators and denominators of all functions of fewer than n numbers, and whether no fraction is on their way.
 
     Args:
-        numbers: one or more integers.
-        allowed: where given, only intermediate results in this range (so integers) are followed.
+        numbers: shape (problems, n), sorted.
+        dtype: np.int64, or object where that could overflow.
+
+    Returns:
+        Three arrays of shape (functions, problems), numbered as in `_plan(n)`.
     """
-    return _search([(Fraction(n), str(n)) for n in numbers], allowed)
+    plan = _plan(n := numbers.shape[1])
+    shape = (plan.size, len(numbers))
+    a: Array = np.empty(shape, dtype)
+    b: Array = np.ones(shape, dtype)
+    whole = np.ones(shape, bool)
+    a[:n] = numbers.T
+    for operator, first, left, right in plan.steps:
+        here = slice(first, first + len(left))
+        a[here], b[here] = _apply(operator, a[left], b[left], a[right], b[right])
+        whole[here] = whole[left] & whole[right]
+        if operator == DIVIDE:
+            # Multiplying first and dividing last, a flat quotient of integers needs a fraction only if it is one.
+            whole[here] &= (b[here] != 0) & (a[here] % np.where(b[here] == 0, 1, b[here]) == 0)
+    return a, b, whole
 
 
-def solve(numbers: Sequence[int], target: int) -> str | None:
-    """An expression that uses each of `numbers` once and equals `target` exactly, or None where there is none."""
-    return next((expression for value, expression in expressions(numbers) if value == target), None)
+def _dtype(numbers: Array, target: int) -> type:
+    """int64 where it is wide enough (see the top), else Python's integers."""
+    n, largest = numbers.shape[1], int(numbers.max(initial=1))
+    return np.int64 if max(2, target) * 2 ** (n - 2) * largest**n < 2**63 else object
+
+
+def _hits(numbers: Array, targets: Array) -> Iterator[tuple[Array, Array, Array]]:
+    """The solutions of problems with n sorted numbers each: (problems, functions, fraction-free) in parallel arrays."""
+    n = numbers.shape[1]
+    dtype = _dtype(numbers, int(targets.max(initial=1)))
+    for rows, equal in _blocks(numbers):
+        a, b, whole = _levels(numbers[rows], dtype)
+        target: Array = targets[rows].astype(dtype)
+        for operator, form, left, right in _distinct(n, equal):
+            step = max(1, CELLS // len(rows))
+            for start in range(0, len(form), step):
+                x, y = left[start : start + step], right[start : start + step]
+                numerator, denominator = _apply(operator, a[x], b[x], a[y], b[y])
+                i, column = np.nonzero((numerator == denominator * target) & (denominator != 0))
+                yield rows[column], form[start + i], whole[x[i], column] & whole[y[i], column]
+
+
+def solve_many(numbers: Array, targets: Array) -> Solved:
+    """Solve problems that have equally many numbers.
+
+    Args:
+        numbers: shape (problems, n), 2 <= n <= 6, positive integers in any order.
+        targets: shape (problems,), positive integers.
+    """
+    numbers, size = np.sort(np.asarray(numbers), axis=1), len(targets)
+    uses = forms(numbers.shape[1]).uses
+    none = len(uses)
+    solutions, form = np.zeros(size, np.int32), np.full(size, none, np.int32)
+    additive, whole_way = np.zeros(size, bool), np.zeros(size, bool)
+    for problem, function, whole in _hits(numbers, np.asarray(targets)):
+        np.add.at(solutions, problem, 1)
+        np.minimum.at(form, problem, function)
+        additive[problem[uses[function] < 1 << MULTIPLY]] = True
+        whole_way[problem[whole]] = True
+    return Solved(solutions, np.where(form == none, -1, form), additive, (solutions > 0) & ~whole_way)
+
+
+def _terms(k: int, index: int, operands: Sequence[str]) -> tuple[list[tuple[str, str]], int]:
+    """A function written flat: its (sign, text) terms or factors, and the operator that joins them."""
+    form = forms(k)
+    operator = int(form.operator[index])
+    if operator < 0:
+        return [("", operands[0])], operator
+    family = (ADD, SUBTRACT) if operator in (ADD, SUBTRACT) else (MULTIPLY, DIVIDE)
+    terms = []
+    for subset, inner, inverted in (
+        (int(form.left_set[index]), int(form.left[index]), False),
+        (int(form.right_set[index]), int(form.right[index]), operator in (SUBTRACT, DIVIDE)),
+    ):
+        some = [operands[i] for i in _members(subset)]
+        inner_terms, inner_operator = _terms(len(some), inner, some)
+        first, second = SYMBOLS[family[0]], SYMBOLS[family[1]]
+        if inner_operator not in family:
+            text = _write(inner_terms)
+            bracketed = inner_operator in (ADD, SUBTRACT)
+            inner_terms = [(first, f"({text})" if bracketed else text)]
+        flip = {first: second, second: first, "": second}
+        terms += [(flip[sign] if inverted else sign or first, text) for sign, text in inner_terms]
+    return sorted(terms, key=lambda term: term[0] in "-/"), operator
+
+
+def _write(terms: list[tuple[str, str]]) -> str:
+    return terms[0][1] + "".join(f" {sign} {text}" for sign, text in terms[1:])
+
+
+@cache
+def _template(k: int, index: int) -> str:
+    return _write(_terms(k, index, [f"{{{i}}}" for i in range(k)])[0])
+
+
+def write(numbers: Sequence[int], index: int) -> str:
+    """The function number `index` of `numbers`, sorted, as an expression with as few parentheses as it can have."""
+    return _template(len(numbers), index).format(*sorted(numbers))
+
+
+def solve(numbers: Sequence[int], target: int) -> Solution | None:
+    """What is to know of one problem, or None where it has no solution.
+
+    Args:
+        numbers: 2 to 6 positive integers of any size.
+        target: a positive integer.
+
+    Raises:
+        ValueError: another count of numbers, or one that is not positive.
+    """
+    if not 2 <= len(numbers) <= MAX_COUNT or min(*numbers, target) < 1:
+        raise ValueError(f"2 to {MAX_COUNT} positive numbers and a positive target are expected: {numbers}, {target}")
+    dtype = _dtype(np.array([numbers], object), target)
+    solved = solve_many(np.array([numbers], dtype), np.array([target], dtype))
+    if not solved.solutions[0]:
+        return None
+    expression = write(numbers, int(solved.form[0]))
+    return Solution(expression, int(solved.solutions[0]), bool(solved.additive[0]), bool(solved.fraction[0]))
+
+
+def reachable(numbers: Array, low: int, high: int, *, integers: bool = False, without: int = 0) -> Array:
+    """Which targets low..high each problem's numbers reach. Shapes (problems, n) to (problems, high - low + 1).
+
+    Args:
+        numbers: shape (problems, n), 2 <= n <= 6, positive integers.
+        low, high: the range, both ends included.
+        integers: by a solution without fractions on the way.
+        without: by a solution that is written without these operators; bit i stands for SYMBOLS[i].
+    """
+    numbers = np.sort(numbers, axis=1)
+    n, uses = numbers.shape[1], forms(numbers.shape[1]).uses
+    result = np.zeros((len(numbers), high - low + 1), bool)
+    for rows, equal in _blocks(numbers):
+        a, b, whole = _levels(numbers[rows], _dtype(numbers, high))
+        for operator, form, left, right in _distinct(n, equal):
+            chosen = np.flatnonzero(uses[form] & without == 0)
+            step = max(1, CELLS // len(rows))
+            for start in range(0, len(chosen), step):
+                x, y = left[chosen[start : start + step]], right[chosen[start : start + step]]
+                numerator, denominator = _apply(operator, a[x], b[x], a[y], b[y])
+                ratio = numerator / np.where(denominator == 0, 1, denominator)
+                i, column = np.nonzero((ratio >= low) & (ratio <= high) & (denominator != 0))
+                value = np.rint(ratio[i, column].astype(float)).astype(np.int64)
+                exact = numerator[i, column] == value * denominator[i, column]
+                if integers:
+                    exact &= whole[x[i], column] & whole[y[i], column]
+                result[rows[column[exact]], value[exact] - low] = True
+    return result

@@ -1,105 +1,621 @@
-"""Problems, and the parquet that verl reads (data_prep/)."""
+"""Problems, and the data folder that `python -m data_prep` writes (data_prep/)."""
 
+import io
 import json
+import os
+import resource
+import signal
 import subprocess
 import sys
+import threading
+import time
 
+import hydra
+import numpy as np
+import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hub_server import COMMIT, hub
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from data_prep.generate import generate, is_held_out, reachable_targets
+from data_prep.clean import Batch, clean, fault
+from data_prep.cli import CONFIGS, UserError
+from data_prep.command import check_config, write_folder
+from data_prep.generate import generate, reachable_within
 from data_prep.solver import solve
+from data_prep.sources import as_batch
+from data_prep.split import TEST, TRAIN, assign, hash_numbers, held_out, make_split
 
-SHAPE = {"count": 3, "max_number": 25, "max_target": 100, "held_out_share": 0.15}
+REPO = "Jiayi-Pan/Countdown-Tasks-3to4"
+COLUMNS = ("nums", "target")
 
 
-def prepare(*overrides):
-    return subprocess.run([sys.executable, "-m", "data_prep", *overrides], capture_output=True, text=True)
+def prepare(out, *overrides, engine="local", workers=1):
+    """What the command does, in this process; what the datasheet says."""
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = OmegaConf.to_container(hydra.compose("prepare", [f"out={out}", *map(str, overrides)]), resolve=True)
+    check_config(config)
+    for key in ("out", "engine", "workers"):
+        config.pop(key)
+    return write_folder(config, out, engine, workers)
+
+
+def command(*overrides, **options):
+    arguments = [sys.executable, "-m", "data_prep", *map(str, overrides)]
+    return subprocess.run(arguments, capture_output=True, text=True, **options)
 
 
 def rows(path):
     return pq.read_table(path).to_pylist()
 
 
+def truths(path):
+    return [row["reward_model"]["ground_truth"] for row in rows(path)]
+
+
+def multisets(path):
+    return {tuple(sorted(truth["numbers"])) for truth in truths(path)}
+
+
+def hashes(folder):
+    return {name: file["sha256"] for name, file in json.loads((folder / "manifest.json").read_text())["files"].items()}
+
+
+def write_source(path, numbers, targets):
+    pq.write_table(pa.table({"target": targets, "nums": numbers}), path)
+    return path
+
+
+def random_source(path, size, seed=0, largest=99):
+    rng = np.random.default_rng(seed)
+    numbers = [rng.integers(1, largest + 1, rng.integers(3, 5)).tolist() for _ in range(size)]
+    return write_source(path, numbers, rng.integers(1, 101, size).tolist())
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "small"
-    result = prepare(f"out={out}", "train_size=400", "test_size=50")
-    assert result.returncode == 0, result.stderr
+    prepare(out, "train_size=400", "test_size=50")
     return out
 
 
-def test_no_multiset_of_numbers_is_in_both_splits(folder):
-    def multisets(split):
-        truths = [row["reward_model"]["ground_truth"] for row in rows(folder / f"{split}.parquet")]
-        return {tuple(sorted(truth["numbers"])) for truth in truths}
-
-    assert multisets("train").isdisjoint(multisets("test"))
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return random_source(tmp_path_factory.mktemp("source") / "source.parquet", 3000, largest=12)
 
 
-def test_another_size_or_seed_moves_no_multiset_to_the_other_split():
-    for seed, size in ((0, 50), (1, 200)):
-        for test in (False, True):
-            for problem in generate(size, test=test, seed=seed, **SHAPE):
-                assert is_held_out(problem["numbers"], SHAPE["held_out_share"]) == test
-
-
-def test_every_problem_has_an_exact_solution_and_occurs_once(folder):
-    seen = set()
-    for split in ("train", "test"):
-        for row in rows(folder / f"{split}.parquet"):
-            truth = row["reward_model"]["ground_truth"]
-            assert solve(truth["numbers"], truth["target"]) is not None
-            key = (*sorted(truth["numbers"]), truth["target"])
-            assert key not in seen
-            seen.add(key)
+# The files
 
 
 def test_rows_have_verls_schema_and_the_prompt_names_the_problem(folder):
-    row = rows(folder / "train.parquet")[0]
-    assert set(row) == {"data_source", "prompt", "ability", "reward_model", "extra_info"}
-    truth = row["reward_model"]["ground_truth"]
-    content = row["prompt"][0]["content"]
-    assert f"Using the numbers {truth['numbers']}, create an equation that equals {truth['target']}." in content
-    assert content.endswith("Let me solve this step by step.\n<think>")
+    for i, row in enumerate(rows(folder / "train.parquet")):
+        truth = row["reward_model"]["ground_truth"]
+        (message,) = row["prompt"]
+        assert row["data_source"] == "countdown/3_numbers"
+        assert row["ability"] == "math"
+        assert row["reward_model"]["style"] == "rule"
+        assert (row["extra_info"]["index"], row["extra_info"]["split"]) == (i, "train")
+        assert message["role"] == "user"
+        content = message["content"]
+        assert f"Using the numbers {truth['numbers']}, create an equation that equals {truth['target']}." in content
+        assert content.endswith("Let me solve this step by step.\n<think>")
+
+
+def test_extra_info_says_how_many_solutions_and_how_hard(folder):
+    for row in rows(folder / "test.parquet"):
+        info, truth = row["extra_info"], row["reward_model"]["ground_truth"]
+        assert info["solutions"] == solve(truth["numbers"], truth["target"]).solutions > 0
+        assert info["difficulty"] == pytest.approx(np.log10(68 / info["solutions"]))
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(folder, tmp_path):
-    files = json.loads((folder / "manifest.json").read_text())["files"]
     for seed, same in ((0, True), (1, False)):
+        prepare(tmp_path / str(seed), "train_size=400", "test_size=50", f"seed={seed}")
+        for name in ("train.parquet", "test.parquet"):
+            assert (hashes(tmp_path / str(seed))[name] == hashes(folder)[name]) == same
+
+
+def test_the_manifest_names_every_file_with_its_hash(folder):
+    assert set(hashes(folder)) == {path.name for path in folder.iterdir()} - {"manifest.json"}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["files"]["train.parquet"]["rows"] == 400
+    assert {"source", "configuration", "files", "versions"} == set(manifest)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_writes_the_same_bytes(tmp_path, source, workers, monkeypatch):
+    monkeypatch.setattr("data_prep.sources.ROWS", 500)
+    monkeypatch.setattr("data_prep.command.ROWS", 500)
+    monkeypatch.setattr("data_prep.prepare.RANGE", 300)
+    options = ("source=local", f"source.paths={source}", "test_size=100")
+    prepare(tmp_path / "parts", *options, workers=workers)
+    monkeypatch.undo()
+    prepare(tmp_path / "whole", *options)
+    some, others = hashes(tmp_path / "parts"), hashes(tmp_path / "whole")
+    assert some == others
+
+
+# Splits
+
+
+def test_no_multiset_of_numbers_is_on_both_sides_whatever_the_seed(tmp_path, source):
+    for seed in range(5):
         out = tmp_path / str(seed)
-        prepare(f"out={out}", "train_size=400", "test_size=50", f"seed={seed}")
-        assert (json.loads((out / "manifest.json").read_text())["files"] == files) == same
+        prepare(out, "source=local", f"source.paths={source}", "test_size=null", f"seed={seed}", "annotate=false")
+        train, test = multisets(out / "train.parquet"), multisets(out / "test.parquet")
+        assert train
+        assert test
+        assert train.isdisjoint(test)
+
+
+def test_order_and_growth_of_the_source_move_no_row_across(tmp_path):
+    table = pq.read_table(random_source(tmp_path / "all.parquet", 600))
+    pq.write_table(table.take(np.random.default_rng(1).permutation(600)), tmp_path / "shuffled.parquet")
+    pq.write_table(table.slice(0, 200), tmp_path / "few.parquet")
+    sides = {}
+    for name in ("all", "shuffled", "few"):
+        prepare(tmp_path / name, "source=local", f"source.paths={tmp_path / name}.parquet", "test_size=null")
+        sides[name] = [multisets(tmp_path / name / f"{side}.parquet") for side in ("train", "test")]
+    assert sides["all"] == sides["shuffled"]
+    for few, everything in zip(sides["few"], sides["all"], strict=True):
+        assert few <= everything
+
+
+def test_the_hash_is_the_one_that_the_tiny_base_was_trained_by():
+    assert [held_out(numbers, 0.15) for numbers in ([1, 2, 3], [25, 11, 18], [7, 7, 7])] == [False, False, False]
+    digest = int(hash_numbers(np.array([[11, 18, 25]]), np.array([3]))[0])
+    import hashlib
+
+    assert digest == int.from_bytes(hashlib.sha256(b"11,18,25").digest()[:8], "big")
+
+
+def test_duplicates_are_dropped_and_counted_in_whatever_order_the_numbers_come(tmp_path):
+    others = [[i, 50, 60] for i in range(1, 31)]
+    source = write_source(tmp_path / "s.parquet", [[1, 2, 3], [3, 2, 1], [1, 2, 3], *others], [6, 6, 7] + [9] * 30)
+    result = prepare(tmp_path / "out", "source=local", f"source.paths={source}", "test_size=null")
+    assert result["rows"]["duplicates"] == 1
+    assert result["rows"]["train"] + result["rows"]["test"] == 32
+    kept = truths(tmp_path / "out/train.parquet") + truths(tmp_path / "out/test.parquet")
+    assert {"numbers": [1, 2, 3], "target": 6} in kept  # the first of them
+
+
+@pytest.mark.parametrize("overrides", [(), ("train_size=300", "unsolvable=drop"), ("unsolvable=apart",)])
+def test_every_row_of_the_source_is_accounted_for(tmp_path, source, overrides):
+    out = tmp_path / "out"
+    counts = prepare(out, "source=local", f"source.paths={source}", "test_size=20", *overrides)["rows"]
+    assert counts.pop("in") == sum(counts.values())
+    for side in ("train", "test"):
+        assert len(rows(out / f"{side}.parquet")) == counts[side]
+
+
+def test_unsolvable_problems_are_kept_dropped_or_set_apart(tmp_path, source):
+    for rule in ("keep", "drop", "apart"):
+        out = tmp_path / rule
+        prepare(out, "source=local", f"source.paths={source}", "test_size=20", "train_size=100", f"unsolvable={rule}")
+        solvable = [row["extra_info"]["solutions"] > 0 for row in rows(out / "train.parquet")]
+        assert len(solvable) == 100
+        assert all(solvable) == (rule != "keep")
+        assert (out / "unsolvable.parquet").exists() == (rule == "apart")
+    apart = rows(tmp_path / "apart" / "unsolvable.parquet")
+    assert apart
+    assert all(row["extra_info"]["solutions"] == 0 for row in apart)
+
+
+def test_tinyzeros_split_is_by_place_and_its_leaks_are_counted(tmp_path):
+    numbers = [[i % 7 + 1, 2, 3] for i in range(30)]
+    source = write_source(tmp_path / "s.parquet", numbers, [6] * 30)
+    result = prepare(
+        tmp_path / "out", "source=local", f"source.paths={source}", "split=tinyzero", "split.train=20", "split.test=5"
+    )
+    assert [truth["numbers"] for truth in truths(tmp_path / "out/train.parquet")] == numbers[:20]
+    assert [truth["numbers"] for truth in truths(tmp_path / "out/test.parquet")] == numbers[20:25]
+    assert result["leaks"]["test"] == {"rows": 5, "numbers_in_training": 5, "problems_in_training": 5}
+    assert result["sets"]["train"]["duplicates_kept"] == 13
+
+
+@pytest.mark.parametrize(("name", "seed"), [("mini_r1", 42), ("datawhale_r1", 2025)])
+def test_the_shuffled_recipes_take_what_datasets_takes(tmp_path, name, seed):
+    from datasets import Dataset
+
+    source = random_source(tmp_path / "s.parquet", 300)
+    prepare(
+        tmp_path / "out", "source=local", f"source.paths={source}", f"split={name}", "split.train=90", "split.test=10"
+    )
+    theirs = Dataset.from_parquet(str(source), cache_dir=str(tmp_path)).shuffle(seed=seed).select(range(100))
+    ours = truths(tmp_path / "out/train.parquet") + truths(tmp_path / "out/test.parquet")
+    key = lambda row: (row["target"], *(row.get("nums") or row["numbers"]))  # noqa: E731
+    assert sorted(map(key, ours)) == sorted(map(key, theirs))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**40), st.integers(2, 10_000))
+def test_keys_of_one_multiset_differ_by_target(seed, targets):
+    split = make_split({"split": {"name": "by_numbers"}, "held_out_share": 0.15}, seed, 1)
+    target = np.arange(1, targets)
+    side, key = assign(split, np.full(len(target), 77, np.uint64), target, target)
+    assert len(np.unique(key)) == len(target)
+    assert len(np.unique(side)) == 1
+
+
+# Cleaning
+
+FAULTS = [
+    (None, 5, "null"),
+    ("x", 5, "no list"),
+    ([], 5, "an empty list"),
+    ([7], 5, "1 numbers, 2 to 6 are expected"),
+    ([1] * 7, 5, "7 numbers, 2 to 6 are expected"),
+    ([1, 2.5], 5, "a float that is no integer"),
+    ([1, float("nan")], 5, "a float that is no integer"),
+    ([1, float("inf")], 5, "a float that is no integer"),
+    ([1, True], 5, "a bool"),
+    ([1, "2"], 5, "not an integer"),
+    ([1, None], 5, "null"),
+    ([1, 0], 5, "not positive"),
+    ([1, -2], 5, "not positive"),
+    ([1, 10_001], 5, "larger than 10,000"),
+    ([1, 10**30], 5, "larger than 10,000"),
+    ([1, 2], None, "null"),
+    ([1, 2], 2.5, "a float that is no integer"),
+    ([1, 2], 10**7, "larger than 1,000,000"),
+]
+
+
+@pytest.mark.parametrize(("numbers", "target", "reason"), FAULTS)
+def test_what_is_no_problem_is_rejected_with_the_reason(numbers, target, reason):
+    assert fault(numbers, target)[1] == reason
+    line = json.dumps({"nums": numbers, "target": target})
+    some, rejected = clean(Batch("jsonl", ['{"nums": [1, 2], "target": 3}', line], "f", 10, 5, 2), COLUMNS)
+    assert some.place.tolist() == [10]
+    assert [(row["file"], row["row"], row["reason"]) for row in rejected] == [("f", 6, reason)]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(st.none(), st.lists(st.one_of(st.none(), st.integers(-3, 20_000)), max_size=8)),
+            st.one_of(st.none(), st.integers(-3, 2_000_000)),
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+    st.sampled_from([pa.int64(), pa.int32(), pa.float64()]),
+)
+def test_a_column_of_lists_is_cleaned_as_its_rows_one_by_one(problems, kind):
+    lists = pa.array([numbers for numbers, _ in problems], pa.list_(kind))
+    table = pa.record_batch({"nums": lists, "target": pa.array([target for _, target in problems], pa.int64())})
+    some, rejected = clean(as_batch(table, "f", 0, 1), COLUMNS)
+    right = [i for i, (numbers, target) in enumerate(problems) if fault(numbers, target) is None]
+    assert some.place.tolist() == right
+    assert [row["row"] - 1 for row in rejected] == [i for i in range(len(problems)) if i not in right]
+    for i, numbers, count, target in zip(
+        right, some.numbers.tolist(), some.count.tolist(), some.target.tolist(), strict=True
+    ):
+        assert (numbers[:count], target) == (problems[i][0], problems[i][1])
+
+
+def test_all_local_formats_give_the_same_files(tmp_path):
+    from datasets import Dataset
+
+    table = pq.read_table(random_source(tmp_path / "s.parquet", 200))
+    problems = table.to_pylist()
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    (tmp_path / "s.csv").write_text("target,nums\n" + "".join(f'{row["target"]},"{row["nums"]}"\n' for row in problems))
+    Dataset.from_list(problems).save_to_disk(tmp_path / "saved")
+    (tmp_path / "many").mkdir()
+    pq.write_table(table.slice(0, 50), tmp_path / "many/a.parquet")
+    pq.write_table(table.slice(50), tmp_path / "many/b.parquet")
+    found = []
+    for name in ("s.parquet", "s.jsonl", "s.csv", "saved", "many"):
+        prepare(tmp_path / f"out-{name}", "source=local", f"source.paths={tmp_path / name}", "test_size=null")
+        found.append({k: v for k, v in hashes(tmp_path / f"out-{name}").items() if k.endswith(".parquet")})
+    assert all(each == found[0] for each in found)
+
+
+def test_few_rejected_rows_go_to_a_file_and_many_stop_the_run(tmp_path):
+    lines = [json.dumps({"nums": [i + 1, 2, 3], "target": 6}) for i in range(99)]
+    (tmp_path / "s.jsonl").write_text("\n".join([*lines, '{"nums": [1, 2.5], "target": 3}']))
+    options = ("source=local", f"source.paths={tmp_path / 's.jsonl'}", "test_size=null")
+    assert prepare(tmp_path / "out", *options)["rejected"] == {"nums: a float that is no integer": 1}
+    (rejected,) = map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())
+    assert (rejected["row"], rejected["column"], rejected["value"]) == (100, "nums", "[1, 2.5]")
+    with pytest.raises(UserError, match=r"s\.jsonl row 100, column nums: a float that is no integer: \[1, 2\.5\]"):
+        prepare(tmp_path / "none", *options, "max_rejected=0.009")
+    assert not (tmp_path / "none").exists()
+
+
+# Hubs
+
+
+def served():
+    data = io.BytesIO()
+    numbers = [[i + 1, j + 1, 9] for i in range(6) for j in range(6)]
+    pq.write_table(pa.table({"target": list(range(1, 37)), "nums": numbers}), data)
+    return {"data/train-00000-of-00001.parquet": data.getvalue(), "README.md": b"# A data set\n"}
+
+
+def hub_environment(tmp_path, address):
+    return os.environ | {
+        "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1",
+        "MODELSCOPE_ENDPOINT": address, "MODELSCOPE_CACHE": str(tmp_path / "modelscope"),
+    }  # fmt: skip
+
+
+def test_the_hub_is_read_through_its_mirror_setting(tmp_path):
+    with hub(REPO, served()) as (address, asked):
+        environment = hub_environment(tmp_path, address)
+        result = command("source=hub", f"out={tmp_path / 'out'}", "test_size=null", env=environment)
+        assert result.returncode == 0, result.stderr
+        assert any(path.startswith(f"/datasets/{REPO}/resolve/{COMMIT}/data/") for path in asked)
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["source"]["snapshot"] == COMMIT
+
+
+def test_a_folder_in_the_hubs_cache_layout_is_enough(tmp_path):
+    cache = tmp_path / "hf/hub" / f"datasets--{REPO.replace('/', '--')}"
+    for name, data in served().items():
+        (cache / "snapshots" / COMMIT / name).parent.mkdir(parents=True, exist_ok=True)
+        (cache / "snapshots" / COMMIT / name).write_bytes(data)
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text(COMMIT)
+    environment = hub_environment(tmp_path, "http://127.0.0.1:9") | {"HF_HUB_OFFLINE": "1"}
+    result = command("source=hub", f"out={tmp_path / 'out'}", "test_size=null", env=environment)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.end_to_end  # its client takes five seconds to import
+def test_modelscope_is_read_through_its_own_client(tmp_path):
+    pytest.importorskip("modelscope")
+    with hub(REPO, served()) as (address, asked):
+        environment = hub_environment(tmp_path, address)
+        options = ("source=modelscope", f"source.repo={REPO}", f"out={tmp_path / 'out'}", "test_size=null")
+        result = command(*options, env=environment)
+        assert result.returncode == 0, result.stderr
+        assert f"/api/v1/datasets/{REPO}/repo" in asked
+
+
+def test_a_hub_out_of_reach_is_one_line_that_names_the_ways_out(tmp_path):
+    environment = hub_environment(tmp_path, "http://127.0.0.1:9") | {"HF_HUB_OFFLINE": "1"}
+    result = command("source=hub", f"out={tmp_path / 'out'}", env=environment)
+    assert result.returncode != 0
+    assert len(result.stderr.strip().splitlines()) == 1
+    for part in (REPO, "HF_ENDPOINT", "source=local"):
+        assert part in result.stderr
+
+
+# Generated problems
+
+SMALL = {
+    "name": "x",
+    "numbers": [1, 9],
+    "tiles": False,
+    "targets": [1, 50],
+    "integers": False,
+    "max_intermediate": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "holds"),
+    [
+        ({}, lambda s: True),
+        ({"integers": True}, lambda s: not s.fraction),
+        ({"must_use": ["*", "/"]}, lambda s: not s.additive),
+        ({"count": [2, 5]}, lambda s: True),
+        pytest.param(
+            {"tiles": True, "count": [6], "targets": [101, 999], "integers": True},
+            lambda s: not s.fraction,
+            marks=pytest.mark.end_to_end,  # six numbers take seconds
+        ),
+    ],
+)
+def test_generated_problems_have_the_solutions_that_were_asked_for(changes, holds):
+    preset = SMALL | {"count": [3, 4], "must_use": []} | changes
+    numbers, count, target = generate(preset, np.arange(12 if 6 in preset["count"] else 60), 5)
+    assert set(count.tolist()) == set(preset["count"])
+    for some, n, goal in zip(numbers.tolist(), count.tolist(), target.tolist(), strict=True):
+        assert preset["targets"][0] <= goal <= preset["targets"][1]
+        assert holds(solve(some[:n], goal))
+        if preset["tiles"]:
+            assert all(some.count(tile) <= (1 if tile > 10 else 2) for tile in some)
+            assert all(tile in (25, 50, 75, 100) or 1 <= tile <= 10 for tile in some)
+
+
+def test_a_generated_problem_depends_on_its_number_and_the_seed_alone():
+    preset = SMALL | {"count": [3, 4], "must_use": []}
+    whole, part = generate(preset, np.arange(100), 5), generate(preset, np.arange(40, 60), 5)
+    assert all((a[40:60] == b).all() for a, b in zip(whole, part, strict=True))
+
+
+def test_a_side_can_be_asked_for():
+    preset = SMALL | {"count": [3], "must_use": []}
+    for side in (TRAIN, TEST):
+        numbers, _, _ = generate(preset, np.arange(50), 5, side=side, held_out_share=0.15)
+        assert all(held_out(some[:3], 0.15) == (side == TEST) for some in numbers.tolist())
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 25), min_size=2, max_size=4))
+def test_integers_within_a_bound_are_reached_by_solutions_without_fractions(numbers):
+    for target in sorted(reachable_within(tuple(sorted(numbers)), 100) - {0})[:5]:
+        assert not solve(numbers, target).fraction
+
+
+def test_sets_out_of_distribution_are_of_the_test_side_and_have_sources_of_their_own(tmp_path):
+    fewer = "ood.names=[5_numbers,large_numbers,needs_product]"  # six numbers take seconds; the test on Ray has them
+    result = prepare(tmp_path / "out", "train_size=64", "test_size=16", "ood=standard", "ood.size=6", fewer)
+    for name, solved in result["sets"].items():
+        assert solved["solver"]["solvable_share"] == 1.0, name
+    for path in (tmp_path / "out").glob("ood_*.parquet"):
+        name = path.stem.removeprefix("ood_")
+        assert {row["data_source"] for row in rows(path)} == {f"countdown/{name}"}
+        assert all(held_out(truth["numbers"], 0.15) for truth in truths(path))
+    assert len(list((tmp_path / "out").glob("ood_*.parquet"))) == 3
+    assert all(leak["numbers_in_training"] == 0 for leak in result["leaks"].values())
+    assert all(
+        not solve(t["numbers"], t["target"]).additive for t in truths(tmp_path / "out/ood_needs_product.parquet")
+    )
+
+
+# The user's mistakes, and what may happen to a writer
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("no_such_key=1", "no_such_key"), ("max_number=2", "distinct"), ("prompt=none_such", "prompt/none_such")],
+    [
+        ("no_such_key=1", "no_such_key"),
+        ("prompt=none_such", "prompt/none_such"),
+        ("preset.numbers=[1,2]", "test_size=256, but only"),
+        ("preset.numbers=[200,201]", "no targets in"),
+        ("preset.count=[9]", "2..6"),
+        ("held_out_share=2", "between 0 and 1"),
+        ("unsolvable=burn", "keep, drop or apart"),
+        ("split=tinyzero", "takes 328,704 rows, and the source has 8,192"),
+        ("+prompt.messages=[]", "occur in none"),
+    ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, override, message):
-    result = prepare(f"out={tmp_path / 'out'}", override)
-    assert result.returncode != 0
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    override = override.lstrip("+")
+    if override.startswith(("no_such", "prompt=")):
+        result = command(f"out={tmp_path / 'out'}", override)
+        assert result.returncode != 0
+        assert message in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    else:
+        with pytest.raises(UserError) as error:
+            prepare(tmp_path / "out", override)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("s.parquet", b"PAR1 not really", "not a whole parquet file"),
+        ("s.csv", b"a,b\n1,2\n", "has no column 'nums' but a, b"),
+        ("s.json", b'[{"nums": [1, 2]}]', "one JSON array"),
+        ("s.txt", b"", "is or holds no"),
+        ("s.jsonl", b"", "has no rows"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        prepare(tmp_path / "out", "source=local", f"source.paths={tmp_path / name}")
+    assert name in str(error.value) or "source=local" in str(error.value)
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    result = prepare(f"out={tmp_path}")
-    assert result.returncode != 0
+    with pytest.raises(UserError, match="was not written by data_prep"):
+        prepare(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_the_solver_finds_fractions_and_knows_what_cannot_be():
-    assert solve([3, 3, 8, 8], 24) is not None  # 8 / (3 - 8 / 3)
-    assert solve([1, 1, 1], 100) is None
+def whole(folder):
+    """Whether a data folder is what its manifest says."""
+    import hashlib
+
+    return {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in hashes(folder)} == hashes(folder)
 
 
-@given(st.lists(st.integers(1, 25), min_size=3, max_size=3))
-def test_targets_called_reachable_are_and_lie_in_range(numbers):
-    for target in reachable_targets(tuple(sorted(numbers)), 100)[:3]:
-        assert 1 <= target <= 100
-        assert solve(numbers, target) is not None
+def test_a_disk_that_is_full_leaves_the_old_folder(tmp_path):
+    prepare(tmp_path / "out", "train_size=64", "test_size=8")
+    before = hashes(tmp_path / "out")
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # any larger file: OSError, as on a full disk
+
+    result = command(f"out={tmp_path / 'out'}", preexec_fn=limit)
+    assert result.returncode != 0
+    assert "could not be written" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert hashes(tmp_path / "out") == before
+    assert whole(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_folder_and_the_next_one_sweeps(tmp_path):
+    out = tmp_path / "out"
+    prepare(out, "train_size=64", "test_size=8")
+    for i, delay in enumerate((0.8, 2.0)):
+        overrides = [f"out={out}", "preset=3to4", "preset.rows=140000", "test_size=8", "workers=2", f"seed={i + 1}"]
+        process = psutil.Popen([sys.executable, "-m", "data_prep", *overrides], stdout=subprocess.DEVNULL)
+        time.sleep(delay)
+        workers = process.children()
+        process.kill()
+        process.wait()
+        assert not psutil.wait_procs(workers, timeout=5)[1]
+        assert whole(out)
+    prepare(out, "train_size=64", "test_size=8", "seed=9")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert whole(out)
+
+
+def test_a_reader_never_misses_the_folder_while_two_writers_replace_it(tmp_path):
+    from data_prep.folder import replaced
+
+    out, broken, stop = tmp_path / "out", [], threading.Event()
+
+    def write(name):
+        for i in range(60):
+            with replaced(out) as new:
+                (new / "a").write_text(f"{name}{i}")
+                (new / "b").write_text(f"{name}{i}")
+
+    def read():
+        while not stop.is_set():
+            try:
+                handle = os.open(out, os.O_RDONLY)
+                os.close(handle)
+            except FileNotFoundError:
+                broken.append("missing")
+
+    write("first")
+    reader = threading.Thread(target=read)
+    writers = [threading.Thread(target=write, args=(name,)) for name in "xy"]
+    for thread in [reader, *writers]:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    stop.set()
+    reader.join()
+    assert not broken
+    assert (out / "a").read_text() == (out / "b").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.end_to_end
+def test_ray_writes_the_same_bytes_on_two_nodes(tmp_path, monkeypatch):
+    import ray
+    from ray.cluster_utils import Cluster
+
+    problems = pq.read_table(random_source(tmp_path / "s.parquet", 4000, largest=25)).to_pylist()
+    lines = [json.dumps(row) for row in [*problems, {"nums": [], "target": 1}, {"nums": [1], "target": 1}]]
+    (tmp_path / "s.jsonl").write_text("\n".join(lines))
+    monkeypatch.setattr("data_prep.sources.ROWS", 700)
+    monkeypatch.setattr("data_prep.prepare.RANGE", 500)
+    options = (
+        "source=local",
+        f"source.paths={tmp_path / 's.jsonl'}",
+        "test_size=100",
+        "ood=standard",
+        "ood.size=4",
+        "ood.names=[5_numbers]",
+    )
+    prepare(tmp_path / "local", *options, "unsolvable=apart")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        ray.init(address=cluster.address, log_to_driver=False)
+        assert len(ray.nodes()) == 2
+        prepare(tmp_path / "ray", *options, "unsolvable=apart", engine="ray")
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert hashes(tmp_path / "local") == hashes(tmp_path / "ray")

@@ -37,7 +37,7 @@ def test_paths_that_a_document_names_exist(name):
 @pytest.mark.parametrize("name", READMES)
 def test_the_readme_lists_every_option(name):
     text = (ROOT / name).read_text()
-    for group in ("data", "model", "reward", "recipe", "hardware"):
+    for group in ("data", "prompt", "model", "reward", "recipe", "hardware"):
         row = next(line for line in text.splitlines() if line.startswith(f"| `{group}` |"))
         assert set(re.findall(r"`(\w+)`", row)) == {group, *(path.stem for path in (CONFIGS / group).glob("*.yaml"))}
 
@@ -51,3 +51,13 @@ def test_the_reward_page_lists_what_there_is_and_shows_what_the_command_prints(n
     _, *arguments = shlex.split(command)
     result = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == printed
+
+
+@pytest.mark.parametrize("name", ["docs/data.md", "docs/zh/data.md"])
+def test_the_data_page_lists_every_option_and_repeats_the_measured_tables(name):
+    text = (ROOT / name).read_text()
+    for group in ("source", "split", "prompt", "preset", "ood"):
+        for path in (CONFIGS / group).glob("*.yaml"):
+            assert f"`{path.stem}`" in text or f"{group}={path.stem}" in text or path.stem == "none"
+    for measured in (ROOT / "benchmarks").glob("data_*.md"):  # written by benchmarks/data_speed.py
+        assert measured.read_text() in text

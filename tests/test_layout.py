@@ -12,11 +12,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS
+from data_prep.command import check_config
+from data_prep.generate import check as check_preset
 
 ROOT = CONFIGS.parent
 PACKAGES = ("data_prep", "reward_score", "verl_recipes")
 ALLOWED = {"data_prep": {"data_prep"}, "reward_score": {"reward_score"}, "verl_recipes": set(PACKAGES)}
-FORBIDDEN = {"data_prep": {"torch", "verl", "vllm", "ray"}, "verl_recipes": set()}
+FORBIDDEN = {"data_prep": {"torch", "verl", "vllm"}, "verl_recipes": set()}
 
 
 def imports_of(package):
@@ -50,19 +52,33 @@ def load(name, *overrides):
         return hydra.compose(name, overrides=list(overrides))
 
 
-@pytest.mark.parametrize("name", ["prepare", "tiny_base", "train"])
+@pytest.mark.parametrize("name", ["prepare", "render", "tiny_base", "train"])
 def test_every_command_has_a_whole_configuration(name):
     cfg = load(name)
-    assert not OmegaConf.missing_keys(cfg) - {"reward.reward_model.rollout.name"}
+    assert not OmegaConf.missing_keys(cfg) - {"reward.reward_model.rollout.name", "tokenizer"}
     OmegaConf.to_container(cfg, resolve=True)
 
 
 @pytest.mark.parametrize(
     "override",
-    [f"{group}={option}" for group in ("recipe", "hardware", "model", "data", "reward") for option in options(group)],
+    [
+        f"{group}={option}"
+        for group in ("recipe", "hardware", "model", "data", "prompt", "reward")
+        for option in options(group)
+    ],
 )
 def test_every_shipped_option_composes(override):
     OmegaConf.to_container(load("train", override), resolve=True)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [f"{group}={option}" for group in ("source", "preset", "split", "ood", "prompt") for option in options(group)],
+)
+def test_every_option_of_the_data_composes_and_makes_sense(override):
+    config = OmegaConf.to_container(load("prepare", override), resolve=True)
+    check_config(config)
+    check_preset(config["preset"])
 
 
 def test_every_key_of_verls_can_be_overridden():
@@ -72,9 +88,9 @@ def test_every_key_of_verls_can_be_overridden():
 
 def test_the_tiny_base_learns_from_the_problems_that_the_run_uses():
     prepare, base = load("prepare"), load("tiny_base")
-    for key in ("max_number", "max_target", "held_out_share"):
-        assert prepare[key] == base.data[key]
-    assert prepare.prompt == base.prompt
+    for key in ("preset", "held_out_share", "prompt"):
+        assert prepare[key] == base[key]
+    assert prepare.prompt == load("train").prompt
     assert f"{prepare.out}/train.parquet" == load("train").data.train_files
 
 

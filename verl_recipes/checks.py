@@ -1,5 +1,6 @@
 """What can be known to fail before anything heavy starts, each as one line; and why verl stopped, if it did."""
 
+import json
 import os
 import re
 import shutil
@@ -49,6 +50,17 @@ def check_parquet(files: str | ListConfig | None, key: str) -> int:
     return rows
 
 
+def check_prompt(files: str | ListConfig | None, template: str | None) -> None:
+    """The chat template of the run is that of the prompt which the data was made with, as its manifest says."""
+    for name in [files] if isinstance(files, str) else files or []:
+        manifest = Path(name).parent / "manifest.json"
+        made = json.loads(manifest.read_text()).get("configuration", {}).get("prompt") if manifest.exists() else None
+        if made and made.get("chat_template") != template:
+            raise UserError(
+                f"{name} was made with prompt={made['name']}, which has another chat template; add that here too"
+            )
+
+
 def check_model(path: str) -> int:
     """Size in bytes of the weights in a local model folder; 0 for the name of a model on a hub."""
     folder = Path(path)
@@ -80,6 +92,8 @@ def preflight(cfg: DictConfig, run_dir: Path) -> None:
     """Raise UserError for what would fail later."""
     rows = check_parquet(cfg.data.train_files, "data.train_files")
     check_parquet(cfg.data.val_files, "data.val_files")
+    for files in (cfg.data.train_files, cfg.data.val_files):
+        check_prompt(files, cfg.actor_rollout_ref.model.custom_chat_template)
     if rows < cfg.data.train_batch_size:
         raise UserError(
             f"data.train_files: {rows} rows are less than one batch (data.train_batch_size={cfg.data.train_batch_size})"

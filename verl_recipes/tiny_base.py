@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from itertools import permutations
+from typing import Any
 
 import hydra
 import torch
@@ -39,7 +40,9 @@ from transformers import (
 )
 
 from data_prep.cli import CONFIGS, run
-from data_prep.generate import Problem, generate
+from data_prep.generate import Problem, as_problems, distinct
+from data_prep.prompts import fill
+from data_prep.split import TRAIN
 
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
 LARGEST = 199  # the largest number with a token of its own: twice the largest intermediate result, less one
@@ -49,7 +52,7 @@ SLOPPY = 0.06  # share of endings in the last stage that are malformed, so that 
 Step = tuple[int, str, int, int]  # left, operator, right, result
 
 
-def make_tokenizer(template: str) -> PreTrainedTokenizerFast:
+def make_tokenizer(template: str, chat_template: str) -> PreTrainedTokenizerFast:
     """Byte-level BPE with the words of the traces, the tags, the numbers and the phrases of `template` as tokens.
 
     Tags, numbers and phrases are *added* tokens because transformers 5 replaces the pre-tokenizer of every tokenizer
@@ -66,8 +69,7 @@ def make_tokenizer(template: str) -> PreTrainedTokenizerFast:
     tags = ["<think>", "</think>", "<answer>", "</answer>"]
     added = phrases + tags + [str(number) for number in range(10, LARGEST + 1)]
     wrapped.add_tokens([AddedToken(text, normalized=False) for text in added])
-    # The prompt is the whole text that the model sees: nothing is put around it.
-    wrapped.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    wrapped.chat_template = chat_template
     return wrapped
 
 
@@ -162,16 +164,15 @@ class Traces(torch.utils.data.IterableDataset):
 
     def __init__(self, cfg: DictConfig, stage: DictConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
         self.cfg, self.stage, self.tokenizer, self.rng = cfg, stage, tokenizer, random.Random(seed)
-        data = cfg.data
-        self.problems = generate(
-            data.problems, test=False, seed=seed, count=3, max_number=data.max_number, max_target=data.max_target,
-            held_out_share=data.held_out_share,
-        )  # fmt: skip
+        preset: dict[str, Any] = OmegaConf.to_container(cfg.preset)  # type: ignore[assignment]
+        self.problems = as_problems(
+            *distinct(preset, cfg.problems, seed, side=TRAIN, held_out_share=cfg.held_out_share)
+        )
 
     def sample(self) -> dict[str, list[int]]:
         problem = self.rng.choice(self.problems)
-        prompt = self.tokenizer(self.cfg.prompt.template.format(**problem))["input_ids"]
-        stage, largest = self.stage, self.cfg.data.max_target
+        prompt = self.tokenizer(fill(self.cfg.prompt.messages[0].content, **problem))["input_ids"]
+        stage, largest = self.stage, self.cfg.preset.max_intermediate
         text = trace(problem, stop=stage.stop, most=stage.most, max_value=largest, rng=self.rng)
         response = self.tokenizer(text)["input_ids"] + [self.tokenizer.eos_token_id]
         return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
@@ -211,7 +212,7 @@ def train(cfg: DictConfig, stage: DictConfig, model: Qwen2ForCausalLM, tokenizer
 @hydra.main(config_path=str(CONFIGS), config_name="tiny_base", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     set_seed(cfg.seed)
-    tokenizer = make_tokenizer(cfg.prompt.template)
+    tokenizer = make_tokenizer(cfg.prompt.messages[0].content, cfg.prompt.chat_template)
     model = make_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
     for name, stage in cfg.stages.items():

@@ -48,8 +48,14 @@ class BatchRollout:
         # The names that verl gives its servers (vllm_async_server.py, vLLMReplica.launch_servers).
         self.servers = [ray.get_actor(f"vllm_server_{replica}_0") for replica in range(replicas)]
         self.rewards = RewardLoopWorker(config)
-        self.tokenizer = self.rewards.input_tokenizer
+        self.use_tokenizer(self.rewards.input_tokenizer, config.actor_rollout_ref.model.custom_chat_template)
         self.thread = ThreadPoolExecutor(1)
+
+    def use_tokenizer(self, tokenizer: Any, chat_template: str | None) -> None:
+        """Render with this tokenizer, and as verl's agent loop does with the configuration's template if it has one."""
+        self.tokenizer = tokenizer
+        if chat_template is not None:
+            self.tokenizer.chat_template = chat_template
 
     @classmethod
     def create(cls, config: DictConfig, **handles: Any) -> Self:

@@ -1,0 +1,255 @@
+"""What is in a data folder: counts, shares, distributions and leaks, as datasheet.json, datasheet.md and a picture."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_prep.prompts import number_texts
+from data_prep.split import as_lists
+from data_prep.steps import problem_hash
+
+Array = NDArray[Any]
+
+DIFFICULTY_STEP = 0.25
+
+
+class Portrait:
+    """The distribution of one set of problems, of which only counts are kept.
+
+    Args:
+        measure: from the texts of numbers and targets to the prompts' lengths in tokens, or None.
+        keeps_duplicates: whether a problem may occur twice, so that this is counted.
+    """
+
+    def __init__(self, measure: Callable[..., Array] | None, keeps_duplicates: bool) -> None:
+        self.measure = measure
+        self.rows = self.solved = self.solvable = self.additive = self.fraction = 0
+        self.counts, self.solutions, self.difficulty, self.tokens = (
+            Counter[int](),
+            Counter[int](),
+            Counter[int](),
+            Counter[int](),
+        )
+        self.numbers, self.targets = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self.problems: list[Array] | None = [] if keeps_duplicates else None
+
+    def add(self, rows: Array, solved: Array) -> None:
+        """Count some more rows (data_prep/steps.py, ROW and SOLVED)."""
+        self.rows += len(rows)
+        count(self.counts, rows["count"])
+        self.numbers = add_up(self.numbers, np.bincount(rows["numbers"][rows["numbers"] > 0]))
+        self.targets = add_up(self.targets, np.bincount(rows["target"]))
+        known = solved[solved["solutions"] >= 0]
+        some = known[known["solutions"] > 0]
+        self.solved, self.solvable = self.solved + len(known), self.solvable + len(some)
+        self.additive, self.fraction = (
+            self.additive + int(some["additive"].sum()),
+            self.fraction + int(some["fraction"].sum()),
+        )
+        count(self.solutions, known["solutions"])
+        count(self.difficulty, np.floor(some["difficulty"] / DIFFICULTY_STEP).astype(np.int64))
+        if self.problems is not None:
+            self.problems.append(problem_hash(rows))
+        if self.measure and len(rows):
+            lists = as_lists(rows["numbers"].astype(np.int64), rows["count"].astype(np.int64))
+            count(self.tokens, self.measure(number_texts(lists), pa.array(rows["target"]).cast(pa.string())))
+
+    def summary(self) -> dict[str, Any]:
+        """All of it, as JSON has it; `solver` is null where nothing was solved, `tokens` without a tokenizer."""
+        solver = None
+        if self.solved:
+            solver = {
+                "solvable_share": self.solvable / self.solved,
+                "needs_product_share": share(self.solvable - self.additive, self.solvable),
+                "needs_fraction_share": share(self.fraction, self.solvable),
+                "solutions": dict(sorted(self.solutions.items())),
+                "difficulty": {str(step * DIFFICULTY_STEP): n for step, n in sorted(self.difficulty.items())},
+            }
+        duplicates = None
+        if self.problems is not None:
+            duplicates = self.rows - len(np.unique(np.concatenate(self.problems))) if self.problems else 0
+        return {
+            "rows": self.rows,
+            "duplicates_kept": duplicates,
+            "numbers_in_a_problem": dict(sorted(self.counts.items())),
+            "numbers": nonzero(self.numbers),
+            "targets": nonzero(self.targets),
+            "solver": solver,
+            "tokens": dict(sorted(self.tokens.items())) or None,
+        }
+
+
+class Leaks:
+    """How many test problems occur in training, by their numbers and altogether. First all test sets, then training."""
+
+    def __init__(self) -> None:
+        self.hashes: dict[str, list[tuple[Array, Array]]] = {}
+        self.seen: dict[str, list[tuple[Array, Array, Array]]] = {}
+
+    def test(self, name: str, rows: Array) -> None:
+        """Some rows of a test set."""
+        self.hashes.setdefault(name, []).append((rows["hash"], problem_hash(rows)))
+
+    def train(self, rows: Array) -> None:
+        """Some rows of the training set."""
+        if not self.seen:
+            for name, parts in self.hashes.items():
+                columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+                unique = (np.unique(column, return_counts=True) for column in columns)
+                self.seen[name] = [(values, counts, np.zeros(len(values), bool)) for values, counts in unique]
+        for by_numbers, by_problem in self.seen.values():
+            for (values, _, found), hashes in ((by_numbers, rows["hash"]), (by_problem, problem_hash(rows))):
+                if len(values):
+                    at = np.minimum(np.searchsorted(values, hashes), len(values) - 1)
+                    found[at[values[at] == hashes]] = True
+
+    def summary(self) -> dict[str, dict[str, int]]:
+        """Of each test set: rows, rows whose numbers are in training, rows whose numbers and target are."""
+        return {
+            name: {
+                "rows": int(numbers[1].sum()),
+                "numbers_in_training": int(numbers[1][numbers[2]].sum()),
+                "problems_in_training": int(problems[1][problems[2]].sum()),
+            }
+            for name, (numbers, problems) in self.seen.items()
+        }
+
+
+def count(counter: Counter[int], values: Array) -> None:
+    unique, counts = np.unique(values, return_counts=True)
+    counter.update(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
+
+
+def add_up(some: Array, others: Array) -> Array:
+    result = np.zeros(max(len(some), len(others)), np.int64)
+    result[: len(some)] += some
+    result[: len(others)] += others
+    return result
+
+
+def nonzero(histogram: Array) -> dict[int, int]:
+    return {int(value): int(histogram[value]) for value in np.flatnonzero(histogram)}
+
+
+def share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}%"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [header, ["---"] * len(header), *rows])
+
+
+def span(histogram: dict[int, int]) -> str:
+    return f"{min(histogram)}-{max(histogram)}" if histogram else "-"
+
+
+def set_row(name: str, summary: dict[str, Any], limit: int | None) -> list[str]:
+    """One set's line of the overview."""
+    total, solver = summary["rows"], summary["solver"] or {}
+    counts = ", ".join(f"{n}: {percent(k / total)}" for n, k in summary["numbers_in_a_problem"].items())
+    tokens = summary["tokens"] or {}
+    cells = [name, f"{total:,}", counts or "-", span(summary["numbers"]), span(summary["targets"])]
+    cells += [percent(solver.get(key)) for key in ("solvable_share", "needs_product_share", "needs_fraction_share")]
+    cells.append(span(tokens))
+    cells.append(f"{sum(k for n, k in tokens.items() if n > limit):,}" if tokens and limit else "-")
+    return cells
+
+
+def solution_rows(sets: dict[str, Any]) -> list[list[str]]:
+    """Share of problems by number of solutions, a line a set."""
+    edges = [0, 1, 2, 3, 6, 11, 101, 10**9]
+    rows = []
+    for name, summary in sets.items():
+        if summary["solver"]:
+            solutions = summary["solver"]["solutions"]
+            total = sum(solutions.values())
+            parts = [sum(k for n, k in solutions.items() if low <= n < high) for low, high in pairwise(edges)]
+            rows.append([name, *(percent(part / total) for part in parts)])
+    return rows
+
+
+def draw(sets: dict[str, Any], path: Path) -> None:
+    """Numbers, targets, solutions and difficulty of the sets, as a picture."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6))
+    axes = figure.subplots(2, 2)
+    figure.subplots_adjust(0.07, 0.06, 0.98, 0.95, 0.14, 0.24)  # a layout engine takes longer than the rest
+    for name, summary in sets.items():
+        solver = summary["solver"] or {}
+        panels = (
+            ("numbers", summary["numbers"]),
+            ("targets", summary["targets"]),
+            ("solutions", {n: k for n, k in solver.get("solutions", {}).items() if n <= 50}),
+            ("difficulty", {float(step): k for step, k in solver.get("difficulty", {}).items()}),
+        )
+        for axis, (title, histogram) in zip(axes.flat, panels, strict=True):
+            total = sum(histogram.values())
+            axis.plot(list(histogram), [k / total for k in histogram.values()], drawstyle="steps-mid", label=name)
+            axis.set_title({"solutions": "solutions (to 50)"}.get(title, title))
+    for axis in axes[0]:
+        axis.set_xscale("log")
+        axis.minorticks_off()
+    axes[0, 0].set_ylabel("share")
+    axes[1, 0].set_ylabel("share")
+    axes[1, 1].legend(fontsize="small")
+    figure.savefig(path, dpi=100, metadata={"Software": None})
+
+
+def write(folder: Path, result: dict[str, Any], config: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write datasheet.json, datasheet.md and datasheet.png.
+
+    Args:
+        folder: where to.
+        result: what `prepare` returned.
+        config: the configuration.
+        about: of the source, as the manifest has it.
+    """
+    (folder / "datasheet.json").write_text(json.dumps({"source": about} | result, indent=1, ensure_ascii=False) + "\n")
+    draw(result["sets"], folder / "datasheet.png")
+    rows, limit = result["rows"], config["max_prompt_length"]
+    what = (
+        about.get("repo") or about.get("preset", {}).get("name") or ", ".join(each["path"] for each in about["files"])
+    )
+    header = ["set", "rows", "how many numbers", "numbers", "targets", "solvable", "need * or /", "need a fraction"]
+    header += ["tokens", f"over {limit} tokens" if limit else "over the limit"]
+    leaks = [
+        [name, f"{leak['rows']:,}", f"{leak['numbers_in_training']:,}", f"{leak['problems_in_training']:,}"]
+        for name, leak in result["leaks"].items()
+    ]
+    text = [
+        f"# Datasheet: {about['name']} {what}\n",
+        f"Split `{config['split']['name']}`, prompt `{config['prompt']['name']}`, seed {config['seed']}. "
+        "What the columns mean: docs/data.md of CountdownZero.\n",
+        "## Rows\n",
+        table(list(rows), [[f"{n:,}" for n in rows.values()]]),
+    ]
+    if result["rejected"]:
+        text += [
+            "## Rejected (rejected.jsonl)\n",
+            table(["why", "rows"], [[why, f"{n:,}"] for why, n in result["rejected"].items()]),
+        ]
+    text += ["## Sets\n", table(header, [set_row(name, each, limit) for name, each in result["sets"].items()])]
+    kept = {name: each["duplicates_kept"] for name, each in result["sets"].items() if each["duplicates_kept"]}
+    if kept:
+        text += ["Rows that repeat an earlier problem, kept as the recipe keeps them: "
+                 + ", ".join(f"{name} {n:,}" for name, n in kept.items()) + ".\n"]  # fmt: skip
+    text += [
+        "## Test problems that occur in training\n",
+        table(["set", "rows", "numbers in training", "problem in training"], leaks),
+    ]
+    if by_count := solution_rows(result["sets"]):
+        text += ["## Solutions\n", table(["set", "0", "1", "2", "3-5", "6-10", "11-100", "over 100"], by_count)]
+    text.append("![Distributions of numbers, targets, solutions and difficulty](datasheet.png)\n")
+    (folder / "datasheet.md").write_text("\n".join(text))

@@ -1,0 +1,81 @@
+"""A folder that is replaced as a whole: whoever looks at it, at any moment, sees the old one or the new one.
+
+Everything is written to a hidden folder beside it, which then takes its name in one step of the file system. Two
+writers at once do not disturb each other; the later one wins. What a killed writer left goes at the next start.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data_prep.cli import UserError
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fs.h
+LOCK = "lock"
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Two existing paths take each other's name, in one step (renameat2, Linux)."""
+    renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(other))
+
+
+def publish(new: Path, out: Path) -> None:
+    """`new` becomes `out`; what `out` was is then in `new`, or nowhere."""
+    while True:
+        try:
+            if out.exists():
+                exchange(new, out)
+            else:
+                new.rename(out)
+            return
+        except OSError as error:  # somebody else made or removed `out` in between
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def sweep(out: Path) -> None:
+    """Remove what killed writers of `out` left: hidden folders beside it whose lock nobody holds."""
+    for folder in out.parent.glob(f".{out.name}-*"):
+        try:
+            with (folder / LOCK).open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except (BlockingIOError, FileNotFoundError):
+            continue
+
+
+@contextmanager
+def replaced(out: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `out` at the end of the block, unless that raises; it is then removed.
+
+    Raises:
+        UserError: the disk is full, or not writable.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        sweep(out)
+        # The lock lies beside the folder that will be `out`, in the one that is removed in the end.
+        hidden = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            with (hidden / LOCK).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                new = hidden / "new"
+                new.mkdir()
+                new.chmod(0o755)
+                yield new
+                publish(new, out)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"{out} could not be written: {error.strerror or error}; what was there before is as it was"
+        ) from error

@@ -1,0 +1,243 @@
+"""From a source to the files of a data folder: what the steps (data_prep/steps.py) yield is counted and written."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data_prep.cli import UserError
+from data_prep.datasheet import Leaks, Portrait
+from data_prep.engines import Engine
+from data_prep.prompts import to_table
+from data_prep.render import token_counter
+from data_prep.sources import Source
+from data_prep.split import SIDES, TEST, make_split
+from data_prep.steps import RANGE, Task, ood_rows
+
+Array = NDArray[Any]
+
+ROW_GROUP = 32_768  # rows of a parquet row group
+# Columns of few values; for the others a dictionary would be built in vain.
+REPEATED = ["data_source", "ability", "prompt.list.element.role", "reward_model.style", "extra_info.split"]
+
+
+class Writer:
+    """One parquet file of problems, written in row groups of ROW_GROUP rows however they come."""
+
+    def __init__(
+        self, path: Path, split: str, prompt: dict[str, Any], data_source: str | None, portrait: Portrait
+    ) -> None:
+        self.path, self.split, self.prompt, self.data_source, self.portrait = path, split, prompt, data_source, portrait
+        self.pending: list[tuple[Array, Array]] = []
+        self.waiting = self.written = 0
+        self.file: pq.ParquetWriter | None = None
+        self.thread = ThreadPoolExecutor(1)  # encodes one row group while the next is made
+        self.writing: Future[None] | None = None
+
+    def add(self, rows: Array, solved: Array) -> None:
+        self.pending.append((rows, solved))
+        self.waiting += len(rows)
+        while self.waiting >= ROW_GROUP:
+            self.flush(ROW_GROUP)
+
+    def flush(self, size: int) -> None:
+        """Write the first `size` waiting rows."""
+        rows, solved = (np.concatenate(parts) for parts in zip(*self.pending, strict=True))
+        self.pending, self.waiting = [(rows[size:], solved[size:])], self.waiting - size
+        rows, solved = rows[:size], solved[:size]
+        if self.data_source is None:
+            data_source = pa.compute.binary_join_element_wise(
+                "countdown/", pa.array(rows["count"]).cast(pa.string()), "_numbers", ""
+            )
+        else:
+            data_source = pa.repeat(f"countdown/{self.data_source}", size)
+        table = to_table(
+            self.prompt,
+            rows["numbers"],
+            rows["count"].astype(np.int64),
+            rows["target"].astype(np.int64),
+            data_source,
+            self.split,
+            self.written,
+            pa.array(solved["difficulty"], mask=np.isnan(solved["difficulty"])),
+            pa.array(solved["solutions"].astype(np.int64), mask=solved["solutions"] < 0),
+        )
+        self.portrait.add(rows, solved)
+        if self.file is None:
+            self.file = pq.ParquetWriter(
+                self.path, table.schema, compression="zstd", compression_level=1, use_dictionary=REPEATED,
+                write_statistics=False,
+            )  # fmt: skip
+        self.wait()
+        self.writing = self.thread.submit(self.file.write_table, table)
+        self.written += size
+
+    def wait(self) -> None:
+        """Until the last row group is written, or to raise what went wrong with it."""
+        if self.writing is not None:
+            self.writing.result()
+
+    def close(self) -> None:
+        """Write what waits. A set without rows has no file: `datasets`, and so verl, cannot load an empty one."""
+        if self.waiting:
+            self.flush(self.waiting)
+        self.wait()
+        if self.file is not None:
+            self.file.close()
+
+
+class Rejects:
+    """rejected.jsonl, and how many rows are in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("w")
+        self.reasons: Counter[str] = Counter()
+        self.first: dict[str, Any] | None = None
+
+    def add(self, rejected: list[dict[str, Any]]) -> None:
+        for row in rejected:
+            del row["place"]
+            self.first = self.first or row
+            self.reasons[f"{row['column']}: {row['reason']}" if row["column"] else row["reason"]] += 1
+            self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def check(self, total: int, allowed: float) -> None:
+        """Raise UserError where more than this share of all rows was rejected."""
+        self.file.close()
+        if self.first is not None and self.reasons.total() > allowed * total:
+            where = f"{self.first['file']} row {self.first['row']}"
+            where += f", column {self.first['column']}" if self.first["column"] else ""
+            raise UserError(
+                f"{self.reasons.total():,} of {total:,} rows are no problems, more than max_rejected={allowed}; "
+                f"the first: {where}: {self.first['reason']}: {self.first['value']}"
+            )
+
+
+def too_few(side: str, size: int, found: int, config: dict[str, Any]) -> UserError:
+    """Why a split cannot have the size that was asked for."""
+    what = "that can be solved " if config["unsolvable"] != "keep" else ""
+    advice = "take a smaller size"
+    if config["source"]["name"] == "synthetic":
+        advice += ", raise preset.rows"
+    if config["split"]["name"] == "by_numbers":
+        advice += f", or change held_out_share={config['held_out_share']}"
+    return UserError(f"{side}_size={size:,}, but only {found:,} problems {what}are on that side; {advice}")
+
+
+def prepare(
+    config: dict[str, Any], source: Source, engine: Engine, folder: Path, progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """Write all parquet files and rejected.jsonl into `folder`.
+
+    Args:
+        config: configs/prepare.yaml, resolved.
+        source: where the rows come from.
+        engine: who does the steps.
+        folder: an empty folder.
+        progress: is told what is done, how many rows of it, and of how many.
+
+    Returns:
+        What the datasheet is made of.
+
+    Raises:
+        UserError: a size cannot be had, too many rows are rejected, the configuration makes no sense.
+    """
+    by_numbers, ood = config["split"]["name"] == "by_numbers", config["ood"]
+    split = make_split(config, config["seed"], source.rows)
+    columns = config["source"].get("columns") or {"numbers": "", "target": ""}
+    bits = max(0, int(source.rows / RANGE - 1)).bit_length()
+    task = Task(split, (columns["numbers"], columns["target"]), bits, by_numbers, config["annotate"])
+
+    portraits: dict[str, Portrait] = {}
+    measure = token_counter(config["prompt"], config["tokenizer"]) if config["tokenizer"] else None
+    leaks = Leaks()
+
+    def writer(name: str, split_name: str, data_source: str | None = None) -> Writer:
+        portraits[name] = Portrait(measure, keeps_duplicates=not by_numbers)
+        return Writer(folder / f"{name}.parquet", split_name, config["prompt"], data_source, portraits[name])
+
+    rejects = Rejects(folder / "rejected.jsonl")
+    done = Counter[str]()
+
+    def read(rows: int) -> None:
+        done["read"] += rows
+        progress("reading", done["read"], source.rows)
+
+    writers = [writer(side, side) for side in SIDES]
+    apart = writer("unsolvable", "unsolvable") if config["unsolvable"] == "apart" else None
+    sizes = [config[f"{side}_size"] for side in SIDES]
+    taken, counts = [0, 0], Counter[str]()
+
+    def wanted(i: int) -> bool:
+        side = i >> bits
+        return config["annotate"] and (sizes[side] is None or taken[side] < sizes[side])
+
+    def write_ood() -> None:
+        """The sets out of distribution; before the training rows, which are compared with them."""
+        tasks = []
+        for name in ood["names"]:
+            preset = config["preset"] | ood["sets"][name] | {"name": f"ood.sets.{name}"}
+            tasks.append((preset, ood["size"], config["seed"], task, config["held_out_share"]))
+        for name, (rows, solved) in zip(ood["names"], engine.call(ood_rows, tasks), strict=True):
+            out = writer(f"ood_{name}", "test", name)
+            out.add(rows, solved)
+            out.close()
+            leaks.test(f"ood_{name}", rows)
+
+    side = TEST
+    for i, before, rows, solved in engine.ranges(source.batches(), task, read, rejects.add, wanted):
+        if not rejects.file.closed:
+            rejects.check(source.rows, config["max_rejected"])
+        if side == TEST != i >> bits:
+            write_ood()
+        side = i >> bits
+        counts["duplicates"] += before - len(rows)
+        keep = np.ones(len(rows), bool) if config["unsolvable"] == "keep" else solved["solutions"] != 0
+        last = len(rows)
+        if sizes[side] is not None:  # so many rows hold as many as are still to be taken
+            last = min(last, int(np.searchsorted(np.cumsum(keep), sizes[side] - taken[side])) + 1)
+            last *= taken[side] < sizes[side]
+        counts["not selected"] += len(rows) - last
+        rows, solved, keep = rows[:last], solved[:last], keep[:last]
+        counts["unsolvable"] += int((~keep).sum())
+        if apart is not None:
+            apart.add(rows[~keep], solved[~keep])
+        rows, solved = rows[keep], solved[keep]
+        taken[side] += len(rows)
+        writers[side].add(rows, solved)
+        if side == TEST:
+            leaks.test("test", rows)
+        else:
+            leaks.train(rows)
+        progress("writing", i + 1, 2 << bits)
+    rejects.check(source.rows, config["max_rejected"])
+    for name, size, found in zip(SIDES, sizes, taken, strict=True):
+        if size is not None and found < size:
+            raise too_few(name, size, found, config)
+        if not found:
+            raise UserError(f"of {source.rows:,} rows none is left for the {name} side")
+    for each in [*writers, *([apart] if apart else [])]:
+        each.close()
+    rejected = rejects.reasons.total()
+    known = rejected + sum(taken) + counts.total()
+    return {
+        "rows": {
+            "in": source.rows,
+            "rejected": rejected,
+            "duplicates": counts["duplicates"],
+            "unsolvable": counts["unsolvable"],
+            "not selected": counts["not selected"] + source.rows - known,  # a recipe leaves rows out from the start
+            "train": taken[1],
+            "test": taken[0],
+        },
+        "rejected": dict(rejects.reasons.most_common()),
+        "sets": {name: portrait.summary() for name, portrait in portraits.items() if portrait.rows},
+        "leaks": leaks.summary(),
+    }

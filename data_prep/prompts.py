@@ -1,0 +1,117 @@
+"""From problems to verl's rows: prompts (configs/prompt) filled in, for a whole table at once.
+
+One row (https://verl.readthedocs.io/en/latest/preparation/prepare_data.html):
+
+    data_source   "countdown/3_numbers"
+    prompt        [{"role": "user", "content": "A conversation between User and Assistant. ..."}]
+    ability       "math"
+    reward_model  {"style": "rule", "ground_truth": {"numbers": [11, 18, 25], "target": 175}}
+    extra_info    {"split": "train", "index": 0, "difficulty": 1.83, "solutions": 1}
+
+In the contents of a prompt's messages {numbers} stands for the numbers as a Python list and {target} for the target;
+every other brace is text.
+"""
+
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from data_prep.cli import UserError
+from data_prep.split import as_lists, joined
+
+Array = NDArray[Any]
+
+_PLACE = re.compile(r"\{(numbers|target)\}")
+
+
+def fill(text: str, numbers: list[int], target: int) -> str:
+    """One message's content for one problem.
+
+    >>> fill("{numbers} to {target}, as {x}", [44, 19, 35], 98)
+    '[44, 19, 35] to 98, as {x}'
+    """
+    return _PLACE.sub(lambda found: str({"numbers": numbers, "target": target}[found[1]]), text)
+
+
+def messages_for(prompt: dict[str, Any], numbers: list[int], target: int) -> list[dict[str, str]]:
+    """The messages of one problem."""
+    return [{"role": m["role"], "content": fill(m["content"], numbers, target)} for m in prompt["messages"]]
+
+
+def check_prompt(prompt: dict[str, Any]) -> None:
+    """Raise UserError where a prompt (a user's own, perhaps) does not show the problem."""
+    messages = prompt.get("messages") or []
+    if not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
+        raise UserError(f"prompt {prompt['name']}: each of its messages needs a role and a content")
+    text = "".join(str(message["content"]) for message in messages)
+    if missing := [place for place in ("{numbers}", "{target}") if place not in text]:
+        raise UserError(f"prompt {prompt['name']}: {' and '.join(missing)} occur in none of its messages")
+
+
+def fill_all(text: str, numbers: pa.StringArray, target: pa.StringArray) -> pa.StringArray:
+    """One message's content for every problem, from the texts of numbers ("[44, 19, 35]") and targets."""
+    pieces: list[Any] = [
+        {"numbers": numbers, "target": target}[piece] if i % 2 else pa.scalar(piece)
+        for i, piece in enumerate(_PLACE.split(text))
+    ]
+    if len(pieces) == 1:
+        return pa.repeat(pieces[0], len(numbers))
+    return pc.binary_join_element_wise(*pieces, "")
+
+
+def number_texts(lists: pa.ListArray) -> pa.StringArray:
+    """Lists of numbers as Python prints them."""
+    return pc.binary_join_element_wise("[", joined(lists, ", "), "]", "")
+
+
+def to_table(
+    prompt: dict[str, Any],
+    numbers: Array,
+    count: Array,
+    target: Array,
+    data_source: pa.StringArray,
+    split: str,
+    first: int,
+    difficulty: pa.DoubleArray,
+    solutions: pa.Int64Array,
+) -> pa.Table:
+    """Problems as rows in verl's schema (see the top).
+
+    Args:
+        prompt: of the configuration.
+        numbers: shape (rows, 6), of which each row uses the first `count`.
+        count, target: shape (rows,).
+        data_source: under which verl reports each row.
+        split, first: for extra_info; the index of the first row.
+        difficulty, solutions: for extra_info, null where not known.
+    """
+    size, messages = len(target), prompt["messages"]
+    lists = as_lists(numbers, count)
+    targets = pa.array(target, pa.int64())
+    texts = number_texts(lists), targets.cast(pa.string())
+    contents = [fill_all(message["content"], *texts) for message in messages]
+    content = contents[0]
+    if len(messages) > 1:  # message 0 of row 0, message 1 of row 0, ...
+        order = np.arange(size * len(messages)).reshape(len(messages), size).T.ravel()
+        content = pa.concat_arrays(contents).take(pa.array(order))
+    role = pa.array([message["role"] for message in messages]).take(pa.array(np.tile(np.arange(len(messages)), size)))
+    offsets = pa.array(np.arange(0, size * len(messages) + 1, len(messages)), pa.int32())
+    truth = pa.StructArray.from_arrays([lists, targets], ["numbers", "target"])
+    index = pa.array(np.arange(first, first + size))
+    return pa.table(
+        {
+            "data_source": data_source,
+            "prompt": pa.ListArray.from_arrays(
+                offsets, pa.StructArray.from_arrays([role, content], ["role", "content"])
+            ),
+            "ability": pa.repeat("math", size),
+            "reward_model": pa.StructArray.from_arrays([pa.repeat("rule", size), truth], ["style", "ground_truth"]),
+            "extra_info": pa.StructArray.from_arrays(
+                [pa.repeat(split, size), index, difficulty, solutions], ["split", "index", "difficulty", "solutions"]
+            ),
+        }
+    )

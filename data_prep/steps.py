@@ -1,0 +1,128 @@
+"""The two steps of the preparation, as functions of a few rows that any process on any machine can run.
+
+`first_step` cleans a batch of the source and says of each row which side it is on and where in the order of that side
+it stands. The order is cut into ranges of equal width, so that one range of all batches fits in memory; `second_step`
+puts a range in order, drops what occurs twice and solves the rest.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.clean import Batch, Problems, clean
+from data_prep.generate import distinct, generate
+from data_prep.solver import MAX_COUNT, forms, solve_many
+from data_prep.split import NEITHER, TEST, Split, assign, hash_numbers, mix
+
+Array = NDArray[Any]
+
+ROW = np.dtype(
+    [
+        ("key", "u8"),  # order within the side
+        ("hash", "u8"),  # of the numbers
+        ("place", "i8"),  # in the source
+        ("target", "i4"),
+        ("numbers", "u2", (MAX_COUNT,)),  # in the source's order, unused ones 0
+        ("count", "u1"),
+        ("side", "u1"),
+    ]
+)
+SOLVED = np.dtype([("solutions", "i4"), ("additive", "?"), ("fraction", "?"), ("difficulty", "f8")])
+# A range holds about so many rows; nothing in the result depends on it.
+RANGE = 65_536
+
+
+class Task(NamedTuple):
+    """What both steps need beside the rows."""
+
+    split: Split
+    columns: tuple[str, str]
+    bits: int  # the order of a side is cut into 2**bits ranges
+    deduplicate: bool
+    annotate: bool
+
+
+def as_rows(split: Split, problems: Problems) -> Array:
+    """Problems as ROW records."""
+    rows = np.zeros(len(problems.place), ROW)
+    used = np.arange(MAX_COUNT) < problems.count[:, None]
+    ascending = np.sort(np.where(used, problems.numbers, np.iinfo(np.int64).max), axis=1)
+    rows["hash"] = hash_numbers(ascending, problems.count)
+    rows["numbers"], rows["count"], rows["target"], rows["place"] = (
+        problems.numbers, problems.count, problems.target, problems.place,
+    )  # fmt: skip
+    rows["side"], rows["key"] = assign(split, rows["hash"], problems.target, problems.place)
+    return rows
+
+
+def first_step(batch: Batch, task: Task) -> tuple[Array, list[dict[str, Any]]]:
+    """The rows of a batch that belong to a side, in the order of their ranges; and the rejected ones."""
+    if batch.kind == "synthetic":
+        preset, seed, start, stop = batch.data
+        numbers, count, target = generate(preset, np.arange(start, stop), seed)
+        problems, rejected = Problems(numbers, count, target, np.arange(start, stop)), list[dict[str, Any]]()
+    else:
+        problems, rejected = clean(batch, task.columns)
+    rows = as_rows(task.split, problems)
+    rows = rows[rows["side"] != NEITHER]
+    return rows[np.argsort(rows["side"].astype(np.uint64) << np.uint64(63) | rows["key"] >> np.uint64(1))], rejected
+
+
+def range_of(rows: Array, task: Task) -> Array:
+    """Which range each row is in: 0 .. 2 * 2**task.bits - 1, the test side's first."""
+    within = rows["key"] >> np.uint64(1) >> np.uint64(63 - task.bits)
+    return (rows["side"].astype(np.int64) << task.bits) + within.astype(np.int64)
+
+
+def problem_hash(rows: Array) -> Array:
+    """A hash of numbers and target: of equal problems the same."""
+    return mix(rows["hash"] ^ mix(rows["target"].astype(np.uint64)))
+
+
+def second_step(rows: Array, task: Task, annotate: bool) -> tuple[Array, Array]:
+    """All rows of one range, in any order, to the kept ones in order and what the solver says of them.
+
+    Of equal problems the first of the source stays. Without `annotate` nothing is solved and every `solutions` is -1.
+    """
+    rows = rows[np.lexsort((rows["place"], rows["key"]))]
+    if task.deduplicate and len(rows):
+        # Equal problems have equal keys; that different ones have too is one chance in 2**64, so they are compared.
+        first = np.ones(len(rows), bool)
+        before, after = rows[:-1], rows[1:]
+        first[1:] = (before["key"] != after["key"]) | (before["hash"] != after["hash"])
+        first[1:] |= before["target"] != after["target"]
+        rows = rows[first]
+    return rows, annotations(rows) if annotate else unsolved(len(rows))
+
+
+def unsolved(size: int) -> Array:
+    """Annotations of rows that nobody solved."""
+    result = np.zeros(size, SOLVED)
+    result["solutions"], result["difficulty"] = -1, np.nan
+    return result
+
+
+def annotations(rows: Array) -> Array:
+    """What the solver says of each row.
+
+    `difficulty` is log10 of how many expressions there are on so many numbers (6, 68, 1170, 27142 or 793002) for each
+    that solves the problem: the number of blind tries that one takes, in powers of ten. NaN where none does.
+    """
+    result = unsolved(len(rows))
+    for n in np.unique(rows["count"]).tolist():
+        here = np.flatnonzero(rows["count"] == n)
+        solved = solve_many(rows["numbers"][here, :n].astype(np.int64), rows["target"][here].astype(np.int64))
+        result["solutions"][here] = solved.solutions
+        result["additive"][here], result["fraction"][here] = solved.additive, solved.fraction
+        with np.errstate(divide="ignore"):
+            difficulty = np.log10(len(forms(n).value) / solved.solutions)
+        result["difficulty"][here] = np.where(solved.solutions > 0, difficulty, np.nan)
+    return result
+
+
+def ood_rows(preset: dict[str, Any], size: int, seed: int, task: Task, held_out_share: float) -> tuple[Array, Array]:
+    """A test set out of distribution: rows of the preset whose numbers are the test side's, and their annotations."""
+    problems = Problems(*distinct(preset, size, seed, side=TEST, held_out_share=held_out_share), np.arange(size))
+    rows = as_rows(task.split, problems)
+    return rows, annotations(rows)

@@ -1,0 +1,182 @@
+"""Prompts: the bytes of the published recipes, through verl's own classes."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import chatml
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from data_prep.cli import CONFIGS, UserError
+from data_prep.prompts import check_prompt, messages_for
+from data_prep.render import load_tokenizer, pieces, render, token_counter
+
+# The published prompts, from the sources named in the file.
+PUBLISHED = json.loads((Path(__file__).parent / "published_prompts.json").read_text())
+NAMES = ["tinyzero_base", "tinyzero_instruct", "mini_r1", "datawhale_r1"]
+NUMBERS, TARGET = [44, 19, 35], 98
+
+
+def published(name):
+    """What the recipe sent to the model: its text, or its messages by Qwen2.5's ChatML rules with the last one open."""
+    prompt = PUBLISHED[name]
+    text = prompt.get("text")
+    if text is None:
+        messages = prompt["messages"]
+        if messages[0]["role"] != "system":
+            default = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+            messages = [{"role": "system", "content": default}, *messages]
+        text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+        text = text.removesuffix("<|im_end|>\n")
+    return text.replace("{numbers}", str(NUMBERS)).replace("{target}", str(TARGET))
+
+
+def prompt_of(name, *overrides):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose("render", [f"prompt={name}", "tokenizer=x", *overrides]).prompt)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    chatml.save(folder)
+    return folder
+
+
+def through_verls_agent_loop(model, prompt):
+    """Token ids from verl's single-turn agent loop, with the model configuration that a run has."""
+    from verl.experimental.agent_loop.agent_loop import AgentLoopBase, DictConfigWrap
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+    from verl.workers.config.model import HFModelConfig
+
+    class Loop(AgentLoopBase):
+        async def run(self, sampling_params, **kwargs):
+            return await self.ct_build_initial_tokens(list(kwargs["raw_prompt"]))
+
+    config = HFModelConfig(path=str(model), custom_chat_template=prompt["chat_template"])
+    trainer = OmegaConf.create({"actor_rollout_ref": {"rollout": {"prompt_length": 10_000}}, "data": {}})
+
+    async def ids():
+        loop = Loop(
+            trainer_config=DictConfigWrap(trainer),
+            server_manager=None,
+            tokenizer=config.tokenizer,
+            processor=config.processor,
+            dataset_cls=RLHFDataset,
+            data_config=DictConfigWrap(trainer.data),
+            hf_model_type=config.hf_config.model_type,
+        )
+        return await loop.run({}, raw_prompt=messages_for(prompt, NUMBERS, TARGET))
+
+    return asyncio.run(ids()), config.tokenizer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_verls_agent_loop_sends_the_published_bytes(model, name):
+    ids, tokenizer = through_verls_agent_loop(model, prompt_of(name))
+    assert tokenizer.decode(ids) == published(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_render_shows_what_verls_agent_loop_sends(model, name):
+    prompt = prompt_of(name)
+    tokenizer = load_tokenizer(str(model), prompt)
+    text, ids = render(tokenizer, messages_for(prompt, NUMBERS, TARGET))
+    assert text == published(name)
+    assert ids == through_verls_agent_loop(model, prompt)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rollouts_on_a_cpu_send_the_same(model, name):
+    from verl.utils.tokenizer import hf_tokenizer
+
+    from verl_recipes.cpu.batch_rollout import BatchRollout
+
+    prompt = prompt_of(name)
+    rollout = BatchRollout.__new__(BatchRollout)  # without its servers
+    rollout.rollout = OmegaConf.create({"prompt_length": 10_000})
+    rollout.data = OmegaConf.create({"apply_chat_template_kwargs": {}})
+    rollout.use_tokenizer(hf_tokenizer(str(model)), prompt["chat_template"])
+    ids = rollout.tokenize({"raw_prompt": messages_for(prompt, NUMBERS, TARGET)})
+    assert ids == through_verls_agent_loop(model, prompt)[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_chatml_is_within_chatml(name):
+    for message in prompt_of(name)["messages"]:
+        assert "<|im_" not in message["content"]
+    text = published(name)
+    assert text.count("<|im_start|>") - text.count("<|im_end|>") == (name != "tinyzero_base")
+
+
+def test_a_prompt_of_ones_own_comes_from_a_yaml_file(tmp_path, model):
+    (tmp_path / "prompt").mkdir()
+    (tmp_path / "prompt/mine.yaml").write_text(
+        "defaults: [/chat_template: model]\nname: mine\nmessages:\n"
+        "- {role: user, content: '{numbers} -> {target}, {x}'}\n"
+    )
+    arguments = ["--config-dir", str(tmp_path), "prompt=mine", f"tokenizer={model}", "numbers=[3,4]", "target=7"]
+    result = subprocess.run([sys.executable, "-m", "data_prep.render", *arguments], capture_output=True, text=True)
+    assert "<|im_start|>user\n[3, 4] -> 7, {x}<|im_end|>\n<|im_start|>assistant\n" in result.stdout, result.stderr
+    assert "|<|im_start|>|" in result.stdout
+
+
+def test_tokens_show_their_bytes_where_they_are_no_character(model):
+    tokenizer = load_tokenizer(str(model), prompt_of("datawhale_r1"))
+    shown = pieces(tokenizer, tokenizer("用 1+")["input_ids"])
+    assert shown == ["<0xE7>", "<0x94>", "<0xA8>", " ", "1", "+"]
+
+
+def test_lengths_in_the_datasheet_are_those_of_the_prompts(model):
+    import pyarrow as pa
+
+    for name in NAMES:
+        prompt = prompt_of(name)
+        count = token_counter(prompt, str(model))
+        tokenizer = load_tokenizer(str(model), prompt)
+        problems = [([1, 2], 3), ([44, 19, 35], 98), ([100, 7, 50, 3, 2, 1], 999)]
+        lengths = count(pa.array([str(n) for n, _ in problems]), pa.array([str(t) for _, t in problems]))
+        assert lengths.tolist() == [len(render(tokenizer, messages_for(prompt, *p))[1]) for p in problems]
+
+
+def test_a_prompt_that_hides_the_problem_is_refused():
+    with pytest.raises(UserError, match=r"\{target\} occur in none"):
+        check_prompt({"name": "x", "messages": [{"role": "user", "content": "{numbers}"}]})
+
+
+def test_verls_data_set_loads_every_file_of_every_prompt(tmp_path, model, monkeypatch):
+    from test_data import prepare
+    from verl.utils.dataset.rl_dataset import RLHFDataset
+    from verl.utils.tokenizer import hf_tokenizer
+
+    fewer = ("ood=standard", "ood.size=4", "ood.names=[5_numbers,large_numbers,needs_product]")
+    for name in ("tinyzero_base", "datawhale_r1"):
+        out = tmp_path / name
+        prepare(out, f"prompt={name}", "unsolvable=apart", "train_size=40", "test_size=8", *fewer)
+        config = OmegaConf.create(
+            {"cache_dir": str(tmp_path), "max_prompt_length": 4000, "filter_overlong_prompts": True}
+        )
+        files = sorted(map(str, out.glob("*.parquet")))
+        data = RLHFDataset(files, hf_tokenizer(str(model)), config)  # all in one, so with one schema
+        assert len(data) == 40 + 8 + 3 * 4
+        for i in range(len(data)):
+            row = data[i]
+            truth = row["reward_model"]["ground_truth"]
+            assert str(truth["numbers"]) in row["raw_prompt"][0]["content"]
+            assert row["data_source"].startswith("countdown/")
+
+
+def test_a_run_whose_chat_template_is_not_the_datas_is_refused(tmp_path):
+    from test_data import prepare
+
+    from verl_recipes.checks import check_prompt as check_run
+
+    prepare(tmp_path / "out", "prompt=mini_r1", "train_size=40", "test_size=8")
+    files = str(tmp_path / "out/train.parquet")
+    check_run(files, prompt_of("mini_r1")["chat_template"])
+    with pytest.raises(UserError, match="made with prompt=mini_r1"):
+        check_run(files, prompt_of("tinyzero_base")["chat_template"])
