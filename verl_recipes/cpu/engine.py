@@ -109,10 +109,13 @@ class CPUEngineWithLMHead(FSDPEngineWithLMHead):
             self.engine_config.forward_only = forward_only
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Loss, forward_only: bool = False) -> Any:
-        output = in_order_of_length(super().forward_backward_batch, data, loss_function, forward_only)
         rollout = data.get("rollout_log_probs", data.get("old_log_probs", None))
         policy = not (self.engine_config.forward_only or tu.get_non_tensor_data(data, "no_lora_adapter", False))
-        if self.unchecked and policy and rollout is not None:
+        check = self.unchecked and policy and rollout is not None
+        if check:
+            tu.assign_non_tensor(data, return_model_output=True)
+        output = in_order_of_length(super().forward_backward_batch, data, loss_function, forward_only)
+        if check:
             value = agreement(data["responses"], rollout, output["model_output"]["log_probs"])
             self.unchecked = False
             if not forward_only:  # for the other pass verl has a metric
