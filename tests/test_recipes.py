@@ -231,3 +231,28 @@ def vllm_arguments(cfg, monkeypatch):
         return server.arguments
 
     return asyncio.run(launch())
+
+
+def test_a_trackers_missing_key_or_package_is_one_line(monkeypatch, tmp_path):
+    from verl_recipes.checks import check_trackers
+
+    def told(name, **environment):
+        for key in ("WANDB_API_KEY", "SWANLAB_API_KEY", "WANDB_MODE", "SWANLAB_MODE"):
+            monkeypatch.delenv(key, raising=False)
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        trackers = OmegaConf.load(CONFIGS / "tracker" / f"{name}.yaml")
+        check_trackers(OmegaConf.create({"trackers": trackers, "run_dir": "runs/x"}).trackers)
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("verl_recipes.checks.find_spec", lambda name: name)
+    for name in ("wandb", "swanlab"):
+        with pytest.raises(UserError, match=f"tracker={name}: no key"):
+            told(name)
+        told(name, **{f"{name.upper()}_API_KEY": "x"})
+        told(name, **{f"{name.upper()}_MODE": "offline"})
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x\n")
+    told("wandb")
+    monkeypatch.setattr("verl_recipes.checks.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="tracker=mlflow: the package is not installed"):
+        told("mlflow")

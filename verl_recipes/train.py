@@ -83,6 +83,8 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, **trainer: Any)
     validation["n"] = 1
     OmegaConf.save(config, run_dir / "config.yaml")
     environment = {"VERL_FILE_LOGGER_PATH": str(run_dir.resolve() / "metrics.part.jsonl"), "PYTHONUNBUFFERED": "1"}
+    for tracker in cfg.trackers.values():
+        environment |= tracker.environment
     if cfg.trainer.device == "cpu":
         environment["VERL_PLATFORM"] = "cpu"
     log = run_dir / "log.txt"
