@@ -174,6 +174,7 @@ def folder_of(tmp_path_factory):
 
 @pytest.mark.slow
 def test_every_pair_passes_verls_validation_and_vllms_argument_parser(folder_of, monkeypatch):
+    from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
@@ -191,17 +192,19 @@ def test_every_pair_passes_verls_validation_and_vllms_argument_parser(folder_of,
         cfg.actor_rollout_ref.model.path = str(folders[model])
         OmegaConf.resolve(cfg)
         validate_config(cfg, need_reference_policy(cfg), need_critic(cfg))
-        for part in (cfg.algorithm, cfg.critic, cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.ref):
+        parts = [cfg.algorithm, cfg.critic, cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.model]
+        for part in [*parts, cfg.trainer.v1.separate_async.hybrid_rollout]:
             omega_conf_to_dataclass(part)
-        for part in (
-            cfg.actor_rollout_ref.model,
-            cfg.reward.reward_manager,
-            cfg.trainer.v1.separate_async.hybrid_rollout,
-        ):
-            omega_conf_to_dataclass(part)
-        rollout = json.dumps(OmegaConf.to_container(cfg.actor_rollout_ref.rollout), sort_keys=True)
-        if (model, rollout) not in parsed:
-            parsed.add((model, rollout))
+        get_reward_manager_cls(cfg.reward.reward_manager.name)
+        rollout = cfg.actor_rollout_ref.rollout
+        arguments_of = (
+            rollout.max_model_len,
+            rollout.tensor_model_parallel_size,
+            cfg.gpus.name,
+            cfg.architecture.vocab_size,
+        )
+        if arguments_of not in parsed:
+            parsed.add(arguments_of)
             arguments = vllm_arguments(cfg, monkeypatch)
             assert arguments.tensor_parallel_size == cfg.actor_rollout_ref.rollout.tensor_model_parallel_size
             assert arguments.enforce_eager == cfg.actor_rollout_ref.rollout.enforce_eager

@@ -5,12 +5,14 @@ The others are in benchmarks/recipes_train.py. Left out by `tests/run.sh --fast`
 
 import json
 import math
+import shutil
 import sqlite3
 import sys
 from importlib.util import find_spec
 
 import pytest
-from test_end_to_end import AGREEMENT, Command, data, metrics_of, train  # noqa: F401  `data` is a fixture
+from safetensors.torch import load_file
+from test_end_to_end import AGREEMENT, ROOT, Command, data, metrics_of, train  # noqa: F401  `data` is a fixture
 
 pytestmark = pytest.mark.end_to_end
 SHORT = ["model=tiny", "prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.total_training_steps=2"]
@@ -97,4 +99,27 @@ def test_lora_trains_on_one_rank_while_another_generates(data, tmp_path):  # noq
     command.assert_nothing_is_left()
     first, _ = steps_of(run_dir)
     assert first["actor/kl_loss"] < 1e-6  # the adapter starts at zero, and without it the actor is the reference
-    assert (run_dir / "model" / "config.json").exists()
+    base, model = (
+        load_file(folder / "model.safetensors") for folder in (ROOT / "assets" / "tiny_base", run_dir / "model")
+    )
+    assert model.keys() == base.keys()  # one whole model, without an adapter beside it
+
+
+def test_a_merged_model_computes_what_the_model_with_its_adapter_does(tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from verl_recipes.merge_lora import merge
+
+    shutil.copytree(ROOT / "assets" / "tiny_base", tmp_path, dirs_exist_ok=True)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path)
+    adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "lora_adapter")
+    tokens = torch.arange(20)[None]
+    expected = adapted(tokens).logits
+    merge(tmp_path)
+    assert not (tmp_path / "lora_adapter").exists()
+    torch.testing.assert_close(
+        AutoModelForCausalLM.from_pretrained(tmp_path)(tokens).logits, expected, rtol=1e-4, atol=1e-4
+    )
