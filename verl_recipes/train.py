@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +38,6 @@ from verl_recipes.summary import read_samples, summarize
 from verl_recipes.supervise import locked, run_verl
 
 PACKAGES = ("verl", "vllm", "ray", "torch", "transformers", "tensordict")
-
-
-def package_dir(name: str) -> str:
-    """Where a package lies, without importing it: verl takes ten seconds to import."""
-    spec = find_spec(name)
-    if spec is None or spec.origin is None:
-        raise UserError(f"{name} is not installed here; `bash launch/cpu.sh` makes an environment that has it")
-    return str(Path(spec.origin).parent)
-
-
-OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
 
 
 def last_checkpoint(run_dir: Path) -> int:
@@ -95,6 +83,8 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, **trainer: Any)
     validation["n"] = 1
     OmegaConf.save(config, run_dir / "config.yaml")
     environment = {"VERL_FILE_LOGGER_PATH": str(run_dir.resolve() / "metrics.part.jsonl"), "PYTHONUNBUFFERED": "1"}
+    for tracker in cfg.trackers.values():
+        environment |= tracker.environment
     if cfg.trainer.device == "cpu":
         environment["VERL_PLATFORM"] = "cpu"
     log = run_dir / "log.txt"
@@ -112,14 +102,16 @@ def export(run_dir: Path, step: int) -> None:
     """Write the actor of a checkpoint to model/ in Hugging Face's format."""
     actor, model = run_dir / "checkpoints" / f"global_step_{step}" / "actor", run_dir / "model"
     shutil.rmtree(model, ignore_errors=True)
-    if list((actor / "huggingface").glob("*.safetensors")):  # save_contents holds hf_model: there already, in fp32
+    lora = (actor / "lora_train_meta.json").exists()
+    if not lora and list((actor / "huggingface").glob("*.safetensors")):  # save_contents holds hf_model: there, in fp32
         shutil.copytree(actor / "huggingface", model)
         return
-    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend=fsdp"]
-    with (run_dir / "log.txt").open("a") as log:
-        merge = subprocess.run([*command, f"--local_dir={actor}", f"--target_dir={model}"], stdout=log, stderr=log)
-    if merge.returncode:
-        raise UserError(f"verl.model_merger failed on {actor}; see {run_dir / 'log.txt'}")
+    commands = [["verl.model_merger", "merge", "--backend=fsdp", f"--local_dir={actor}", f"--target_dir={model}"]]
+    commands += [["verl_recipes.merge_lora", str(model)]] if lora else []
+    for command in commands:
+        with (run_dir / "log.txt").open("a") as log:
+            if subprocess.run([sys.executable, "-m", *command], stdout=log, stderr=log).returncode:
+                raise UserError(f"{command[0]} failed on {actor}; see {run_dir / 'log.txt'}")
 
 
 def stage_seconds(run_dir: Path, started: float) -> dict[str, float]:
