@@ -1,4 +1,4 @@
-"""python -m verl_recipes.plan recipe=... model=... hardware=... [overrides]: what a run needs, before it costs anything.
+"""python -m verl_recipes.plan recipe=... model=... hardware=... [overrides]: what a run needs, before it costs.
 
     memory of each phase of a step on each GPU, by what holds it; whether it fits, and which setting to turn if not
     KV cache of vLLM, and how many sequences it holds at once
@@ -150,7 +150,7 @@ def show(cfg: DictConfig, console: Console) -> list[str]:
     console.print(
         f"{train} x {gpu['name']}" + (f", and {alone} that only generate" if alone else "") + f", {gpu['memory_gib']} "
         f"GiB each. vLLM's KV cache: {cache['kv_cache'] / GIB:.1f} GiB, {cache['sequences']:.0f} sequences of "
-        f"{longest(cfg)} tokens at once (actor_rollout_ref.rollout.max_num_seqs={cfg.actor_rollout_ref.rollout.max_num_seqs})."
+        f"{longest(cfg)} tokens at once."
     )
     table = Table("part", "seconds", title="a step, by assumption (configs/facts/assumptions.yaml)")
     for part, value in found["seconds"].items():

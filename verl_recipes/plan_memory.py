@@ -252,9 +252,11 @@ def passes(cfg: DictConfig) -> dict[str, Pass]:
     """The passes of a step by name: actor, log_probs, reference, critic."""
     models, on_cpu = cfg.actor_rollout_ref, cfg.trainer.device == "cpu"
     actor, ranks = models.actor, gpus_of(cfg)[0]
-    cpu_rows = None
+    cpu_rows = 0
     if on_cpu:  # micro-batches are the CPU engine's matter
-        from verl_recipes.cpu import MICRO_BATCH as cpu_rows
+        from verl_recipes.cpu import MICRO_BATCH
+
+        cpu_rows = MICRO_BATCH
 
     def one(model: DictConfig, engine: DictConfig, worker: Mapping[str, Any], key: str, **settings: Any) -> Pass:
         dynamic = worker.get("log_prob_use_dynamic_bsz" if key == "log_prob" else "use_dynamic_bsz")
