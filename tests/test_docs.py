@@ -37,9 +37,9 @@ def test_paths_that_a_document_names_exist(name):
 @pytest.mark.parametrize("name", READMES)
 def test_the_readme_lists_every_option(name):
     text = (ROOT / name).read_text()
-    for group in ("data", "prompt", "model", "reward", "recipe", "hardware"):
+    for group in ("data", "prompt", "model", "reward", "recipe", "hardware", "topology", "tuning", "tracker"):
         row = next(line for line in text.splitlines() if line.startswith(f"| `{group}` |"))
-        assert set(re.findall(r"`(\w+)`", row)) == {group, *(path.stem for path in (CONFIGS / group).glob("*.yaml"))}
+        assert set(re.findall(r"`([\w.]+)`", row)) == {group, *(path.stem for path in (CONFIGS / group).glob("*.yaml"))}
 
 
 @pytest.mark.parametrize("name", ["docs/reward.md", "docs/zh/reward.md"])

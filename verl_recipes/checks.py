@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig
 
 from data_prep.cli import UserError
+from verl_recipes.configuration import check_choice
 
 COLUMNS = {"data_source", "prompt", "reward_model"}
 CPU_MEMORY_GIB = 8  # what the tiny run takes at its peak, rounded up (README.md)
@@ -30,13 +31,19 @@ _WHO = re.compile(r"^(?:\([^)]*pid=[^)]*\)\s*)*(?:ERROR [-\d]+ [:\d]+ \[\S+\]\s*
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)(?:\(\w+\))?: \S")
 
 
-def check_parquet(files: str | ListConfig | None, key: str) -> int:
-    """Number of rows in the parquet files of a configuration key, after checking that verl can read them."""
+def check_parquet(files: str | ListConfig | None, key: str, made_by: str = "python -m data_prep") -> int:
+    """Number of rows in the parquet files of a configuration key, after checking that verl can read them.
+
+    Args:
+        files: one or several.
+        key: names them in an error.
+        made_by: the command that writes them.
+    """
     rows = 0
     for name in [files] if isinstance(files, str) else files or []:
         path = Path(name)
         if not path.is_file():
-            raise UserError(f"{key}: {path} does not exist; `python -m data_prep` writes the default data")
+            raise UserError(f"{key}: {path} does not exist; make it with `{made_by}`")
         try:
             metadata = pq.read_metadata(path)
             columns = set(pq.read_schema(path).names)
@@ -90,8 +97,9 @@ def check_space(cfg: DictConfig, run_dir: Path, weights: int) -> None:
 
 def preflight(cfg: DictConfig, run_dir: Path) -> None:
     """Raise UserError for what would fail later."""
-    rows = check_parquet(cfg.data.train_files, "data.train_files")
-    check_parquet(cfg.data.val_files, "data.val_files")
+    check_choice(cfg)
+    rows = check_parquet(cfg.data.train_files, "data.train_files", cfg.data.made_by)
+    check_parquet(cfg.data.val_files, "data.val_files", cfg.data.made_by)
     for files in (cfg.data.train_files, cfg.data.val_files):
         check_prompt(files, cfg.actor_rollout_ref.model.custom_chat_template)
     if rows < cfg.data.train_batch_size:

@@ -16,13 +16,14 @@ import json
 import os
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 from transformers import AutoTokenizer
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from reward_score.components import repetition
 from verl_recipes.alarms import check_output, component_metrics
@@ -37,12 +38,24 @@ def plain(value: Any) -> Any:
 
 
 class CountdownReplayBuffer(ReplayBuffer):
-    """Settings are `trainer.v1.sampler.sampler_kwargs` in configs/train.yaml."""
+    """Of verl's synchronous trainer. Settings are `trainer.v1.sampler.sampler_kwargs` in configs/train.yaml."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, poll_interval=POLL_SECONDS, **kwargs)
-        self.folder = Path(self.sampler_kwargs["samples_dir"])
-        self.tokenizer = AutoTokenizer.from_pretrained(self.sampler_kwargs["tokenizer"])
+    def __init__(self, *args: Any, sampler_kwargs: Mapping[str, Any], **kwargs: Any) -> None:
+        groups = sampler_kwargs["filter_groups"]
+        super().__init__(
+            *args,
+            sampler_kwargs=sampler_kwargs,
+            poll_interval=POLL_SECONDS,
+            # DAPO's dynamic sampling, which verl's trainer_base.py configures for its own replay buffers only.
+            filter_groups_metric=groups["metric"] if groups["enable"] else None,
+            train_batch_size=sampler_kwargs["train_batch_size"],
+            gen_batch_size=1,
+            max_inflight_gen_batches=groups["max_inflight_gen_batches"],
+            **kwargs,
+        )
+        self.sampler_kwargs = sampler_kwargs
+        self.folder = Path(sampler_kwargs["samples_dir"])
+        self.tokenizer = AutoTokenizer.from_pretrained(sampler_kwargs["tokenizer"])
         self.rows: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
         self.history: dict[int, dict[str, float]] = {}  # metrics of the training steps
 
@@ -97,3 +110,7 @@ class CountdownReplayBuffer(ReplayBuffer):
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "events.jsonl").open("a") as events:
             events.write(json.dumps({"time": time.time(), "event": event, "split": split, "step": step}) + "\n")
+
+
+class CountdownReplayBufferAsync(CountdownReplayBuffer, ReplayBufferAsync):
+    """Of verl's asynchronous trainers (configs/topology/split.yaml): `super()` above is then ReplayBufferAsync."""

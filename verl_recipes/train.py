@@ -22,7 +22,6 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +38,6 @@ from verl_recipes.summary import read_samples, summarize
 from verl_recipes.supervise import locked, run_verl
 
 PACKAGES = ("verl", "vllm", "ray", "torch", "transformers", "tensordict")
-
-
-def package_dir(name: str) -> str:
-    """Where a package lies, without importing it: verl takes ten seconds to import."""
-    spec = find_spec(name)
-    if spec is None or spec.origin is None:
-        raise UserError(f"{name} is not installed here; `bash launch/cpu.sh` makes an environment that has it")
-    return str(Path(spec.origin).parent)
-
-
-OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
 
 
 def last_checkpoint(run_dir: Path) -> int:

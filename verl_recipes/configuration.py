@@ -1,0 +1,75 @@
+"""What Hydra's groups cannot say alone: arithmetic between them, and which of them do not go together."""
+
+from importlib.util import find_spec
+from math import gcd
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from data_prep.cli import UserError
+
+
+def package_dir(name: str) -> str:
+    """Where a package lies, without importing it: verl takes ten seconds to import."""
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise UserError(f"{name} is not installed here; `bash launch/cpu.sh` makes an environment that has it")
+    return str(Path(spec.origin).parent)
+
+
+def batch_for_ranks(prompts: int, updates: int, n: int, nodes: int, ranks_per_node: int) -> int:
+    """The batch nearest to `prompts` whose `updates` mini-batches of `n` responses each are shared evenly by all ranks.
+
+    >>> batch_for_ranks(16, 1, 8, 1, 3), batch_for_ranks(256, 4, 1, 1, 3), batch_for_ranks(24, 1, 8, 1, 3)
+    (15, 252, 24)
+    """
+    ranks = max(nodes * ranks_per_node, 1)
+    step = updates * (ranks // gcd(ranks, n))
+    return max(round(prompts / step), 1) * step
+
+
+OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
+OmegaConf.register_new_resolver("batch_for_ranks", batch_for_ranks, replace=True)
+OmegaConf.register_new_resolver("add", lambda *terms: sum(terms), replace=True)
+OmegaConf.register_new_resolver("divide", lambda a, b: a // b, replace=True)
+
+
+def check_choice(cfg: DictConfig) -> None:
+    """Raise UserError where recipe, model, hardware and topology do not go together, by their numbers."""
+    trainer, actor, rollout = cfg.trainer, cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.rollout
+    split, name = trainer.v1.trainer_mode == "separate_async", cfg.gpus.name
+    if trainer.n_gpus_per_node < 1 or (split and rollout.n_gpus_per_node < 1):
+        raise UserError(f"topology=split takes a GPU for generation, and hardware of one {name} has none left to train")
+    if cfg.architecture and cfg.architecture.parameters > cfg.gpus.most_parameters:
+        raise UserError(
+            f"{cfg.actor_rollout_ref.model.path} has {cfg.architecture.parameters / 1e9:.1f} billion parameters, and "
+            f"hardware of {cfg.gpus.all * cfg.nodes} x {name} takes {cfg.gpus.most_parameters / 1e9:g} at most; choose "
+            "another model or hardware, or set gpus.most_parameters to try"
+        )
+    ranks, generating = trainer.nnodes * trainer.n_gpus_per_node, rollout.n_gpus_per_node * (rollout.nnodes or 1)
+    parallel = rollout.tensor_model_parallel_size
+    if generating % parallel:
+        raise UserError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide {generating} GPUs"
+        )
+    if cfg.architecture and cfg.architecture.num_attention_heads % parallel:
+        heads = cfg.architecture.num_attention_heads
+        raise UserError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide {heads} heads"
+        )
+    mini, n = actor.ppo_mini_batch_size, rollout.n
+    if cfg.data.train_batch_size % mini or mini * n % ranks:
+        raise UserError(
+            f"data.train_batch_size={cfg.data.train_batch_size} must be whole mini-batches, and {n} responses to each "
+            f"of actor_rollout_ref.actor.ppo_mini_batch_size={mini} prompts must be shared evenly by {ranks} ranks"
+        )
+    if n < 2 and cfg.algorithm.adv_estimator != "gae":
+        raise UserError(
+            f"algorithm.adv_estimator={cfg.algorithm.adv_estimator} compares responses: rollout.n must be 2 or more"
+        )
+    longest = cfg.data.max_prompt_length + cfg.data.max_response_length
+    if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < longest:
+        raise UserError(
+            f"a prompt and response of {longest} tokens do not fit a micro-batch: raise "
+            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu}"
+        )
