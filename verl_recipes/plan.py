@@ -21,16 +21,16 @@ from rich.table import Table
 
 from data_prep.cli import CONFIGS, UserError, run
 from verl_recipes import plan_time
+from verl_recipes.configuration import check_choice
 from verl_recipes.plan_memory import GIB, facts, gpus_of, longest, passes, phases, vllm
-from verl_recipes.train import package_dir  # noqa: F401  registers the resolver that finds verl's configuration
 
 OFFLOAD = "actor_rollout_ref.actor.fsdp_config.{param_offload,optimizer_offload}=true"
 
 
 def gpu_of(cfg: DictConfig) -> dict[str, Any] | None:
     """Facts of the run's GPU; None for a CPU."""
-    name = str((cfg.get("gpus") or {}).get("name") or "").lower()
-    if not name:
+    name = cfg.gpus.name.lower()
+    if cfg.trainer.device == "cpu":
         return None
     if name not in facts("gpus"):
         raise UserError(f"gpus.name={name}: configs/facts/gpus.yaml knows {', '.join(facts('gpus'))}")
@@ -68,6 +68,10 @@ def advice(cfg: DictConfig, phase: str) -> str:
 def judge(cfg: DictConfig, memory: dict[str, dict[str, float]], gpu: dict[str, Any]) -> list[str]:
     """One line for each thing that does not fit."""
     lines = []
+    try:
+        check_choice(cfg)
+    except UserError as error:
+        lines.append(str(error).removeprefix("error: "))
     for phase, parts in memory.items():
         need = sum(parts.values()) / GIB
         if need > gpu["memory_gib"]:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from inspect import getsource
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,19 @@ def facts(name: str) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.load(CONFIGS / "facts" / f"{name}.yaml"))  # type: ignore[return-value]
 
 
-def shape_of(path: str) -> dict[str, Any]:
-    """The model's config.json: a local folder's, one of configs/facts/models.yaml, or the hub's."""
+def shape_of(cfg: DictConfig) -> dict[str, Any]:
+    """The model's config.json: from the `architecture` of its file in configs/model, its folder, or the hub."""
+    if cfg.get("architecture"):
+        return {"model_type": "qwen2"} | {key: v for key, v in cfg.architecture.items() if key != "parameters"}
+    path = cfg.actor_rollout_ref.model.path
     if (Path(path) / "config.json").is_file():
         return json.loads((Path(path) / "config.json").read_text())
-    known = facts("models").get(path.removesuffix("-Instruct"))
-    if known:
-        return {key: value for key, value in known.items() if key != "parameters"}
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(path).to_dict()
     except (OSError, ValueError):
-        raise UserError(
-            f"{path}: no folder with a config.json, none of configs/facts/models.yaml "
-            f"({', '.join(facts('models'))}), and not to be had from the hub"
-        ) from None
+        raise UserError(f"actor_rollout_ref.model.path={path}: no folder with a config.json, nor on the hub") from None
 
 
 @dataclass(frozen=True)
@@ -70,10 +68,10 @@ class Pass:
 
 
 def cached(work: Pass) -> dict[str, float]:
-    """`track`, kept in a file: the answer depends on nothing but the pass, torch and this module."""
+    """`track`, kept in a file: the answer depends on nothing but the pass, torch and the code."""
     import torch
 
-    key = json.dumps([asdict(work), torch.__version__, Path(__file__).read_text()])
+    key = json.dumps([asdict(work), torch.__version__, getsource(track), getsource(loss_of)])
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = home / "countdown-zero" / "plan" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if path.is_file():
@@ -100,6 +98,7 @@ def track(work: Pass) -> dict[str, float]:
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.nn import Parameter
     from torch.testing._internal.distributed.fake_pg import FakeStore
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
@@ -139,7 +138,12 @@ def track(work: Pass) -> dict[str, float]:
 
                 rank, targets = json.loads(work.lora)
                 model.enable_input_require_grads()
-                model = get_peft_model(model, LoraConfig(r=rank, target_modules=targets)).to(model_dtype)
+                # On "meta" first: peft casts adapters in place, which fake tensors do not allow.
+                model = get_peft_model(model, LoraConfig(r=rank, target_modules=targets), low_cpu_mem_usage=True)
+                for module in model.modules():
+                    for name, weight in list(module.named_parameters(recurse=False)):
+                        if weight.is_meta:
+                            module.register_parameter(name, Parameter(torch.empty(weight.shape, dtype=model_dtype)))
             # As verl.utils.fsdp_utils.apply_fsdp2 does: every layer, embedding and head where they are two, the root.
             ends = () if config.tie_word_embeddings else ("embed_tokens", "lm_head")
             policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype)
@@ -281,7 +285,7 @@ def passes(cfg: DictConfig) -> dict[str, Pass]:
             lora = json.dumps([model.lora_rank, targets])
         size = engine.fsdp_size
         defaults: dict[str, Any] = {
-            "shape": json.dumps(shape_of(model.path), sort_keys=True),
+            "shape": json.dumps(shape_of(cfg), sort_keys=True),
             "ranks": ranks,
             "fsdp_size": ranks if size < 0 or size >= ranks else size,
             "rows": 1 if packed else rows,
@@ -347,7 +351,7 @@ def vllm(cfg: DictConfig, memory: float) -> dict[str, float]:
     graphs and its own context in it, and gives the rest to the KV cache (vllm/v1/worker/gpu_worker.py).
     """
     rollout, assumed = cfg.actor_rollout_ref.rollout, facts("assumptions")["memory"]
-    shape, width = shape_of(cfg.actor_rollout_ref.model.path), BYTES[rollout.dtype]
+    shape, width = shape_of(cfg), BYTES[rollout.dtype]
     parallel = rollout.tensor_model_parallel_size
     weights = weight_bytes(shape, rollout.dtype) / parallel
     step = rollout.max_num_batched_tokens * (2 * shape["intermediate_size"] / parallel + 4 * shape["hidden_size"])
@@ -418,7 +422,7 @@ def phases(cfg: DictConfig, memory: float | None) -> dict[str, dict[str, float]]
     found["update actor"] = at_work("actor", tracked["actor"], engines["actor"])
     if engine and shares:
         bucket = 2 * models.rollout.checkpoint_engine.update_weights_bucket_megabytes * 2**20  # sent and received
-        shape = shape_of(models.model.path)
+        shape = shape_of(cfg)
         embedding = shape["vocab_size"] * shape["hidden_size"] * BYTES[passes(cfg)["actor"].model_dtype]
         found["weights to vllm"] = (
             at_rest()

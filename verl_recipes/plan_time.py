@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from data_prep.cli import CONFIGS
 from verl_recipes.plan_memory import (
     facts,
     gpus_of,
@@ -29,7 +30,7 @@ from verl_recipes.plan_memory import (
 class Work:
     """What a step does; lengths in tokens."""
 
-    model: str
+    shape: dict[str, Any]  # the model's config.json
     train_gpus: int
     rollout_gpus: int  # the same GPUs, unless `split`
     sequences: int
@@ -55,7 +56,7 @@ class Work:
 
 def generation(work: Work, gpu: dict[str, Any], sequences: float, groups: float) -> float:
     """Seconds to answer this many prompts."""
-    a, shape = facts("assumptions")["time"], shape_of(work.model)
+    a, shape = facts("assumptions")["time"], work.shape
     mean = work.mean_response or a["response_share"] * work.response
     last = min(work.response, a["longest"] * mean)
     parameters = parameters_of(json.dumps(shape, sort_keys=True)) / work.tensor_parallel
@@ -72,7 +73,7 @@ def generation(work: Work, gpu: dict[str, Any], sequences: float, groups: float)
 
 def seconds(work: Work, gpu: dict[str, Any]) -> dict[str, float]:
     """Seconds of a step by part, and their sum as `step`."""
-    a, shape = facts("assumptions")["time"], shape_of(work.model)
+    a, shape = facts("assumptions")["time"], work.shape
     parameters = parameters_of(json.dumps(shape, sort_keys=True))
     mean = work.mean_response or a["response_share"] * work.response
     length = a["prompt_share"] * work.prompt + mean
@@ -125,10 +126,11 @@ def work_of(cfg: DictConfig, memory: dict[str, dict[str, float]], concurrent: fl
             offloaded += memory[phase]["parameters"] * bool(engine.param_offload or engine.offload_policy)
             offloaded += memory[phase]["optimizer"] * bool(engine.optimizer_offload or engine.offload_policy)
     return Work(
-        model=models.model.path,
+        shape=shape_of(cfg),
         train_gpus=train,
         rollout_gpus=alone or train,
         split=is_split(cfg),
+        waits=not cfg.trainer.v1.separate_async.num_warmup_batches,
         nodes=cfg.trainer.nnodes,
         sequences=sequences,
         groups=cfg.data.train_batch_size,
@@ -173,7 +175,7 @@ def hours(cfg: DictConfig, work: Work, gpu: dict[str, Any], step: float) -> dict
     test = generation(work, gpu, problems * cfg.actor_rollout_ref.rollout.val_kwargs.n, problems)
     saves = steps // cfg.trainer.save_freq if cfg.trainer.save_freq > 0 else 0
     # Parameters and two moments in fp32, of the critic too.
-    size = 12 * parameters_of(json.dumps(shape_of(work.model), sort_keys=True)) * (2 if work.critic else 1)
+    size = 12 * parameters_of(json.dumps(work.shape, sort_keys=True)) * (2 if work.critic else 1)
     parts = {
         "start": a["start_s"],
         "steps": steps * step,
@@ -185,8 +187,11 @@ def hours(cfg: DictConfig, work: Work, gpu: dict[str, Any], step: float) -> dict
 
 def published() -> list[tuple[str, list[float] | None, float]]:
     """Of each published run: name, seconds a step as published (low, high), and as this model says."""
-    gpus = facts("gpus")
-    return [
-        (run["name"], run["seconds"], seconds(Work(**run["work"]), gpus[run["gpu"]])["step"])
-        for run in facts("assumptions")["published"]
-    ]
+    found = []
+    for each in facts("assumptions")["published"]:
+        work = dict(each["work"])
+        model = OmegaConf.load(CONFIGS / "model" / f"{work.pop('model')}.yaml")
+        shape = shape_of(OmegaConf.create({"architecture": model.architecture}))
+        step = seconds(Work(shape=shape, **work), facts("gpus")[each["gpu"]])["step"]
+        found.append((each["name"], each["seconds"], step))
+    return found
