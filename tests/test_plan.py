@@ -77,9 +77,9 @@ def test_parameters_gradients_and_optimizer_of_qwen_3b_are_as_by_hand():
 
 
 def test_logits_take_two_bytes_a_token_and_word_and_a_temperature_makes_a_copy():
-    words = 256 * 151936
-    plain = plan_memory.track(qwen(num_hidden_layers=1))
-    scaled = plan_memory.track(replace(qwen(num_hidden_layers=1), scaled=True))
+    words = 8192 * 151936  # so many that the peak is there
+    plain = plan_memory.track(replace(qwen(num_hidden_layers=1), tokens=8192))
+    scaled = plan_memory.track(replace(qwen(num_hidden_layers=1), tokens=8192, scaled=True))
     assert (plain["logits"], scaled["logits"]) == (2 * words, 4 * words)
 
 
@@ -148,7 +148,7 @@ def test_offload_takes_a_model_at_rest_off_the_gpu():
         return plan_memory.phases(load(*SMALL, *keys), 79.1 * GIB)["generate"]
 
     assert (generating(True)["parameters"], generating(True)["optimizer"]) == (0, 0)
-    assert generating(False)["optimizer"] == pytest.approx(2 * generating(False)["parameters"])
+    assert generating(False)["optimizer"] == pytest.approx(2 * generating(False)["parameters"], rel=1e-3)
 
 
 def test_more_gpus_take_less_time_and_longer_responses_more():

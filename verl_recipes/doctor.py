@@ -279,7 +279,7 @@ def trackers(cfg: Any, **_: Any) -> Iterator[Line]:
             yield Line("wrong", f"tracker {name} is not installed", f"pip install {name}")
             continue
         key, offline = TRACKER_KEYS.get(name, ("", ""))
-        variable, _, value = offline.partition("=")
+        variable, value = offline.split("=") if offline else ("", "")
         saved = name in (Path.home() / ".netrc").read_text() if (Path.home() / ".netrc").is_file() else False
         saved = saved or (Path.home() / f".{name}").is_dir()
         if (

@@ -129,21 +129,26 @@ def track(work: Pass) -> dict[str, float]:
         else:
             sizes = (work.ranks // work.fsdp_size, work.fsdp_size)
             mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("ddp", "fsdp"))
-        with torch._subclasses.fake_tensor.FakeTensorMode():
+        with torch.device("meta"):  # fake tensors do not allow what transformers and peft do to a model in place
             model = model_class.from_config(config, dtype=model_dtype, attn_implementation="sdpa")
-            if work.checkpointing:
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             if work.lora:
                 from peft import LoraConfig, get_peft_model
 
                 rank, targets = json.loads(work.lora)
                 model.enable_input_require_grads()
-                # On "meta" first: peft casts adapters in place, which fake tensors do not allow.
-                model = get_peft_model(model, LoraConfig(r=rank, target_modules=targets), low_cpu_mem_usage=True)
-                for module in model.modules():
-                    for name, weight in list(module.named_parameters(recurse=False)):
-                        if weight.is_meta:
-                            module.register_parameter(name, Parameter(torch.empty(weight.shape, dtype=model_dtype)))
+                model = get_peft_model(model, LoraConfig(r=rank, target_modules=targets)).to(model_dtype)
+            model.tie_weights()
+        if work.checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with torch._subclasses.fake_tensor.FakeTensorMode():
+            fake: dict[Parameter, Parameter] = {}
+            for module in model.modules():
+                for name, weight in list(module.named_parameters(recurse=False)):
+                    if weight not in fake:
+                        fake[weight] = Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
+                    module.register_parameter(name, fake[weight])
+                for name, buffer in list(module.named_buffers(recurse=False)):
+                    module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype), persistent=False)
             # As verl.utils.fsdp_utils.apply_fsdp2 does: every layer, embedding and head where they are two, the root.
             ends = () if config.tie_word_embeddings else ("embed_tokens", "lm_head")
             policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype)
