@@ -2,13 +2,12 @@
 # The whole story on a CPU, from a bare machine to a trained model and a table: two cores, 8 GiB of memory, no GPU.
 #   bash launch/cpu.sh [hydra overrides of verl_recipes.train]
 # Run again, it installs nothing and continues a run that was ended, or says that it is complete; fresh=true starts anew.
-set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 export HF_HUB_OFFLINE=1 # nothing is fetched after the installation
 
 # 1. Problems with known solutions; the numbers of the test problems never occur together in training.
-python -m data_prep
+step python -m data_prep
 
 # 2. The base model lies in assets/tiny_base. verl measures it, trains it with GRPO, and measures it again.
-exec python -m verl_recipes.train hardware=cpu recipe=tiny "$@"
+launch hardware=cpu recipe=tiny "$@"

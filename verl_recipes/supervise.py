@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from data_prep.cli import UserError
+from verl_recipes.cluster import in_job
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 # The folder of everything temporary of a run. Ray's sockets lie below it, and a socket's path has at most 107 bytes, of
@@ -73,9 +74,10 @@ def run_verl(config_dir: Path, log: Path, environment: dict[str, str], watch: Ca
     remove_what_the_killed_left()
     started = time.time()
     scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-{int(started)}-", dir=TEMPORARY))
-    # All temporary files go with the folder; "local" keeps Ray from joining a cluster that runs here for others.
+    # All temporary files go with the folder; "local" keeps Ray from joining a cluster that runs here for others. A
+    # job of a cluster joins that one (RAY_ADDRESS is Ray's own there).
     environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
-    environment |= {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else {"RAY_ADDRESS": "local"})
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -32,6 +32,7 @@ from rich.table import Table
 
 from data_prep.cli import CONFIGS, UserError, run
 from verl_recipes.checks import preflight, reason
+from verl_recipes.cluster import check_nodes, in_job, join
 from verl_recipes.curves import draw
 from verl_recipes.progress import Progress
 from verl_recipes.summary import read_samples, summarize
@@ -81,12 +82,14 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, **trainer: Any)
     files, validation = config["data"]["val_files"], config["actor_rollout_ref"]["rollout"]["val_kwargs"]
     config["data"]["val_files"] = ([files] if isinstance(files, str) else files) * validation["n"]
     validation["n"] = 1
-    OmegaConf.save(config, run_dir / "config.yaml")
     environment = {"VERL_FILE_LOGGER_PATH": str(run_dir.resolve() / "metrics.part.jsonl"), "PYTHONUNBUFFERED": "1"}
     for tracker in cfg.trackers.values():
         environment |= tracker.environment
     if cfg.trainer.device == "cpu":
         environment["VERL_PLATFORM"] = "cpu"
+    if in_job():
+        join(config, environment)
+    OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
     log = run_dir / "log.txt"
     already = log.stat().st_size if log.exists() else 0
     try:
@@ -187,6 +190,8 @@ def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
 def main(cfg: DictConfig) -> None:
     console, run_dir = Console(), Path(cfg.run_dir)
     preflight(cfg, run_dir)
+    if in_job():
+        check_nodes(cfg)
     with locked(run_dir):
         if cfg.fresh:
             empty(run_dir)

@@ -13,8 +13,9 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithValueHead
 
+from verl_recipes.cpu import MICRO_BATCH
+
 Loss = Callable[..., Any] | None
-MICRO_BATCH = 16  # sequences; larger ones do not run faster on two cores, and hold more padding
 AGREEMENT = 0.99  # below this correlation the rollout engine does not hold the actor's weights
 
 

@@ -1,0 +1,24 @@
+# shellcheck shell=bash
+# Sourced by the launch scripts: the environment, then `launch OVERRIDES`: doctor, plan, run. Each stops what follows.
+#   DRY_RUN=1   print the commands and start nothing
+#   SETUP=0     take the Python that is there instead of making an environment (launch/setup.sh)
+#   force=true  among the overrides: start although plan says that the run does not fit
+set -euo pipefail
+
+step() {
+    printf '+%s\n' "$(printf ' %q' "$@")"
+    [ "${DRY_RUN:-0}" = 1 ] || "$@"
+}
+
+if [ "${DRY_RUN:-0}" = 1 ]; then
+    cd "$(dirname "${BASH_SOURCE[0]}")/.."
+else
+    source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+fi
+
+launch() {
+    ulimit -n 65536 2>/dev/null || : # Ray opens thousands of files; doctor says so where this is not allowed
+    step python -m verl_recipes.doctor "$@"
+    step python -m verl_recipes.plan "$@"
+    step python -m verl_recipes.train "$@"
+}

@@ -1,0 +1,318 @@
+"""Launch scripts, doctor, and runs on a Ray cluster of two nodes."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import uuid
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+import hydra
+import pytest
+
+from data_prep.cli import CONFIGS
+from verl_recipes import cluster, doctor
+from verl_recipes.configuration import check_choice
+
+ROOT = CONFIGS.parent
+SCRIPTS = ["a800_x1", "a800_x2", "a800_x3", "a800_x4", "a800_x8", "rtx4090_x1", "cpu"]
+
+
+def bash(*arguments, **environment):
+    return subprocess.run(
+        ["bash", *arguments], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_shellcheck_is_clean():
+    program = shutil.which("shellcheck") or str(Path(sys.executable).parent / "shellcheck")
+    files = [*sorted((ROOT / "launch").iterdir()), ROOT / "tests" / "run.sh"]
+    result = subprocess.run([program, *map(str, files)], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+
+
+def printed(result):
+    """The commands that a dry run printed."""
+    assert result.returncode == 0, result.stderr
+    return [shlex.split(line[2:]) for line in result.stdout.splitlines() if line.startswith("+ ")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_begins_with_doctor_and_plan_and_its_overrides_come_last_and_compose(script):
+    commands = printed(bash(f"launch/{script}.sh", "seed=5", "name=a b", DRY_RUN="1"))
+    modules = [command[2] for command in commands]
+    assert modules[-3:] == ["verl_recipes.doctor", "verl_recipes.plan", "verl_recipes.train"]
+    for command in commands[-3:]:
+        overrides = command[3:]
+        assert overrides[0] == f"hardware={script}"
+        assert overrides[-2:] == ["seed=5", "name=a b"]
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        check_choice(hydra.compose("train", overrides=overrides[:-1]))
+
+
+def test_what_fails_first_stops_the_rest(tmp_path):
+    (tmp_path / "python").write_text("#!/bin/sh\necho ran $2\ntest $2 != verl_recipes.plan\n")
+    (tmp_path / "python").chmod(0o755)
+    result = bash("launch/a800_x1.sh", SETUP="0", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert result.returncode == 1
+    assert re.findall("ran (.*)", result.stdout) == ["verl_recipes.doctor", "verl_recipes.plan"]
+
+
+def test_submission_plans_first_and_follows_no_address_but_its_own():
+    commands = printed(bash("launch/ray_submit.sh", "http://head:8265", "nodes=2", DRY_RUN="1", RAY_ADDRESS="x:1"))
+    assert [command[2:] for command in commands] == [
+        ["verl_recipes.plan", "nodes=2"],
+        ["verl_recipes.submit", "http://head:8265", "nodes=2"],
+    ]
+    attached = printed(bash("launch/ray_submit.sh", "http://head:8265", "attach=job", DRY_RUN="1"))
+    assert [command[2] for command in attached] == ["verl_recipes.submit"]
+    without = bash("launch/ray_submit.sh", "nodes=2")
+    assert (without.returncode, len(without.stderr.splitlines())) == (2, 1)
+
+
+def test_doctor_works_where_nothing_is_installed_and_mends_every_wrong_line(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-S", "-E", "-m", "verl_recipes.doctor", "hardware=a800_x1"],
+        cwd=ROOT,
+        env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stderr) == (1, "")
+    lines = result.stdout.splitlines()
+    for package in doctor.TOGETHER:
+        assert any(line.startswith(f"wrong    {package} is not installed") for line in lines)
+    assert any("nvidia-smi is not installed" in line for line in lines)
+    for line, following in pairwise(lines):
+        if line.startswith(("wrong", "warning")):
+            assert following.startswith("         mend: "), line
+
+
+def test_doctor_finds_a_driver_too_old_cards_too_few_and_memory_in_use(tmp_path, monkeypatch):
+    cards = "NVIDIA A800-SXM4-80GB, 81920, 5000, 535.104.05"
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{cards}'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(doctor, "cuda_of_torch", lambda: "13.0")
+    monkeypatch.setattr(doctor, "run", lambda *command, **k: (0, cards) if command[0] == "nvidia-smi" else (1, "no"))
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = hydra.compose("train", overrides=["hardware=a800_x2"])
+    states = {line.text: line.state for line in doctor.gpus(gpu=True, cfg=cfg)}
+    assert next(s for t, s in states.items() if "this run wants 2" in t) == "wrong"
+    assert next(s for t, s in states.items() if "in use" in t) == "warning"
+    assert next(s for t, s in states.items() if "needs 580" in t) == "wrong"
+
+
+def test_doctor_asks_for_the_key_of_a_tracker_and_for_data_and_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    overrides = ["tracker=[wandb]", "actor_rollout_ref.model.path=none", "data.train_files=none.parquet"]
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = hydra.compose("train", overrides=overrides)
+    wrong = " ".join(line.text for line in [*doctor.trackers(cfg=cfg), *doctor.paths(cfg=cfg)] if line.state == "wrong")
+    assert all(each in wrong for each in ("WANDB_API_KEY", "model: none", "none.parquet"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert [line.state for line in doctor.trackers(cfg=cfg)] == ["ok"]
+
+
+def test_a_cluster_without_enough_nodes_is_told_from_one_with():
+    def node(gpus, alive=True):
+        return {"Alive": alive, "Resources": {"GPU": float(gpus)} if gpus else {}}
+
+    assert cluster.missing([node(8), node(8), node(0)], 2, 8, 16) == ""
+    assert "nodes of [8, 0] GPUs" in cluster.missing([node(8), node(8, alive=False), node(0)], 2, 8, 16)
+    assert cluster.missing([node(3), node(3)], 2, 2, 6) == ""  # split: two train, one generates
+    assert cluster.missing([node(2), node(2)], 2, 2, 6) != ""
+
+
+def test_a_job_joins_its_cluster_with_its_environment():
+    config = {
+        "ray_kwargs": {"ray_init": {"num_cpus": 16, "num_gpus": 8, "object_store_memory": 1, "log_to_driver": True}}
+    }
+    cluster.join(config, {"VERL_PLATFORM": "cpu"})
+    expected = {"log_to_driver": True, "runtime_env": {"env_vars": {"VERL_PLATFORM": "cpu"}}}
+    assert config["ray_kwargs"]["ray_init"] == expected
+
+
+# From here on for real: two Ray nodes, each in a network namespace of its own where the machine allows that.
+
+
+class Cluster:
+    """Two nodes of one logical GPU each; commands run on the first."""
+
+    def __init__(self, folder):
+        self.folder, self.token = folder, uuid.uuid4().hex
+        self.names = [f"cz{self.token[:6]}{i}" for i in (1, 2)]
+        self.ips = ["10.77.0.1", "10.77.0.2"]
+        self.environment = os.environ | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "VERL_PLATFORM": "cpu",
+            "HF_HUB_OFFLINE": "1",
+            "SETUP": "0",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_ADDRESS": "10.9.9.9:6379",  # from elsewhere; nobody may follow it
+        }
+        self.apart = all(subprocess.run(shlex.split(c), capture_output=True).returncode == 0 for c in self.network())
+        if self.apart:
+            self.environment["GLOO_SOCKET_IFNAME"] = "eth0"
+        else:
+            self.ips = ["127.0.0.1", "127.0.0.1"]
+
+    def network(self):
+        a, b = self.names
+        yield from (f"ip netns add {a}", f"ip netns add {b}")
+        yield f"ip link add eth0 netns {a} type veth peer name eth0 netns {b}"
+        for name, ip in zip(self.names, self.ips, strict=True):
+            yield f"ip -n {name} addr add {ip}/24 dev eth0"
+            yield from (f"ip -n {name} link set {device} up" for device in ("eth0", "lo"))
+
+    def on(self, node, *command):
+        return [*(["ip", "netns", "exec", self.names[node]] if self.apart else []), *command]
+
+    def run(self, *command, timeout=600, node=0):
+        return subprocess.run(
+            self.on(node, *command), cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout
+        )
+
+    def submit(self, *arguments, **options):
+        return self.run("bash", "launch/ray_submit.sh", f"http://{self.ips[0]}:8265", *arguments, **options)
+
+    def start(self):
+        common = ["--num-gpus=1", "--num-cpus=16", "--object-store-memory=500000000", "--disable-usage-stats"]
+        head = ["ray", "start", "--head", f"--node-ip-address={self.ips[0]}", "--port=6379", "--dashboard-host=0.0.0.0"]
+        worker = ["ray", "start", f"--address={self.ips[0]}:6379", f"--node-ip-address={self.ips[1]}"]
+        for node, command in enumerate(([*head, f"--temp-dir={self.folder}"], worker)):
+            result = self.run(*command, *common, node=node)
+            assert result.returncode == 0, result.stdout + result.stderr
+
+    def stop(self):
+        """End what carries the cluster's token, and only that."""
+        mark = f"RAY_AUTH_TOKEN={self.token}".encode()
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if int(path.name) != os.getpid() and mark in (path / "environ").read_bytes():
+                    os.kill(int(path.name), 9)
+        for name in self.names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def two_nodes():
+    folder = Path(f"/tmp/cz-{uuid.uuid4().hex[:8]}")  # Ray's sockets need a short one
+    running = Cluster(folder)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+class Relay:
+    """Passes connections on to the dashboard, and can cut them all. It runs beside the test, as a process on node 1."""
+
+    code = """
+import socket, sys, threading
+target, port = sys.argv[1], int(sys.argv[2])
+pairs = []
+def pump(a, b):
+    try:
+        while data := a.recv(65536):
+            b.sendall(data)
+    except OSError:
+        pass
+    for s in (a, b):
+        try: s.shutdown(2)
+        except OSError: pass
+def cut():
+    for line in sys.stdin:
+        for s in pairs:
+            try: s.shutdown(2)
+            except OSError: pass
+        print("cut", flush=True)
+threading.Thread(target=cut, daemon=True).start()
+server = socket.create_server(("127.0.0.1", port))
+print("ready", flush=True)
+while True:
+    a, _ = server.accept()
+    b = socket.create_connection((target, 8265))
+    pairs += [a, b]
+    for x, y in ((a, b), (b, a)):
+        threading.Thread(target=pump, args=(x, y), daemon=True).start()
+"""
+
+
+@pytest.mark.end_to_end
+def test_a_dropped_connection_is_taken_up_again_and_the_exit_status_is_the_jobs(two_nodes, tmp_path):
+    relay = subprocess.Popen(
+        two_nodes.on(0, sys.executable, "-c", Relay.code, two_nodes.ips[0], "8399"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert relay.stdout.readline() == "ready\n"
+        job = "for i in $(seq 12); do echo line $i; sleep 1; done; exit 7"
+        script = (
+            "import sys; from pathlib import Path; from verl_recipes import submit\n"
+            "client = submit.connect(sys.argv[1]); folder = Path(sys.argv[2])\n"
+            "sys.exit(submit.follow(sys.argv[1], client, submit.submit(client, sys.argv[3], folder)))"
+        )
+        command = two_nodes.on(0, sys.executable, "-c", script, "http://127.0.0.1:8399", str(tmp_path), job)
+        client = subprocess.Popen(command, cwd=ROOT, env=two_nodes.environment, stdout=subprocess.PIPE, text=True)
+        seen = []
+        for line in client.stdout:
+            seen.append(line.strip())
+            if line.strip() == "line 4":
+                relay.stdin.write("\n")
+                relay.stdin.flush()
+                assert relay.stdout.readline() == "cut\n"
+        assert client.wait(timeout=120) == 7
+        assert [line for line in seen if line.startswith("line")] == [f"line {i + 1}" for i in range(12)]
+    finally:
+        relay.kill()
+
+
+@pytest.mark.end_to_end
+def test_a_node_count_that_is_not_met_is_said_within_a_minute(two_nodes, tmp_path, small_data):
+    result = two_nodes.submit("nodes=3", f"run_dir={tmp_path / 'run'}", *small_data)
+    assert result.returncode != 0
+    assert "3 nodes of 1 GPUs (3 in all) are wanted, and the Ray cluster has nodes of [1, 1] GPUs" in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory):
+    out = tmp_path_factory.mktemp("data") / "small"
+    command = [sys.executable, "-m", "data_prep", f"out={out}", "train_size=512", "test_size=16"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    return [f"data.train_files={out}/train.parquet", f"data.val_files={out}/test.parquet"]
+
+
+@pytest.mark.end_to_end
+def test_a_run_over_two_nodes_has_a_rank_on_each_and_a_finite_result(two_nodes, tmp_path, small_data):
+    run_dir = tmp_path / "run"
+    short = ["prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.total_training_steps=2"]
+    result = two_nodes.submit("nodes=2", f"run_dir={run_dir}", *short, *small_data)
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["data"] for line in lines if "training/global_step" in line["data"]]
+    assert len(steps) == 2
+    for data in steps:
+        assert abs(data["actor/pg_loss"]) < 1e3
+        assert data["training/rollout_actor_probs_pearson_corr"] > 0.999
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert 0 <= summary["trained"]["mean@1"] <= 1
+    list_actors = (
+        "import sys; from ray.util.state import list_actors\n"
+        "print(*(a.node_id for a in list_actors(address=sys.argv[1], limit=1000) if 'WorkerDict' in a.class_name))"
+    )
+    found = two_nodes.run(sys.executable, "-c", list_actors, f"http://{two_nodes.ips[0]}:8265")
+    assert len(set(found.stdout.split())) == 2, found.stdout + found.stderr

@@ -1,0 +1,183 @@
+"""Plan: memory against arithmetic by hand, time against published runs, and what it refuses."""
+
+import json
+import re
+from dataclasses import replace
+from io import StringIO
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from data_prep.cli import CONFIGS, UserError
+from verl_recipes import plan, plan_memory, plan_time
+from verl_recipes.plan_memory import GIB, Pass
+
+ROOT = CONFIGS.parent
+
+
+def load(*overrides):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose("train", overrides=list(overrides))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def qwen(**changes):
+    """A pass over Qwen2.5-3B on four ranks, or over another number of its layers."""
+    architecture = OmegaConf.load(CONFIGS / "model" / "qwen2.5_3b.yaml").architecture
+    shape = plan_memory.shape_of(OmegaConf.create({"architecture": architecture})) | changes
+    return Pass(
+        shape=json.dumps(shape, sort_keys=True),
+        ranks=4,
+        fsdp_size=4,
+        rows=1,
+        tokens=256,
+        train=True,
+        value_head=False,
+        model_dtype="fp32",
+        param_dtype="bf16",
+        reduce_dtype="fp32",
+        reshard=True,
+        checkpointing=True,
+        lora="",
+        scaled=False,
+        entropy=False,
+        flash=True,
+    )
+
+
+def by_hand(layers):
+    """Parameters of Qwen2.5-3B with this many layers, weight by weight; embedding and head are one."""
+    hidden, inner, key_value = 2048, 11008, 2 * 128
+    attention = 2 * hidden * hidden + 2 * hidden * key_value + hidden + 2 * key_value  # q, o; k, v; biases of q, k, v
+    return 151936 * hidden + layers * (attention + 3 * hidden * inner + 2 * hidden) + hidden
+
+
+def assert_as_by_hand(layers):
+    tracked = plan_memory.track(qwen(num_hidden_layers=layers))
+    share = 4 * by_hand(layers) / 4  # fp32, of four ranks
+    assert tracked["parameters"] == pytest.approx(share, rel=0.01)
+    assert tracked["gradients"] == pytest.approx(share, rel=0.01)
+    assert tracked["optimizer"] == pytest.approx(2 * share, rel=0.01)  # Adam's two moments, sharded
+
+
+def test_parameters_gradients_and_optimizer_of_two_layers_are_as_by_hand():
+    assert_as_by_hand(2)
+
+
+@pytest.mark.slow
+def test_parameters_gradients_and_optimizer_of_qwen_3b_are_as_by_hand():
+    assert by_hand(36) == 3_085_938_688
+    assert_as_by_hand(36)
+
+
+def test_logits_take_two_bytes_a_token_and_word_and_a_temperature_makes_a_copy():
+    words = 8192 * 151936  # so many that the peak is there
+    plain = plan_memory.track(replace(qwen(num_hidden_layers=1), tokens=8192))
+    scaled = plan_memory.track(replace(qwen(num_hidden_layers=1), tokens=8192, scaled=True))
+    assert (plain["logits"], scaled["logits"]) == (2 * words, 4 * words)
+
+
+def test_lora_trains_adapters_alone():
+    small = replace(qwen(num_hidden_layers=1), model_dtype="bf16", lora=json.dumps([8, "all-linear"]))
+    tracked = plan_memory.track(small)
+    linears = [(2048, 2048), (2048, 256), (2048, 256), (2048, 2048), (2048, 11008), (2048, 11008), (11008, 2048)]
+    adapters = sum(8 * (a + b) for a, b in linears)
+    assert tracked["gradients"] == pytest.approx(2 * adapters / 4, rel=0.01)
+    assert tracked["parameters"] == pytest.approx(2 * (by_hand(1) + adapters) / 4, rel=0.01)
+
+
+def test_a_plan_is_tracked_once(monkeypatch):
+    small = qwen(num_hidden_layers=1)
+    first = plan_memory.cached(small)
+    monkeypatch.setattr(plan_memory, "track", lambda work: pytest.fail("tracked again"))
+    monkeypatch.setattr(plan_memory, "getsource", lambda function: "")
+    with pytest.raises(pytest.fail.Exception):
+        plan_memory.cached(small)  # other code, another answer
+    monkeypatch.undo()
+    assert first
+
+
+def test_the_kv_cache_is_what_vllms_share_leaves():
+    cfg = load("recipe=mini_r1", "model=qwen2.5_3b_instruct", "hardware=a800_x4")
+    held = plan_memory.vllm(cfg, 80 * GIB)
+    assert held["weights"] == 2 * 3_085_938_688
+    share = cfg.actor_rollout_ref.rollout.gpu_memory_utilization * 80 * GIB
+    assert held["weights"] + held["kv_cache"] + held["other"] == pytest.approx(share)
+    a_token = 2 * 36 * 2 * 128 * 2  # keys and values, layers, heads, width, bytes
+    sequences = held["kv_cache"] / (a_token * (256 + 1024))
+    assert held["sequences"] == pytest.approx(min(sequences, cfg.actor_rollout_ref.rollout.max_num_seqs))
+
+
+SMALL = ["model=tiny", "hardware=a800_x1", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1024"]
+
+
+def test_what_does_not_fit_is_refused_with_the_setting_to_turn_unless_forced(monkeypatch):
+    cfg = load(*SMALL, "actor_rollout_ref.rollout.gpu_memory_utilization=0.01")
+    problems = plan.show(cfg, Console(file=StringIO()))
+    assert len(problems) == 1
+    assert "gpu_memory_utilization or tensor_model_parallel_size higher" in problems[0]
+    fits = load(*SMALL)
+    assert plan.show(fits, Console(file=StringIO())) == []
+    monkeypatch.setattr(plan, "show", lambda cfg, console: problems)
+    with pytest.raises(UserError, match=r"does not fit.*force=true"):
+        plan.main(cfg)
+    cfg.force = True
+    plan.main(cfg)
+
+
+def test_too_much_is_named_by_phase_and_every_advice_is_a_key_of_the_configuration():
+    cfg = load(*SMALL, "recipe=tinyzero_ppo")
+    memory = plan_memory.phases(cfg, 79.1 * GIB)
+    assert {"generate", "old log-probabilities", "reference", "update critic", "update actor"} <= memory.keys()
+    grown = {phase: parts | {"logits": 100.0 * GIB} for phase, parts in memory.items()}
+    lines = plan.judge(cfg, grown, plan_memory.facts("gpus")["a800"])
+    assert [line.split(":")[0] for line in lines] == list(memory)
+    for key in re.findall(r"(?:actor_rollout_ref|critic)\.[\w.]+\w", " ".join(lines)):
+        assert OmegaConf.select(cfg, key, default="absent") != "absent", key
+
+
+def test_offload_takes_a_model_at_rest_off_the_gpu():
+    def generating(offload):
+        keys = [f"actor_rollout_ref.actor.fsdp_config.{k}={offload}" for k in ("param_offload", "optimizer_offload")]
+        return plan_memory.phases(load(*SMALL, *keys), 79.1 * GIB)["generate"]
+
+    assert (generating(True)["parameters"], generating(True)["optimizer"]) == (0, 0)
+    assert generating(False)["optimizer"] == pytest.approx(2 * generating(False)["parameters"], rel=1e-3)
+
+
+def test_more_gpus_take_less_time_and_longer_responses_more():
+    gpu = plan_memory.facts("gpus")["a800"]
+    shape = json.loads(qwen().shape)
+    work = plan_time.Work(
+        shape=shape, train_gpus=4, rollout_gpus=4, sequences=192, groups=24, prompt=256, response=1024, micro_batches=4
+    )
+    step = plan_time.seconds(work, gpu)["step"]
+    assert plan_time.seconds(replace(work, train_gpus=8, rollout_gpus=8), gpu)["step"] < step
+    assert plan_time.seconds(replace(work, response=4096), gpu)["step"] > step
+    parts = plan_time.seconds(work, gpu)
+    assert parts.pop("step") == pytest.approx(sum(parts.values()))
+
+
+def test_the_price_is_that_of_the_gpu_hours_in_any_currency():
+    a800, h100 = (plan_memory.facts("gpus")[name] for name in ("a800", "h100"))
+    assert plan.price_of(load(), a800) == ([5.5, 7.0], "yuan")
+    assert plan.price_of(load(), h100) is None
+    assert plan.price_of(load("plan.price=2.5", "plan.currency=EUR"), h100) == ([2.5, 2.5], "EUR")
+    assert plan.price_text(["330", "420", "yuan"]) == "330-420 yuan"
+
+
+@pytest.mark.parametrize("name", ["docs/launch.md", "docs/zh/launch.md"])
+def test_the_page_repeats_the_published_times_and_the_measured_tables(name):
+    text = (ROOT / name).read_text()
+    for run, said, computed in plan_time.published():
+        row = next(line for line in text.splitlines() if line.startswith(f"| {run} |"))
+        assert f"| {computed:.0f} |" in row
+        assert said is None or f"{computed / (sum(said) / 2) - 1:+.0%}" in row
+    for measured in ("plan_memory.md", "plan_sweep.md"):
+        assert (ROOT / "benchmarks" / measured).read_text() in text

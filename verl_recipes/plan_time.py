@@ -1,0 +1,197 @@
+"""Seconds a step, hours and price: a model of time with its assumptions in configs/facts/assumptions.yaml.
+
+Decoding reads all weights once a token of the longest response, and each sequence's keys and values once a token of
+its own; passes over the batch are FLOPs at a fixed share of the GPU's peak, or the time that FSDP's weights take
+between the GPUs where that is more. Nothing was measured on a GPU here; beside published runs see `published`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from omegaconf import DictConfig, OmegaConf
+
+from data_prep.cli import CONFIGS
+from verl_recipes.plan_memory import (
+    facts,
+    gpus_of,
+    is_split,
+    kv_bytes_a_token,
+    needs_critic,
+    needs_reference,
+    parameters_of,
+    shape_of,
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step does; lengths in tokens."""
+
+    shape: dict[str, Any]  # the model's config.json
+    train_gpus: int
+    rollout_gpus: int  # the same GPUs, unless `split`
+    sequences: int
+    groups: int  # prompts
+    prompt: int  # longest
+    response: int  # longest
+    micro_batches: float  # of an update, on one GPU
+    mean_response: float | None = None
+    nodes: int = 1
+    tensor_parallel: int = 1
+    concurrent: float = 256  # sequences in one vLLM engine at once
+    rounds: int = 1  # calls of the generating engine, one after another
+    split: bool = False
+    waits: bool = False  # split, and training waits for generation all the same
+    old_log_probs: bool = True
+    reference: bool = False
+    critic: bool = False
+    epochs: int = 1
+    checkpointing: bool = True
+    lora: bool = False
+    offloaded_bytes: float = 0.0  # moved to the GPU and back each step, on one GPU
+
+
+def generation(work: Work, gpu: dict[str, Any], sequences: float, groups: float) -> float:
+    """Seconds to answer this many prompts."""
+    a, shape = facts("assumptions")["time"], work.shape
+    mean = work.mean_response or a["response_share"] * work.response
+    last = min(work.response, a["longest"] * mean)
+    parameters = parameters_of(json.dumps(shape, sort_keys=True)) / work.tensor_parallel
+    engines = work.rollout_gpus / work.tensor_parallel
+    share = sequences / engines / work.rounds  # of one engine in one round
+    steps = max(last, share * mean / max(1.0, min(work.concurrent, share)))
+    bandwidth, flops = a["bandwidth"] * gpu["memory_gb_s"] * 1e9, a["utilisation"] * gpu["tflops"] * 1e12
+    context = a["prompt_share"] * work.prompt + mean / 2
+    of_a_token = kv_bytes_a_token(shape, "bf16", work.tensor_parallel) * context / bandwidth + a["decode_sequence_s"]
+    decode = steps * (2 * parameters / bandwidth + a["decode_step_s"]) + share * mean * of_a_token
+    prefill = groups / engines / work.rounds * a["prompt_share"] * work.prompt * 2 * parameters / flops
+    return float(work.rounds * (decode + prefill))
+
+
+def seconds(work: Work, gpu: dict[str, Any]) -> dict[str, float]:
+    """Seconds of a step by part, and their sum as `step`."""
+    a, shape = facts("assumptions")["time"], work.shape
+    parameters = parameters_of(json.dumps(shape, sort_keys=True))
+    mean = work.mean_response or a["response_share"] * work.response
+    length = a["prompt_share"] * work.prompt + mean
+    a_token = 2 * parameters + 2 * shape["num_hidden_layers"] * shape["hidden_size"] * length
+    flops = a["utilisation"] * gpu["tflops"] * 1e12
+    forward = work.sequences * length * a_token / work.train_gpus / flops
+    link = a["node_gb_s"] if work.nodes > 1 else a["link"] * gpu["link_gb_s"]
+    gather = 2 * parameters * (1 - 1 / work.train_gpus) / (link * 1e9) * work.micro_batches  # bf16, once each
+    passes = (2 if work.lora else 3) + (1 if work.checkpointing else 0)
+    update = work.epochs * max(passes * forward, (2 if work.lora else 4) * gather)  # twice, and gradients in fp32
+    parts = {"generate": generation(work, gpu, work.sequences, work.groups)}
+    if work.old_log_probs:
+        parts["old log-probabilities"] = max(forward, gather)
+    if work.reference:
+        parts["reference"] = max(forward, gather)
+    if work.critic:
+        parts["values and critic"] = max(forward, gather) + update
+    parts["update"] = update
+    parts["weights, sleep and wake"] = a["switch_s"]
+    parts["offload"] = 2 * work.offloaded_bytes / (a["link"] * gpu["host_gb_s"] * 1e9)
+    parts["other"] = a["other_s"]
+    total = sum(parts.values())
+    if work.split and not work.waits:  # generation runs beside the rest
+        total = max(parts["generate"], total - parts["generate"])
+    return {name: value for name, value in parts.items() if value} | {"step": total}
+
+
+def work_of(cfg: DictConfig, memory: dict[str, dict[str, float]], concurrent: float) -> Work:
+    """What a step of a configured run does.
+
+    Args:
+        cfg: composed.
+        memory: as from plan_memory.phases; says what offload moves.
+        concurrent: sequences that one vLLM engine holds at once.
+    """
+    models = cfg.actor_rollout_ref
+    actor, (train, alone) = models.actor, gpus_of(cfg)
+    longest = cfg.data.max_prompt_length + cfg.data.max_response_length
+    sequences = cfg.data.train_batch_size * models.rollout.n
+    a = facts("assumptions")["time"]
+    mean = cfg.plan.response_tokens or a["response_share"] * cfg.data.max_response_length
+    tokens = sequences / train * (a["prompt_share"] * cfg.data.max_prompt_length + mean)
+    if actor.use_dynamic_bsz:
+        micro_batches = max(1.0, tokens / actor.ppo_max_token_len_per_gpu)
+    else:
+        micro_batches = max(1.0, sequences / train / actor.ppo_micro_batch_size_per_gpu)
+    offloaded = 0.0
+    for engine, phase in ((actor.fsdp_config, "update actor"), (cfg.critic.fsdp, "update critic")):
+        if phase in memory:
+            offloaded += memory[phase]["parameters"] * bool(engine.param_offload or engine.offload_policy)
+            offloaded += memory[phase]["optimizer"] * bool(engine.optimizer_offload or engine.offload_policy)
+    return Work(
+        shape=shape_of(cfg),
+        train_gpus=train,
+        rollout_gpus=alone or train,
+        split=is_split(cfg),
+        waits=not cfg.trainer.v1.separate_async.num_warmup_batches,
+        nodes=cfg.trainer.nnodes,
+        sequences=sequences,
+        groups=cfg.data.train_batch_size,
+        prompt=cfg.data.max_prompt_length,
+        response=longest - cfg.data.max_prompt_length,
+        mean_response=mean,
+        micro_batches=micro_batches,
+        tensor_parallel=models.rollout.tensor_model_parallel_size,
+        concurrent=concurrent,
+        old_log_probs=not cfg.algorithm.rollout_correction.bypass_mode,
+        reference=needs_reference(cfg),
+        critic=needs_critic(cfg),
+        epochs=actor.ppo_epochs,
+        checkpointing=models.model.enable_gradient_checkpointing,
+        lora=models.model.lora_rank > 0,
+        offloaded_bytes=offloaded,
+    )
+
+
+def rows(files: Any) -> int | None:
+    """Rows of parquet files; None where one is not there yet."""
+    names = [files] if isinstance(files, str) else list(files or [])
+    return sum(pq.read_metadata(name).num_rows for name in names) if all(Path(n).is_file() for n in names) else None
+
+
+def steps_of(cfg: DictConfig) -> int | None:
+    """Training steps of the run; None where the data that decides is not there yet."""
+    if cfg.trainer.total_training_steps:
+        return int(cfg.trainer.total_training_steps)
+    count = rows(cfg.data.train_files)
+    return cfg.trainer.total_epochs * (count // cfg.data.train_batch_size) if count else None
+
+
+def hours(cfg: DictConfig, work: Work, gpu: dict[str, Any], step: float) -> dict[str, float]:
+    """Hours of the whole run by part: start, steps, tests, checkpoints; empty where the steps are not known."""
+    a, steps = facts("assumptions")["time"], steps_of(cfg)
+    if not steps:
+        return {}
+    problems = rows(cfg.data.val_files) or a["test_problems"]
+    every = cfg.trainer.test_freq
+    tests = bool(cfg.trainer.val_before_train) + (steps // every if every > 0 else 0)
+    test = generation(work, gpu, problems * cfg.actor_rollout_ref.rollout.val_kwargs.n, problems)
+    saves = steps // cfg.trainer.save_freq if cfg.trainer.save_freq > 0 else 0
+    # Parameters and two moments in fp32, of the critic too.
+    size = 12 * parameters_of(json.dumps(work.shape, sort_keys=True)) * (2 if work.critic else 1)
+    parts = {
+        "start": a["start_s"],
+        "steps": steps * step,
+        "tests": tests * test,
+        "checkpoints": saves * size / (a["save_gb_s"] * 1e9),
+    }
+    return {name: value / 3600 for name, value in parts.items()}
+
+
+def published() -> list[tuple[str, list[float] | None, float]]:
+    """Of each published run: name, seconds a step as published (low, high), and as this model says."""
+    found = []
+    for each in facts("assumptions")["published"]:
+        work = dict(each["work"])
+        model = OmegaConf.load(CONFIGS / "model" / f"{work.pop('model')}.yaml")
+        shape = shape_of(OmegaConf.create({"architecture": model.architecture}))
+        step = seconds(Work(shape=shape, **work), facts("gpus")[each["gpu"]])["step"]
+        found.append((each["name"], each["seconds"], step))
+    return found

@@ -1,0 +1,145 @@
+"""python -m verl_recipes.submit ADDRESS [overrides]: `verl_recipes.train` as a job of a Ray cluster (ray_submit.sh).
+
+The packages, configurations and data files of the run are shipped with it (Ray's runtime_env working_dir), its log is
+streamed, and the exit status is the job's. `attach=JOB` among the arguments follows a job that runs already.
+"""
+
+import asyncio
+import logging
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+
+from data_prep.cli import CONFIGS, UserError
+
+PACKAGES = ("data_prep", "reward_score", "verl_recipes", "configs", "assets")
+PATIENCE = 600  # seconds without the cluster before the command gives up; the job goes on
+ENVIRONMENT = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "WANDB_API_KEY", "WANDB_MODE", "SWANLAB_API_KEY", "SWANLAB_MODE")
+STATUS_OF = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
+
+
+def staged(cfg: Any, folder: Path) -> None:
+    """Copy what the run reads into a folder, at the same relative paths: packages, and data files so named.
+
+    The manifests lie beside the data files and go with them.
+    """
+    root = CONFIGS.parent
+    for name in PACKAGES:
+        shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for files in (cfg.data.train_files, cfg.data.val_files):
+        for name in [files] if isinstance(files, str) else files:
+            path = Path(name)
+            if path.is_absolute():
+                continue
+            if not path.is_file():
+                raise UserError(f"{path} does not exist; {cfg.data.get('made_by') or 'python -m data_prep'} writes it")
+            (folder / path.parent).mkdir(parents=True, exist_ok=True)
+            for source in {path, path.parent / "manifest.json"}:
+                if source.is_file():
+                    shutil.copy(source, folder / source)
+
+
+def connect(address: str) -> Any:
+    """Ray's client of the cluster's job server; nothing in the environment leads it elsewhere."""
+    from ray.job_submission import JobSubmissionClient
+
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        os.environ.pop(name, None)
+    try:
+        client = JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as error:
+        raise UserError(f"no Ray job server answers at {address}: {str(error).splitlines()[0]}") from None
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    return client
+
+
+async def stream(client: Any, job: str, seen: int) -> int:
+    """Print a job's log from its character `seen` on, until it ends or the connection does; returns what is seen."""
+    position = 0
+    try:
+        async for text in client.tail_job_logs(job):
+            sys.stdout.write(text[max(0, seen - position) :])
+            sys.stdout.flush()
+            position += len(text)
+            seen = max(seen, position)
+    except (OSError, RuntimeError):
+        pass  # the caller looks whether the job has ended
+    except Exception as error:  # aiohttp's, which need not be imported for their names
+        if not type(error).__module__.startswith("aiohttp"):
+            raise
+    return seen
+
+
+def follow(address: str, client: Any, job: str) -> int:
+    """Stream a job's log until the job ends, over as many connections as it takes; returns its exit status."""
+    seen, last_contact = 0, time.monotonic()
+    while True:
+        seen = asyncio.run(stream(client, job, seen))
+        try:
+            status = str(client.get_job_info(job).status.value)
+            last_contact = time.monotonic()
+        except (OSError, RuntimeError) as error:
+            if time.monotonic() - last_contact > PATIENCE:
+                raise UserError(
+                    f"{address} has not answered for {PATIENCE} s ({str(error).splitlines()[0]}); the job may still "
+                    f"run: bash launch/ray_submit.sh {address} attach={job}"
+                ) from None
+            print("connection lost; trying again", file=sys.stderr)
+            status = ""
+        if status in STATUS_OF:
+            asyncio.run(stream(client, job, seen))  # what came between
+            code = client.get_job_info(job).driver_exit_code
+            return code if status == "FAILED" and code else STATUS_OF[status]
+        time.sleep(1)
+
+
+def submit(client: Any, entrypoint: str, folder: Path) -> str:
+    """Start a command on the cluster with this folder as its working directory; returns the job's name."""
+    variables = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    return str(
+        client.submit_job(
+            entrypoint=entrypoint,
+            runtime_env={"working_dir": str(folder), "env_vars": variables},
+        )
+    )
+
+
+def main(address: str, *overrides: str) -> int:
+    client = connect(address)
+    attached = [each.removeprefix("attach=") for each in overrides if each.startswith("attach=")]
+    if attached:
+        job = attached[0]
+    else:
+        from verl_recipes import configuration  # noqa: F401  registers Hydra's resolvers
+
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            cfg = hydra.compose("train", overrides=list(overrides))
+        # The job's own folder goes with the job, so the run needs another: here, unless one was named.
+        run_dir = f"run_dir={Path(cfg.run_dir).resolve()}"
+        kept = [each for each in overrides if not each.startswith("run_dir=")]
+        with tempfile.TemporaryDirectory() as folder:
+            staged(cfg, Path(folder))
+            job = submit(client, shlex.join(["python", "-m", "verl_recipes.train", *kept, run_dir]), Path(folder))
+        print(f"job {job} at {address}; to follow it again: bash launch/ray_submit.sh {address} attach={job}")
+    try:
+        return follow(address, client, job)
+    except KeyboardInterrupt:
+        print(
+            f"\nthe job goes on; follow it: bash launch/ray_submit.sh {address} attach={job}; "
+            f"stop it: ray job stop --address {address} {job}",
+            file=sys.stderr,
+        )
+        return 130
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        raise UserError("python -m verl_recipes.submit ADDRESS [overrides]")
+    sys.exit(main(*sys.argv[1:]))
