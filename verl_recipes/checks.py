@@ -4,12 +4,13 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from data_prep.cli import UserError
 
@@ -30,7 +31,7 @@ _WHO = re.compile(r"^(?:\([^)]*pid=[^)]*\)\s*)*(?:ERROR [-\d]+ [:\d]+ \[\S+\]\s*
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)(?:\(\w+\))?: \S")
 
 
-def check_parquet(files: str | ListConfig | None, key: str) -> int:
+def check_parquet(files: str | Sequence[str] | None, key: str) -> int:
     """Number of rows in the parquet files of a configuration key, after checking that verl can read them."""
     rows = 0
     for name in [files] if isinstance(files, str) else files or []:
@@ -50,7 +51,7 @@ def check_parquet(files: str | ListConfig | None, key: str) -> int:
     return rows
 
 
-def check_prompt(files: str | ListConfig | None, template: str | None) -> None:
+def check_prompt(files: str | Sequence[str] | None, template: str | None) -> None:
     """The chat template of the run is that of the prompt which the data was made with, as its manifest says."""
     for name in [files] if isinstance(files, str) else files or []:
         manifest = Path(name).parent / "manifest.json"

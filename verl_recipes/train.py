@@ -83,8 +83,11 @@ def merge_metrics(run_dir: Path) -> None:
     part.unlink(missing_ok=True)
 
 
-def start_verl(cfg: DictConfig, run_dir: Path, console: Console, **trainer: Any) -> None:
-    """Run verl's trainer once on the run's configuration, with these keys of `trainer` set, until it ends."""
+def start_verl(cfg: DictConfig, run_dir: Path, console: Console, batches: int = 1, **trainer: Any) -> None:
+    """Run verl's trainer once on the run's configuration, with these keys of `trainer` set, until it ends.
+
+    `batches`: of an evaluation, for the progress that is shown.
+    """
     merge_metrics(run_dir)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["trainer"] |= trainer
@@ -100,7 +103,9 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, **trainer: Any)
     log = run_dir / "log.txt"
     already = log.stat().st_size if log.exists() else 0
     try:
-        with Progress(console, run_dir, last_checkpoint(run_dir), cfg.trainer.total_training_steps) as progress:
+        with Progress(
+            console, run_dir, last_checkpoint(run_dir), cfg.trainer.total_training_steps, batches
+        ) as progress:
             status = run_verl(run_dir, log, environment, progress.update)
     finally:
         merge_metrics(run_dir)
@@ -108,18 +113,25 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, **trainer: Any)
         raise UserError(f"verl stopped: {reason(log, already)} (everything it printed: {log})")
 
 
-def export(run_dir: Path, step: int) -> None:
-    """Write the actor of a checkpoint to model/ in Hugging Face's format."""
-    actor, model = run_dir / "checkpoints" / f"global_step_{step}" / "actor", run_dir / "model"
-    shutil.rmtree(model, ignore_errors=True)
+def to_hugging_face(actor: Path, model: Path, log: Path) -> None:
+    """Write the actor of a checkpoint of verl's to the new folder `model` in Hugging Face's format."""
     if list((actor / "huggingface").glob("*.safetensors")):  # save_contents holds hf_model: there already, in fp32
         shutil.copytree(actor / "huggingface", model)
         return
     command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend=fsdp"]
-    with (run_dir / "log.txt").open("a") as log:
-        merge = subprocess.run([*command, f"--local_dir={actor}", f"--target_dir={model}"], stdout=log, stderr=log)
+    with log.open("a") as output:
+        merge = subprocess.run(
+            [*command, f"--local_dir={actor}", f"--target_dir={model}"], stdout=output, stderr=output
+        )
     if merge.returncode:
-        raise UserError(f"verl.model_merger failed on {actor}; see {run_dir / 'log.txt'}")
+        raise UserError(f"verl.model_merger failed on {actor}; see {log}")
+
+
+def export(run_dir: Path, step: int) -> None:
+    """Write the actor of a run's checkpoint to model/."""
+    shutil.rmtree(run_dir / "model", ignore_errors=True)
+    actor = run_dir / "checkpoints" / f"global_step_{step}" / "actor"
+    to_hugging_face(actor, run_dir / "model", run_dir / "log.txt")
 
 
 def stage_seconds(run_dir: Path, started: float) -> dict[str, float]:
