@@ -1,5 +1,6 @@
 """Evaluations, their statistics, exported models and the game: properties, and the real thing once."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -269,16 +270,30 @@ def test_the_model_card_is_filled_from_the_run(exported):
 
 
 def test_the_game_ends_with_a_verdict_that_training_would_give(exported):
-    """Not interactive, and then asked; a mistake in a line ends nothing."""
-    arguments = [sys.executable, "-m", "verl_recipes.play", f"model={exported['bfloat16']}", "temperature=0"]
-    once = subprocess.run([*arguments, "numbers=[3,4,5]", "target=12"], cwd=ROOT, capture_output=True, text=True)
-    response, verdict = once.stdout.split("[3, 4, 5] to 12\n")[1].rstrip().rsplit("\n\n", 1)
-    assert verdict == play.verdict(response, [3, 4, 5], 12), once.stderr
+    """A mistake in a line ends nothing, an empty line ends the game."""
+    arguments = [f"model={exported['bfloat16']}", "temperature=0"]
+    result = subprocess.run(
+        [sys.executable, "-m", "verl_recipes.play", *arguments],
+        input="3 4 5\n3 4 5=12\n\n",
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "error: '3 4 5' is no problem" in result.stdout
+    response, verdict = result.stdout.split("[3, 4, 5] to 12\n")[1].split("\n\n")[:2]
     assert "</think>" in response
-    asked = subprocess.run(arguments, input="3 4 5\n3 4 5=12\n\n", cwd=ROOT, capture_output=True, text=True)
-    assert "is no problem" in asked.stdout
-    assert verdict in asked.stdout
-    assert asked.returncode == 0
+    assert verdict == play.verdict(response, [3, 4, 5], 12)
+
+
+def test_one_problem_is_played_without_a_question(run_dir, capsys):
+    """A run's folder as it is; the prompt is the run's."""
+    cfg = OmegaConf.load(CONFIGS / "play" / "config.yaml")
+    player = play.Player(OmegaConf.merge(cfg, {"model": str(run_dir), "temperature": 0, "max_tokens": 3}))
+    assert player.prompt["name"] == "tinyzero_base"
+    player.play([1, 2, 3], 7)
+    assert "no_answer (reward 0): the thought never ends" in capsys.readouterr().out
 
 
 def test_a_verdict_explains_itself_and_knows_better():
@@ -293,6 +308,28 @@ def test_a_verdict_explains_itself_and_knows_better():
 
 def test_what_a_model_writes_does_not_drive_the_terminal():
     assert play.plain("\x1b[2J\r\x07\u202eevil\nnext") == "\\x1b[2J\\r\\x07\\u202eevil\nnext"
+
+
+@pytest.mark.parametrize("name", ["results.md.jinja", "results.zh.md.jinja"])
+def test_the_results_page_is_what_its_script_makes_of_the_measured_files(name):
+    """And each file says what command made it, of which code."""
+    spec = importlib.util.spec_from_file_location("results", ROOT / "benchmarks" / "results.py")
+    results = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(results)
+    measured = results.load()
+    assert (ROOT / results.PAGES[name]).read_text() == results.page(name, measured)
+    for each in measured.values():
+        assert each["command"].startswith("python -m verl_recipes.evaluate ")
+        assert {"versions", "git_commit", "cost", "confidence"} <= each.keys()
+
+
+@pytest.mark.parametrize("name", ["docs/evaluation.md", "docs/zh/evaluation.md"])
+def test_the_evaluation_page_tells_of_every_figure_and_option(name):
+    text = (ROOT / name).read_text()
+    figures = measure.measure([sample(0, True), sample(1, False)])["figures"]
+    options = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml").keys() - {"name", "defaults", "hydra"}
+    for each in {figure.replace("@1", "@n") for figure in figures if not figure.startswith("pass")} | options:
+        assert f"`{each}`" in text or f"{each}=" in text
 
 
 EVALUATION = ["n=2", "batch=8", 'overrides=["data.max_response_length=64"]']

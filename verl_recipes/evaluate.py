@@ -177,6 +177,7 @@ def training_config(cfg: DictConfig, out: Path) -> DictConfig:
         for key in OF_THE_RUN:
             if not any(override.lstrip("+").startswith(f"{key}=") for override in cfg.overrides):
                 OmegaConf.update(training, key, OmegaConf.select(theirs, key))
+    training.data.max_prompt_length = max(training.data.max_prompt_length, cfg.max_prompt_length)
     return training
 
 

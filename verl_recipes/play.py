@@ -15,6 +15,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, TextStreamer, set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from data_prep.cli import CONFIGS, UserError, run
 from data_prep.prompts import messages_for
@@ -129,6 +130,7 @@ def main(cfg: DictConfig) -> None:
         raise UserError("numbers= and target= belong together; without both, you are asked")
     if cfg.seed is not None:
         set_seed(cfg.seed)
+    disable_progress_bar()
     player = Player(cfg)
     if cfg.numbers is not None:
         player.play(list(cfg.numbers), cfg.target)
