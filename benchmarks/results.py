@@ -71,35 +71,28 @@ def training_cost(folder: Path) -> dict[str, Any]:
 def measure(runs: str) -> None:
     """Write the file of each model that has none and that can be measured."""
     run("data_prep", DATA)
-    cost: dict[str, Any] = {}
+    out = ROOT / "runs" / "results"
     for name in MODELS:
-        target, folder = RESULTS / f"{name}.json", ROOT / runs / name
+        target, folder, more = RESULTS / f"{name}.json", ROOT / runs / name, dict[str, Any]()
         if target.exists():
             continue
         if name in (*SEEDS, RANDOM):
             if not (folder / "summary.json").exists():
                 print(f"{folder} is no finished run: left out")
                 continue
-            cost = {"training": training_cost(folder)}
+            more["training"] = training_cost(folder)
         if name == SFT:
             seconds = run("verl_recipes.tiny_base", SFT_RUN)
-            cost = {
-                "training": {
-                    "steps": SFT_STEPS,
-                    "seconds": {"train": seconds},
-                    "command": command("verl_recipes.tiny_base", SFT_RUN),
-                }
-            }
-        arguments = evaluation(name, runs)
-        run("verl_recipes.evaluate", arguments)
-        out = ROOT / "runs" / "results"
-        summary = json.loads((out / name / "summary.json").read_text())
+            more["training"] = {"steps": SFT_STEPS, "seconds": {"train": seconds, "total": seconds}}
+        for each in dict.fromkeys((BASE, name)):  # a complete evaluation is read, not repeated
+            run("verl_recipes.evaluate", evaluation(each, runs))
         if name != BASE:
             test = [[row for row in samples_of(out / each) if row["set"] == "test"] for each in (BASE, name)]
-            cost["against the base"] = compare(*test)
-        kept = ("n", "problems", "seed", "temperature", "confidence", "figures", "reasons", "by", "cost", "versions")
-        result = {"command": command("verl_recipes.evaluate", arguments)}
-        result |= {key: summary[key] for key in kept} | {"git_commit": summary["git_commit"]} | cost
+            more["against the base"] = compare(*test)
+        summary = json.loads((out / name / "summary.json").read_text())
+        kept = ("git_commit", "versions", "n", "problems", "seed", "temperature", "confidence", "figures", "reasons")
+        result = {"command": command("verl_recipes.evaluate", evaluation(name, "runs"))}
+        result |= {key: summary[key] for key in (*kept, "by", "cost")} | more
         target.write_text(json.dumps(rounded(result), indent=1) + "\n")
 
 

@@ -226,6 +226,8 @@ def test_other_mistakes_are_one_line_too(tmp_path, run_dir):
         export.export(run_dir, tmp_path / "out", "int4")
     with pytest.raises(UserError, match="exists"):
         export.export(run_dir, tmp_path, "bfloat16")
+    with pytest.raises(UserError, match="Could not find 'prompt/nope'"):
+        play.find_prompt("nope", BASE, BASE)
     for line in ("", "1 2 3", "= 5", "1 = 5", "1 2 = 3 4", "1 2 = ", "a b = c", "1 2 = 3 = 4", "1+2 = 3"):
         with pytest.raises(UserError, match="is no problem"):
             play.read_problem(line)
@@ -269,12 +271,22 @@ def test_the_model_card_is_filled_from_the_run(exported):
     assert "None" not in card.split("## Data")[1]
 
 
+def test_a_model_card_says_what_is_not_known(run_dir):
+    """Data that has gone, a step without an evaluation, a run older than the prompts in its configuration."""
+    training = OmegaConf.load(run_dir / "config.yaml")
+    training.data.train_files = ["gone/train.parquet"]
+    del training.prompt
+    card = export.model_card(run_dir.parent, 3, training, "name", "float16")
+    assert "No manifest was beside them." in card
+    assert "This run has not measured this step." in card
+
+
 def test_the_game_ends_with_a_verdict_that_training_would_give(exported):
-    """A mistake in a line ends nothing, an empty line ends the game."""
+    """A mistake in a line ends nothing, the end of the input ends the game."""
     arguments = [f"model={exported['bfloat16']}", "temperature=0"]
     result = subprocess.run(
         [sys.executable, "-m", "verl_recipes.play", *arguments],
-        input="3 4 5\n3 4 5=12\n\n",
+        input="3 4 5\n3 4 5=12\n",
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -31,7 +31,9 @@ import hydra
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
@@ -148,6 +150,16 @@ def run_of(path: Path) -> Path | None:
     return None
 
 
+def compose(name: str, overrides: list[str]) -> DictConfig:
+    """The configuration of another command of this project."""
+    GlobalHydra.instance().clear()  # of this command's own configuration folder
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return hydra.compose(name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(error).strip().splitlines()[0]) from None
+
+
 def training_config(cfg: DictConfig, out: Path) -> DictConfig:
     """The configuration of a run that only evaluates: verl's trainer stops after its first validation.
 
@@ -169,9 +181,7 @@ def training_config(cfg: DictConfig, out: Path) -> DictConfig:
         "actor_rollout_ref.actor.ppo_mini_batch_size=${data.train_batch_size}",
         "trainer.resume_mode=disable",
     ]
-    GlobalHydra.instance().clear()  # of this command's own configuration folder
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        training = hydra.compose("train", [*overrides, *cfg.overrides])
+    training = compose("train", [*overrides, *cfg.overrides])
     if (run_dir := run_of(Path(cfg.model))) is not None:
         theirs = OmegaConf.load(run_dir / "config.yaml")
         for key in OF_THE_RUN:

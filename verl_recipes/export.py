@@ -50,11 +50,12 @@ def data_of(training: DictConfig) -> dict[str, Any]:
     """What the data folder's manifest says of it."""
     files = training.data.train_files
     manifest = Path(files if isinstance(files, str) else files[0]).parent / "manifest.json"
-    return json.loads(manifest.read_text()) if manifest.exists() else {}
+    return {"files": {}, "source": None} | (json.loads(manifest.read_text()) if manifest.exists() else {})
 
 
 def model_card(run_dir: Path, step: int, training: DictConfig, name: str, dtype: str) -> str:
     """README.md of the export."""
+    summary = run_dir / "summary.json"
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["figure"] = text
     return environment.from_string(CARD.read_text()).render(
@@ -65,7 +66,7 @@ def model_card(run_dir: Path, step: int, training: DictConfig, name: str, dtype:
         data=data_of(training),
         results=results(run_dir, sorted({0, step})),
         messages=OmegaConf.to_container(training.prompt.messages) if "prompt" in training else [],
-        made_with=provenance(),
+        made_with=json.loads(summary.read_text()) if summary.exists() else provenance(),
     )
 
 
@@ -78,7 +79,9 @@ def export(path: Path, out: Path, dtype: str) -> None:
         raise UserError(f"{out} exists; name another folder with out=")
     import torch  # not above: a mistake in the command need not wait for them
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     training = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(training, DictConfig)
     with replaced(out) as folder, tempfile.TemporaryDirectory() as scratch:

@@ -84,8 +84,8 @@ def by_problem(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
 def majority(rows: Sequence[Row]) -> float:
     """Chance that the answer given most often is right; ties are broken by a fair draw, no answer has no vote.
 
-    An answer is the equation without white space. Right equations have many spellings, so this is a hard measure: the
-    usual one votes on a value, and here the target's value is known to every voter.
+    An answer is the equation without white space. The usual vote is on a value; here that would be the target, which
+    every voter knows.
 
     >>> rows = [{"response": f"</think><answer>{text}</answer>", "acc": text == "1+2"} for text in ("1+2", "2-1")]
     >>> majority(rows), majority([*rows, {"response": "</think><answer>1 + 2</answer>", "acc": 1.0}])

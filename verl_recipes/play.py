@@ -12,7 +12,6 @@ from typing import Any
 
 import hydra
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, TextStreamer, set_seed
 from transformers.utils.logging import disable_progress_bar
@@ -24,7 +23,7 @@ from data_prep.solver import solve
 from reward_score.__main__ import explain
 from reward_score.countdown import compute_score
 from verl_recipes.checks import check_model
-from verl_recipes.evaluate import find_weights, hugging_face, run_of
+from verl_recipes.evaluate import compose, find_weights, hugging_face, run_of
 
 ASK = "numbers and target, such as 11 18 25 = 98 (an empty line ends): "
 
@@ -53,9 +52,7 @@ def find_prompt(name: str | None, model: Path, weights: Path) -> dict[str, Any]:
         config = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
         if isinstance(config, dict) and "prompt" in config:
             return config["prompt"]
-    GlobalHydra.instance().clear()  # of this command's own configuration folder
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = hydra.compose("render", [f"prompt={name or 'tinyzero_base'}"])
+    cfg = compose("render", [f"prompt={name or 'tinyzero_base'}"])
     return OmegaConf.to_container(cfg.prompt, resolve=True)  # type: ignore[return-value]
 
 
@@ -69,6 +66,14 @@ def read_problem(line: str) -> tuple[list[int], int]:
         raise UserError(f"{line!r} is no problem; numbers, an equals sign and a target are expected: 11 18 25 = 98")
     *numbers, target = map(int, re.findall(r"\d+", line))
     return numbers, target
+
+
+def ask() -> str:
+    """A line of the player's; empty at the end of the input too."""
+    try:
+        return input(f"\n{ASK}").strip()
+    except EOFError:
+        return ""
 
 
 def verdict(response: str, numbers: list[int], target: int) -> str:
@@ -135,7 +140,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.numbers is not None:
         player.play(list(cfg.numbers), cfg.target)
         return
-    while line := input(f"\n{ASK}").strip():
+    while line := ask():
         try:
             player.play(*read_problem(line))
         except UserError as error:
