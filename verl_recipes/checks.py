@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from netrc import NetrcParseError, netrc
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from data_prep.cli import UserError
 from verl_recipes.configuration import check_choice
@@ -35,7 +36,7 @@ _WHO = re.compile(r"^(?:\([^)]*pid=[^)]*\)\s*)*(?:ERROR [-\d]+ [:\d]+ \[\S+\]\s*
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)(?:\(\w+\))?: \S")
 
 
-def check_parquet(files: str | ListConfig | None, key: str, made_by: str = "python -m data_prep") -> int:
+def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "python -m data_prep") -> int:
     """Number of rows in the parquet files of a configuration key, after checking that verl can read them.
 
     Args:
@@ -61,7 +62,7 @@ def check_parquet(files: str | ListConfig | None, key: str, made_by: str = "pyth
     return rows
 
 
-def check_prompt(files: str | ListConfig | None, template: str | None) -> None:
+def check_prompt(files: str | Sequence[str] | None, template: str | None) -> None:
     """The chat template of the run is that of the prompt which the data was made with, as its manifest says."""
     for name in [files] if isinstance(files, str) else files or []:
         manifest = Path(name).parent / "manifest.json"

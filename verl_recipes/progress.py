@@ -30,8 +30,8 @@ class Tail:
 class Progress:
     """A bar over the steps on a terminal; elsewhere a line whenever something is finished."""
 
-    def __init__(self, console: Console, run_dir: Path, first_step: int, steps: int) -> None:
-        self.console, self.steps, self.first_step = console, steps, first_step
+    def __init__(self, console: Console, run_dir: Path, first_step: int, steps: int, batches: int = 1) -> None:
+        self.console, self.steps, self.first_step, self.batches = console, steps, first_step, batches
         self.events = Tail(run_dir / "samples" / "events.jsonl")
         self.metrics = Tail(run_dir / "metrics.part.jsonl")
         self.bar = RichProgress(
@@ -39,6 +39,7 @@ class Progress:
         )
         self.task = self.bar.add_task("", total=steps, completed=first_step)
         self.training_since: float | None = None
+        self.measured: list[float] = []  # when each batch of an evaluation began
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -54,11 +55,26 @@ class Progress:
         if not self.console.is_terminal:
             self.console.print(f"{time.strftime('%H:%M:%S')} {what}", highlight=False, soft_wrap=True)
 
+    def left(self, event: dict[str, Any]) -> str:
+        """Which batch of an evaluation of several this is, and how long the others will take."""
+        if self.batches == 1:
+            return ""
+        self.measured.append(event["time"])
+        done = len(self.measured) - 1
+        self.bar.update(self.task, total=self.batches, completed=done)
+        text = f", batch {done + 1} of {self.batches}"
+        if done:
+            seconds = int((event["time"] - self.measured[0]) / done * (self.batches - done))
+            text += f", {seconds // 60}:{seconds % 60:02d} left"
+        return text
+
     def update(self) -> None:
         """Look at the files and say what is new."""
         for event in self.events.read():
             if event["event"] == "generating" and event["split"] == "validation":
-                self.say(f"measuring the model at step {event['step']}: responses to the test problems")
+                self.say(
+                    f"measuring the model at step {event['step']}: responses to the test problems{self.left(event)}"
+                )
             elif event["event"] == "generating" and self.training_since is None:
                 self.training_since = event["time"]
                 self.say("training")

@@ -8,8 +8,9 @@ it returns join the trainer's.
 One line of the files it writes, `samples/{train,validation}/<step>.jsonl`:
 
     {"step": 0, "prompt_id": "5d0c…", "prompt": "…", "response": "11+18=29,…", "ground_truth": {…},
-     "response_tokens": 37, "truncated": false, "repeated": false, "score": 0.1, "acc": 0.0, "format": 1.0,
-     "reason": "wrong_value", "reason/no_answer": 0.0, …}
+     "data_source": "countdown/3_numbers", "extra_info": {"split": "test", "index": 0, …}, "response_tokens": 37,
+     "truncated": false, "repeated": false, "score": 0.1, "acc": 0.0, "format": 1.0, "reason": "wrong_value",
+     "reason/no_answer": 0.0, …}
 """
 
 import json
@@ -30,7 +31,7 @@ from reward_score.components import repetition
 from verl_recipes.alarms import check_output, component_metrics
 
 POLL_SECONDS = 0.05
-FIELDS = ["prompts", "responses", "reward_model", "extra_fields", "rm_scores"]
+FIELDS = ["prompts", "responses", "reward_model", "data_source", "extra_info", "extra_fields", "rm_scores"]
 
 
 def plain(value: Any) -> Any:
@@ -84,7 +85,7 @@ class CountdownReplayBuffer(ReplayBuffer):
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=FIELDS)
         columns = zip(batch.keys, *(data[name] for name in FIELDS), strict=True)
         rows = []
-        for key, prompt, response, reward_model, extra_fields, scores in columns:
+        for key, prompt, response, reward_model, data_source, extra_info, extra_fields, scores in columns:
             text = self.tokenizer.decode(response, skip_special_tokens=True)
             row = {
                 "step": step,
@@ -92,6 +93,8 @@ class CountdownReplayBuffer(ReplayBuffer):
                 "prompt": self.tokenizer.decode(prompt, skip_special_tokens=True),
                 "response": text,
                 "ground_truth": getattr(reward_model, "data", reward_model)["ground_truth"],
+                "data_source": getattr(data_source, "data", data_source),
+                "extra_info": getattr(extra_info, "data", extra_info),
                 "response_tokens": len(response),
                 "truncated": len(response) >= self.sampler_kwargs["response_length"],
                 "repeated": repetition(text) == 1.0,

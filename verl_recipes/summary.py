@@ -38,7 +38,8 @@ def candidates_tried(response: str) -> int:
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
     """The rows of a file that the run's sampler wrote (verl_recipes/sampler.py)."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(encoding="utf-8") as lines:  # str.splitlines would also split at a U+2028 inside a response
+        return [json.loads(line) for line in lines]
 
 
 def summarize(samples: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -30,6 +30,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoTokenizer,
     DataCollatorForSeq2Seq,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -212,8 +213,12 @@ def train(cfg: DictConfig, stage: DictConfig, model: Qwen2ForCausalLM, tokenizer
 @hydra.main(config_path=str(CONFIGS), config_name="tiny_base", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     set_seed(cfg.seed)
-    tokenizer = make_tokenizer(cfg.prompt.messages[0].content, cfg.prompt.chat_template)
-    model = make_model(tokenizer)
+    if cfg.init:
+        tokenizer = AutoTokenizer.from_pretrained(cfg.init)
+        model = Qwen2ForCausalLM.from_pretrained(cfg.init)
+    else:
+        tokenizer = make_tokenizer(cfg.prompt.messages[0].content, cfg.prompt.chat_template)
+        model = make_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
     for name, stage in cfg.stages.items():
         print(f"stage {name}: {OmegaConf.to_container(stage)}")

@@ -72,8 +72,11 @@ def merge_metrics(run_dir: Path) -> None:
     part.unlink(missing_ok=True)
 
 
-def start_verl(cfg: DictConfig, run_dir: Path, console: Console, **trainer: Any) -> None:
-    """Run verl's trainer once on the run's configuration, with these keys of `trainer` set, until it ends."""
+def start_verl(cfg: DictConfig, run_dir: Path, console: Console, batches: int = 1, **trainer: Any) -> None:
+    """Run verl's trainer once on the run's configuration, with these keys of `trainer` set, until it ends.
+
+    `batches`: of an evaluation, for the progress that is shown.
+    """
     merge_metrics(run_dir)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["trainer"] |= trainer
@@ -93,7 +96,9 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, **trainer: Any)
     log = run_dir / "log.txt"
     already = log.stat().st_size if log.exists() else 0
     try:
-        with Progress(console, run_dir, last_checkpoint(run_dir), cfg.trainer.total_training_steps) as progress:
+        with Progress(
+            console, run_dir, last_checkpoint(run_dir), cfg.trainer.total_training_steps, batches
+        ) as progress:
             status = run_verl(run_dir, log, environment, progress.update)
     finally:
         merge_metrics(run_dir)
@@ -101,10 +106,8 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, **trainer: Any)
         raise UserError(f"verl stopped: {reason(log, already)} (everything it printed: {log})")
 
 
-def export(run_dir: Path, step: int) -> None:
-    """Write the actor of a checkpoint to model/ in Hugging Face's format."""
-    actor, model = run_dir / "checkpoints" / f"global_step_{step}" / "actor", run_dir / "model"
-    shutil.rmtree(model, ignore_errors=True)
+def to_hugging_face(actor: Path, model: Path, log: Path) -> None:
+    """Write the actor of a checkpoint of verl's to the new folder `model` in Hugging Face's format."""
     lora = (actor / "lora_train_meta.json").exists()
     if not lora and list((actor / "huggingface").glob("*.safetensors")):  # save_contents holds hf_model: there, in fp32
         shutil.copytree(actor / "huggingface", model)
@@ -112,9 +115,16 @@ def export(run_dir: Path, step: int) -> None:
     commands = [["verl.model_merger", "merge", "--backend=fsdp", f"--local_dir={actor}", f"--target_dir={model}"]]
     commands += [["verl_recipes.merge_lora", str(model)]] if lora else []
     for command in commands:
-        with (run_dir / "log.txt").open("a") as log:
-            if subprocess.run([sys.executable, "-m", *command], stdout=log, stderr=log).returncode:
-                raise UserError(f"{command[0]} failed on {actor}; see {run_dir / 'log.txt'}")
+        with log.open("a") as output:
+            if subprocess.run([sys.executable, "-m", *command], stdout=output, stderr=output).returncode:
+                raise UserError(f"{command[0]} failed on {actor}; see {log}")
+
+
+def export(run_dir: Path, step: int) -> None:
+    """Write the actor of a run's checkpoint to model/."""
+    shutil.rmtree(run_dir / "model", ignore_errors=True)
+    actor = run_dir / "checkpoints" / f"global_step_{step}" / "actor"
+    to_hugging_face(actor, run_dir / "model", run_dir / "log.txt")
 
 
 def stage_seconds(run_dir: Path, started: float) -> dict[str, float]:

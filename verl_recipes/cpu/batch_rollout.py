@@ -113,9 +113,13 @@ class BatchRollout:
     def answer(self, rows: list[dict[str, Any]], partition: str) -> None:
         """Answer every row and put the scored responses into TransferQueue."""
         prompts = [self.tokenize(row) for row in rows]
-        sampling, count = self.sampling(partition == "val"), len(self.servers)
+        common, count = self.sampling(partition == "val"), len(self.servers)
+        sampling = [common | row["extra_info"].get("sampling", {}) for row in rows]  # as verl_recipes/row_sampling.py
         shares = ray.get(
-            [server.generate_batch.remote(prompts[i::count], sampling) for i, server in enumerate(self.servers)]
+            [
+                server.generate_batch.remote(prompts[i::count], sampling[i::count])
+                for i, server in enumerate(self.servers)
+            ]
         )
         keys, fields, tags = [], [], []
         for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):

@@ -1,6 +1,5 @@
 """vLLM rollouts on a CPU: verl's replica, with the engine arguments that a processor needs."""
 
-import asyncio
 from typing import Any
 
 import ray
@@ -22,30 +21,42 @@ def load_replica() -> type[RolloutReplica]:
         """verl's server, which can also answer many prompts in one call (batch_rollout.py)."""
 
         async def generate_batch(
-            self, prompts: list[list[int]], sampling: dict[str, Any]
+            self, prompts: list[list[int]], sampling: list[dict[str, Any]]
         ) -> tuple[list[list[tuple[list[int], list[float]]]], int]:
-            """`n` responses to each prompt.
+            """Responses to each prompt.
+
+            vLLM starts when it has all of them: what is computed together, and with it the last bit of every logit, is
+            then the same each time, and not a matter of when requests arrive.
 
             Args:
                 prompts: token ids.
-                sampling: keyword arguments of vLLM's SamplingParams.
+                sampling: for each prompt, keyword arguments of vLLM's SamplingParams.
 
             Returns:
                 For every prompt the responses, each its token ids and their log-probabilities; and the training step
                 whose weights made them.
             """
-
-            async def answer(prompt: list[int], request_id: str) -> list[tuple[list[int], list[float]]]:
-                params = SamplingParams(**sampling, output_kind=RequestOutputKind.FINAL_ONLY)
-                results = [r async for r in self.engine.generate({"prompt_token_ids": prompt}, params, request_id)]
-                return [
-                    (list(o.token_ids), [lp[token].logprob for token, lp in zip(o.token_ids, o.logprobs, strict=True)])
-                    for o in results[-1].outputs
-                ]
-
             self.batches = getattr(self, "batches", 0) + 1
-            answers = (answer(prompt, f"{self.batches}-{i}") for i, prompt in enumerate(prompts))
-            return await asyncio.gather(*answers), self.global_steps or 0
+            await self.engine.pause_generation(mode="keep", clear_cache=False)
+            try:
+                requests = [
+                    await self.engine.add_request(
+                        f"{self.batches}-{i}",
+                        {"type": "token", "prompt_token_ids": prompt},
+                        SamplingParams(**arguments, output_kind=RequestOutputKind.FINAL_ONLY),
+                    )
+                    for i, (prompt, arguments) in enumerate(zip(prompts, sampling, strict=True))
+                ]
+            finally:
+                await self.engine.resume_generation()
+            answers = [
+                [
+                    (list(o.token_ids), [lp[token].logprob for token, lp in zip(o.token_ids, o.logprobs, strict=True)])
+                    for o in (await request.get()).outputs
+                ]
+                for request in requests
+            ]
+            return answers, self.global_steps or 0
 
     class CPUReplica(vLLMReplica):
         def __init__(self, replica_rank: int, config: Any, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,155 @@
+"""python benchmarks/results.py measure|page: the results page, every number of it from a file in benchmarks/results.
+
+measure [runs=FOLDER]  evaluates the tiny base, the runs of the tiny recipe that are in FOLDER (runs; made by
+                       benchmarks/gain.py) and the more-SFT control, on the test problems and on five sets out of
+                       distribution, and writes benchmarks/results/<name>.json. What is there already is not measured
+                       again: delete the file to have it so. Some two minutes a model on two cores.
+page                   writes docs/results.md and docs/zh/results.md from those files. A test compares.
+
+The more-SFT control goes on with the base's own supervised training for about as many seconds as GRPO takes.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from verl_recipes.evaluate import samples_of, text
+from verl_recipes.measure import compare, figure
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+BASE, SFT, SEEDS = "base", "more-sft", ("tiny-seed0", "tiny-seed1", "tiny-seed2")
+RANDOM = "random-reward-seed0"
+MODELS = (BASE, *SEEDS, RANDOM, SFT)
+DATA = ["out=data/tiny-ood", "ood=standard", "ood.size=64"]
+SFT_STEPS = 3600
+SFT_STAGE = ["~stages.search", f"stages.give_up.steps={SFT_STEPS}"]
+SFT_RUN = ["init=assets/tiny_base", "out=runs/more-sft", "seed=1", *SFT_STAGE]
+N = 8
+GPU_RUNS = [  # recipe, model, hardware
+    ("tinyzero_ppo", "qwen2.5_3b", "a800_x4"),
+    ("tinyzero_grpo", "qwen2.5_1.5b", "rtx4090_x1"),
+    ("mini_r1", "qwen2.5_3b_instruct", "h100_x4"),
+    ("datawhale_r1", "qwen2.5_3b_instruct", "a800_x3"),
+]
+PAGES = {"results.md.jinja": "docs/results.md", "results.zh.md.jinja": "docs/zh/results.md"}
+
+
+def command(module: str, arguments: list[str]) -> str:
+    """What a person would type."""
+    quoted = [f"'{each}'" if set(each) & set("~[]") else each for each in arguments]
+    return " ".join(["python -m", module, *quoted])
+
+
+def evaluation(name: str, runs: str) -> list[str]:
+    """Arguments of the evaluation of one model."""
+    model = {BASE: "assets/tiny_base", SFT: "runs/more-sft"}.get(name, f"{runs}/{name}")
+    return [f"model={model}", "data=data/tiny-ood", f"n={N}", f"out=runs/results/{name}"]
+
+
+def run(module: str, arguments: list[str]) -> float:
+    """Run one of the project's commands; its seconds."""
+    started = time.time()
+    print(f"\n{command(module, arguments)}", flush=True)
+    subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True)
+    return time.time() - started
+
+
+def training_cost(folder: Path) -> dict[str, Any]:
+    """Steps, seconds by stage and generated tokens of a run."""
+    summary = json.loads((folder / "summary.json").read_text())
+    lines = (line for file in folder.glob("samples/train/*.jsonl") for line in file.open(encoding="utf-8"))
+    tokens = sum(json.loads(line)["response_tokens"] for line in lines)
+    return {"steps": summary["steps"], "seconds": summary["seconds"], "response tokens": tokens}
+
+
+def measure(runs: str) -> None:
+    """Write the file of each model that has none and that can be measured."""
+    run("data_prep", DATA)
+    out = ROOT / "runs" / "results"
+    for name in MODELS:
+        target, folder, more = RESULTS / f"{name}.json", ROOT / runs / name, dict[str, Any]()
+        if target.exists():
+            continue
+        if name in (*SEEDS, RANDOM):
+            if not (folder / "summary.json").exists():
+                print(f"{folder} is no finished run: left out")
+                continue
+            more["training"] = training_cost(folder)
+        if name == SFT:
+            seconds = run("verl_recipes.tiny_base", SFT_RUN)
+            more["training"] = {"steps": SFT_STEPS, "seconds": {"train": seconds, "total": seconds}}
+        for each in dict.fromkeys((BASE, name)):  # a complete evaluation is read, not repeated
+            run("verl_recipes.evaluate", evaluation(each, runs))
+        if name != BASE:
+            test = [[row for row in samples_of(out / each) if row["set"] == "test"] for each in (BASE, name)]
+            more["against the base"] = compare(*test)
+        summary = json.loads((out / name / "summary.json").read_text())
+        kept = ("git_commit", "versions", "n", "problems", "seed", "temperature", "confidence", "figures", "reasons")
+        result = {"command": command("verl_recipes.evaluate", evaluation(name, "runs"))}
+        result |= {key: summary[key] for key in (*kept, "by", "cost")} | more
+        target.write_text(json.dumps(rounded(result), indent=1) + "\n")
+
+
+def rounded(value: Any) -> Any:
+    """Floats with six digits after the point: what is committed should be readable."""
+    if isinstance(value, dict):
+        return {key: rounded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
+def load() -> dict[str, dict[str, Any]]:
+    """What was measured, by model."""
+    files = {name: RESULTS / f"{name}.json" for name in MODELS}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+
+
+def over_seeds(results: dict[str, dict[str, Any]], name: str) -> list[float] | None:
+    """Mean of a figure over the three seeds, with Student's interval over seeds."""
+    values = [results[seed]["figures"][name][0] for seed in SEEDS if seed in results]
+    return figure(values, share=False) if len(values) == len(SEEDS) else None
+
+
+def page(template: str, results: dict[str, dict[str, Any]]) -> str:
+    """One of the pages."""
+    loader = jinja2.FileSystemLoader(RESULTS)
+    environment = jinja2.Environment(
+        loader=loader,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["figure"] = text
+    return environment.get_template(template).render(
+        results=results,
+        models=MODELS,
+        seeds=SEEDS,
+        random=RANDOM,
+        n=N,
+        gpu_runs=GPU_RUNS,
+        over_seeds={name: over_seeds(results, name) for name in (f"mean@{N}", f"pass@{N}", f"majority@{N}", "greedy")},
+        data_command=command("data_prep", DATA),
+        sft_command=command("verl_recipes.tiny_base", SFT_RUN),
+        commands={name: command("verl_recipes.evaluate", evaluation(name, "runs")) for name in MODELS},
+    )
+
+
+def main(arguments: list[str]) -> None:
+    options = dict(each.split("=", 1) for each in arguments if "=" in each)
+    if "measure" in arguments:
+        measure(options.get("runs", "runs"))
+    for template, path in PAGES.items():
+        (ROOT / path).write_text(page(template, load()))
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,420 @@
+"""Evaluations, their statistics, exported models and the game: properties, and the real thing once."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from itertools import combinations, product
+from pathlib import Path
+
+import hydra
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from test_end_to_end import Command
+
+from data_prep.cli import CONFIGS, UserError
+from reward_score.grammar import REASONS
+from verl_recipes import evaluate, export, measure, play
+from verl_recipes.summary import read_samples
+
+ROOT = CONFIGS.parent
+BASE = ROOT / "assets" / "tiny_base"
+
+
+def sample(problem, right, response="</think><answer>1</answer>", **others):
+    """A row of samples/ on the problem of that number."""
+    return {
+        "ground_truth": {"numbers": [1, 2, problem + 3], "target": problem + 6},
+        "response": response,
+        "response_tokens": len(response),
+        "acc": float(right),
+        "format": 1.0,
+        "truncated": False,
+        "reason": "right" if right else "wrong_value",
+    } | others
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A data folder with 24 test problems, and a set out of distribution with 12."""
+    folder = tmp_path_factory.mktemp("data") / "data"
+    ood = ["ood=standard", "ood.names=[needs_product]", "ood.size=12"]
+    arguments = [f"out={folder}", "train_size=64", "test_size=24", *ood]
+    subprocess.run([sys.executable, "-m", "data_prep", *arguments], cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+correct = st.integers(1, 5).flatmap(
+    lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=5)
+)
+
+
+@given(correct)
+@settings(max_examples=25, deadline=None)
+def test_pass_at_k_and_mean_are_those_of_a_direct_enumeration(matrix):
+    n = len(matrix[0])
+    rows = [sample(problem, right) for problem, line in enumerate(matrix) for right in line]
+    figures = measure.measure(rows)["figures"]
+    assert figures[f"mean@{n}"][0] == pytest.approx(np.mean(matrix))
+    for k in range(1, n + 1):
+        drawn = [np.mean([any(draw) for draw in combinations(line, k)]) for line in matrix]
+        assert figures[f"pass@{k}"][0] == pytest.approx(np.mean(drawn))
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), min_size=1, max_size=6))
+def test_a_majority_is_the_most_frequent_answer_whatever_the_order(votes):
+    rows = [{"response": f"</think><answer>{letter} </answer>", "acc": letter == "a"} for letter, _ in votes]
+    counts = {letter: sum(letter == other for other, _ in votes) for letter, _ in votes}
+    most = [letter for letter in counts if counts[letter] == max(counts.values())]
+    assert measure.majority(rows) == pytest.approx(("a" in most) / len(most))
+    assert measure.majority(sorted(rows, key=str)) == measure.majority(rows)
+    assert measure.majority([{"response": "no", "acc": 0.0}]) == 0
+
+
+@pytest.mark.parametrize("problems", [64, 256])
+@pytest.mark.parametrize("k", [1, 4, 8])
+@pytest.mark.parametrize(("a", "b"), [(0.6, 2.4), (3, 3), (8, 0.5), (0.05, 5)], ids=["base", "middle", "high", "low"])
+def test_intervals_of_shares_cover_the_truth_at_their_rate(a, b, k, problems):
+    """Problems whose difficulty follows Beta(a, b), 8 samples of each, 500 evaluations; 95% but for Monte Carlo."""
+    rng = np.random.default_rng(k)
+    truth = np.mean(1 - (1 - rng.beta(a, b, 10**6)) ** k)
+    chance = np.array([measure.pass_at_k(8, right, k) for right in range(9)])
+    covered = 0
+    for _ in range(500):
+        _, low, high = measure.figure(chance[rng.binomial(8, rng.beta(a, b, problems))])
+        covered += low <= truth <= high
+    assert covered / 500 >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 500)
+
+
+def test_intervals_of_lengths_and_differences_cover_the_truth_at_their_rate():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(1000):
+        value, low, high = measure.figure(rng.gamma(4, 25, 64), share=False)
+        assert low < value < high
+        covered += low <= 100 <= high
+    assert abs(covered / 1000 - 0.95) <= 3 * np.sqrt(0.95 * 0.05 / 1000)
+
+
+def test_an_interval_says_how_little_few_problems_tell():
+    assert measure.figure([1.0]) == [1.0, 0.0, 1.0]
+    value, low, high = measure.figure([1.0] * 10)
+    assert (value, high) == (1.0, 1.0)
+    assert 0.5 < low < 0.8
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=7))
+@settings(max_examples=25, deadline=None)
+def test_the_paired_test_is_that_of_all_flips_of_signs(pairs):
+    rows = [[sample(i, right < pair[side]) for i, pair in enumerate(pairs) for right in range(4)] for side in (0, 1)]
+    result = measure.compare(*rows)
+    differences = np.array([b - a for a, b in pairs]) / 4
+    flips = np.array([np.dot(signs, differences) for signs in product([-1, 1], repeat=len(pairs))])
+    tails = [np.mean(flips >= differences.sum() - 1e-9), np.mean(flips <= differences.sum() + 1e-9)]
+    assert result["difference"][0] == pytest.approx(differences.mean())
+    assert result["p"] == pytest.approx(min(1, 2 * min(tails)))
+    assert (result["better"], result["worse"]) == ((differences > 0).sum(), (differences < 0).sum())
+
+
+def test_what_was_measured_on_other_problems_is_not_compared():
+    with pytest.raises(UserError, match="not measured on the same problems: 2 and 2, 1 in common"):
+        measure.compare([sample(0, True), sample(1, True)], [sample(1, True), sample(2, True)])
+
+
+def test_problems_with_unequal_numbers_of_samples_are_refused():
+    with pytest.raises(UserError, match="same number of samples"):
+        measure.measure([sample(0, True), sample(0, True), sample(1, True)])
+
+
+def test_headlines_are_those_in_distribution_and_kinds_tell_the_rest():
+    easy = [sample(0, True, set="test"), sample(1, False, set="test", reason="syntax")]
+    hard = [sample(0, False, set="ood_x", ground_truth={"numbers": [3, 3, 8, 8], "target": 24})]
+    figures = measure.measure([*easy, *hard], greedy=[sample(0, True, set="test"), sample(1, True, set="test")])
+    assert (figures["problems"], figures["figures"]["mean@1"][0], figures["figures"]["greedy"][0]) == (2, 0.5, 1.0)
+    assert figures["by"]["distribution"]["out"]["mean@1"][0] == 0
+    assert figures["by"]["set"].keys() == {"test", "ood_x"}
+    assert figures["by"]["numbers"]["4"]["problems"] == 1
+    assert figures["by"]["path"] == {
+        "fraction needed": figures["by"]["set"]["ood_x"],
+        "integers do": figures["by"]["set"]["test"],
+    }
+    assert figures["by"]["operators"]["* or / needed"]["problems"] == 1
+    assert sum(share[0] for share in figures["reasons"].values()) == pytest.approx(1)
+    assert figures["reasons"].keys() == {"right", *REASONS}
+
+
+def test_every_wanted_response_has_its_own_seed(data):
+    files = evaluate.find_data(str(data))
+    assert [file.name for file in files] == ["test.parquet", "ood_needs_product.parquet"]
+    rows = evaluate.rows_to_answer(files, 3, 0.7, True, seed=1)
+    assert len({evaluate.place(row) for row in rows}) == len(rows) == 36 * 4
+    sampling = [row["extra_info"]["sampling"] for row in rows]
+    assert len({each["seed"] for each in sampling}) == len(rows)
+    assert [each["temperature"] for each in sampling[:4]] == [0.0, 0.7, 0.7, 0.7]
+    assert "difficulty" in rows[0]["extra_info"]
+
+
+def test_responses_of_commands_that_were_killed_are_kept(tmp_path):
+    def response(index):
+        return {"extra_info": {"set": "test", "index": index, "sample": 1}, "response": f"of problem {index}\u2028"}
+
+    new = tmp_path / "samples" / "validation" / "0.jsonl"
+    for index in (0, 1):
+        evaluate.write(new, evaluate.as_lines([response(index)]))
+        assert len(evaluate.collect(tmp_path)) == index + 1
+        assert not new.exists()
+    assert evaluate.collect(tmp_path)["test", 1, 1] == response(1)
+
+
+def test_a_model_is_found_in_a_run_a_checkpoint_or_a_folder(tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "global_step_20"
+    (checkpoint / "actor").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("20")
+    for path in (tmp_path, checkpoint, checkpoint / "actor"):
+        assert evaluate.find_weights(path) == checkpoint / "actor"
+    (tmp_path / "model").mkdir()
+    assert evaluate.find_weights(tmp_path) == tmp_path / "model"
+    assert evaluate.find_weights(BASE) == BASE
+    assert evaluate.find_weights(Path("Qwen/Qwen2.5-3B")) == Path("Qwen/Qwen2.5-3B")
+
+
+@pytest.fixture(scope="module")
+def run_dir(data, tmp_path_factory):
+    """What a run leaves that an export needs; its model is the tiny base."""
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    (folder / "samples" / "validation").mkdir(parents=True)
+    shutil.copytree(BASE, folder / "model")
+    import verl_recipes.train  # noqa: F401  registers the resolver that finds verl's configuration
+
+    files = [f"data.train_files={data}/train.parquet", f"data.val_files={data}/test.parquet"]
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = hydra.compose("train", [*files, f"run_dir={folder}"])
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    rows = [sample(problem, problem % 2) for problem in range(16)]
+    evaluate.write(folder / "samples" / "validation" / "0.jsonl", evaluate.as_lines(rows))
+    return folder
+
+
+def refused(module, message, *arguments):
+    result = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+def test_a_mistake_is_one_line_and_leaves_nothing(data, tmp_path):
+    refused("verl_recipes.evaluate", "holds no model", f"model={ROOT}", f"data={data}", f"out={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
+    refused("verl_recipes.evaluate", "holds no finished evaluation", "compare", str(tmp_path), str(tmp_path))
+
+
+def test_other_mistakes_are_one_line_too(tmp_path, run_dir):
+    with pytest.raises(UserError, match=r"holds no test.parquet and no ood_\*.parquet"):
+        evaluate.find_data(str(tmp_path))
+    with pytest.raises(UserError, match="neither a run's folder nor in one"):
+        export.export(tmp_path, tmp_path / "out", "bfloat16")
+    with pytest.raises(UserError, match="one of bfloat16, float16, float32"):
+        export.export(run_dir, tmp_path / "out", "int4")
+    with pytest.raises(UserError, match="exists"):
+        export.export(run_dir, tmp_path, "bfloat16")
+    with pytest.raises(UserError, match="Could not find 'prompt/nope'"):
+        play.find_prompt("nope", BASE, BASE)
+    for line in ("", "1 2 3", "= 5", "1 = 5", "1 2 = 3 4", "1 2 = ", "a b = c", "1 2 = 3 = 4", "1+2 = 3"):
+        with pytest.raises(UserError, match="is no problem"):
+            play.read_problem(line)
+
+
+@pytest.fixture(scope="module")
+def exported(run_dir, tmp_path_factory):
+    """The export in each precision."""
+    folders = {dtype: tmp_path_factory.mktemp("export") / dtype for dtype in ("float32", "bfloat16")}
+    for dtype, folder in folders.items():
+        export.export(run_dir, folder, dtype)
+    return folders
+
+
+def test_an_export_holds_the_weights_the_tokenizer_and_the_template_of_the_run(run_dir, exported):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    theirs = AutoModelForCausalLM.from_pretrained(BASE).state_dict()
+    messages = [{"role": "user", "content": "Using the numbers [11, 18, 25], create an equation that equals 175.\n"}]
+    run_tokenizer = AutoTokenizer.from_pretrained(BASE)
+    for dtype, folder in exported.items():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        assert model.dtype == getattr(torch, dtype)
+        assert all(torch.equal(theirs[name].to(model.dtype), value) for name, value in model.state_dict().items())
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        expected = run_tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"] == expected
+        assert tokenizer.chat_template == OmegaConf.load(run_dir / "config.yaml").prompt.chat_template
+        assert (model.generation_config.max_new_tokens, model.generation_config.eos_token_id) == (256, 261)
+
+
+def test_the_model_card_is_filled_from_the_run(exported):
+    card = (exported["bfloat16"] / "README.md").read_text()
+    results = [sample(problem, problem % 2) for problem in range(16)]
+    assert f"| mean@1 | {evaluate.text(measure.measure(results)['figures']['mean@1'])} |" in card
+    assert "Using the numbers {numbers}, create an equation that equals {target}" in card
+    assert "| precision of this export | bfloat16 |" in card
+    assert "train.parquet 64" in card
+    assert "{{" not in card
+    assert "None" not in card.split("## Data")[1]
+
+
+def test_a_model_card_says_what_is_not_known(run_dir):
+    """Data that has gone, a step without an evaluation, a run older than the prompts in its configuration."""
+    training = OmegaConf.load(run_dir / "config.yaml")
+    training.data.train_files = ["gone/train.parquet"]
+    del training.prompt
+    card = export.model_card(run_dir.parent, 3, training, "name", "float16")
+    assert "No manifest was beside them." in card
+    assert "This run has not measured this step." in card
+
+
+def test_the_game_ends_with_a_verdict_that_training_would_give(exported):
+    """A mistake in a line ends nothing, the end of the input ends the game."""
+    arguments = [f"model={exported['bfloat16']}", "temperature=0"]
+    result = subprocess.run(
+        [sys.executable, "-m", "verl_recipes.play", *arguments],
+        input="3 4 5\n3 4 5=12\n",
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "error: '3 4 5' is no problem" in result.stdout
+    response, verdict = result.stdout.split("[3, 4, 5] to 12\n")[1].split("\n\n")[:2]
+    assert "</think>" in response
+    assert verdict == play.verdict(response, [3, 4, 5], 12)
+
+
+def test_one_problem_is_played_without_a_question(run_dir, capsys):
+    """A run's folder as it is; the prompt is the run's."""
+    cfg = OmegaConf.load(CONFIGS / "play" / "config.yaml")
+    player = play.Player(OmegaConf.merge(cfg, {"model": str(run_dir), "temperature": 0, "max_tokens": 3}))
+    assert player.prompt["name"] == "tinyzero_base"
+    player.play([1, 2, 3], 7)
+    assert "no_answer (reward 0): the thought never ends" in capsys.readouterr().out
+
+
+def test_a_verdict_explains_itself_and_knows_better():
+    right = play.verdict("</think><answer>(18-11)*25</answer>", [11, 18, 25], 175)
+    assert right == "right (reward 1): '(18-11)*25' (characters 16 to 25): its value is 175, the target"
+    wrong = play.verdict("</think><answer>8*3</answer>", [3, 3, 8, 8], 24)
+    assert "wrong_numbers (reward 0.1)" in wrong
+    assert wrong.endswith("a solution: 8 / (3 - 8 / 3) = 24 (one of 1)")
+    assert "there is no solution" in play.verdict("", [1, 1], 90)
+    assert "no solution is known: 2 to 6" in play.verdict("", [1] * 9, 3)
+
+
+def test_what_a_model_writes_does_not_drive_the_terminal():
+    assert play.plain("\x1b[2J\r\x07\u202eevil\nnext") == "\\x1b[2J\\r\\x07\\u202eevil\nnext"
+
+
+@pytest.mark.parametrize("name", ["results.md.jinja", "results.zh.md.jinja"])
+def test_the_results_page_is_what_its_script_makes_of_the_measured_files(name):
+    """And each file says what command made it, of which code."""
+    spec = importlib.util.spec_from_file_location("results", ROOT / "benchmarks" / "results.py")
+    results = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(results)
+    measured = results.load()
+    assert (ROOT / results.PAGES[name]).read_text() == results.page(name, measured)
+    for each in measured.values():
+        assert each["command"].startswith("python -m verl_recipes.evaluate ")
+        assert {"versions", "git_commit", "cost", "confidence"} <= each.keys()
+
+
+@pytest.mark.parametrize("name", ["docs/evaluation.md", "docs/zh/evaluation.md"])
+def test_the_evaluation_page_tells_of_every_figure_and_option(name):
+    text = (ROOT / name).read_text()
+    figures = measure.measure([sample(0, True), sample(1, False)])["figures"]
+    options = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml").keys() - {"name", "defaults", "hydra"}
+    for each in {figure.replace("@1", "@n") for figure in figures if not figure.startswith("pass")} | options:
+        assert f"`{each}`" in text or f"{each}=" in text
+
+
+EVALUATION = ["n=2", "batch=8", 'overrides=["data.max_response_length=64"]']
+
+
+@pytest.fixture(scope="module")
+def evaluations(run_dir, data, tmp_path_factory):
+    """The same evaluation twice: killed with its process group after the first batch and started again; and whole."""
+    folder = tmp_path_factory.mktemp("evaluations")
+
+    def start(name):
+        arguments = [f"model={run_dir}", f"data={data}", f"out={folder / name}", *EVALUATION]
+        return Command(sys.executable, "-m", "verl_recipes.evaluate", *arguments)
+
+    written = folder / "killed" / "samples" / "validation" / "0.jsonl"
+    first = start("killed")
+    first.wait_for(written.exists)
+    os.killpg(first.process.pid, signal.SIGKILL)
+    first.process.communicate()
+    before = len(read_samples(written))
+    commands = {}
+    for name in ("killed", "whole"):
+        commands[name] = start(name)
+        assert commands[name].wait() == 0, commands[name].output
+        commands[name].assert_nothing_is_left()
+    return {"folder": folder, "before": before, "output": commands["killed"].output}
+
+
+@pytest.mark.end_to_end
+def test_a_killed_evaluation_continues_and_one_seed_gives_one_result(evaluations):
+    folder, before = evaluations["folder"], evaluations["before"]
+    assert before in (24, 48, 72)  # whole batches of 8 problems, each sampled twice and once greedily
+    assert f"{before} of 108 responses are there" in evaluations["output"]
+    for kind, rows in (("validation", 72), ("greedy", 36)):
+        texts = [(folder / name / "samples" / kind / "0.jsonl").read_text() for name in ("killed", "whole")]
+        assert texts[0] == texts[1]
+        assert len(texts[0].splitlines()) == rows
+    killed, whole = (json.loads((folder / name / "summary.json").read_text()) for name in ("killed", "whole"))
+    assert {key: killed[key] for key in killed if key != "cost"} == {key: whole[key] for key in whole if key != "cost"}
+    assert killed["cost"]["response tokens"] == whole["cost"]["response tokens"]
+    assert whole["by"]["set"].keys() == {"test", "ood_needs_product"}
+    assert {path.name for path in (folder / "killed" / "samples").iterdir()} == {"events.jsonl", "greedy", "validation"}
+
+
+@pytest.mark.end_to_end
+def test_a_server_of_the_exported_model_writes_what_the_rollout_engine_wrote(evaluations, exported):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--host=127.0.0.1", f"--port={port}", "--enforce-eager", "--max-model-len=512"]
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
+    vllm = str(Path(sys.executable).with_name("vllm"))
+    server = Command("env", *map("=".join, environment.items()), vllm, "serve", exported["float32"], *options)
+    try:
+        address = f"http://127.0.0.1:{port}"
+
+        def ready():
+            try:
+                return urllib.request.urlopen(f"{address}/health", timeout=1).status == 200
+            except OSError:
+                return False
+
+        server.wait_for(ready, timeout=300)
+        rows = read_samples(evaluations["folder"] / "whole" / "samples" / "greedy" / "0.jsonl")
+        for row in rows:
+            content = {"role": "user", "content": row["prompt"]}
+            body = {"model": str(exported["float32"]), "messages": [content], "temperature": 0, "max_tokens": 64}
+            request = urllib.request.Request(
+                f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            )
+            answer = json.loads(urllib.request.urlopen(request, timeout=60).read())
+            assert answer["choices"][0]["message"]["content"] == row["response"]
+    finally:
+        os.killpg(server.process.pid, signal.SIGTERM)
+        server.process.communicate(timeout=60)
+        time.sleep(1)

@@ -1,0 +1,151 @@
+"""python -m verl_recipes.play model=runs/tiny-seed0: give a model numbers and a target, and watch it think.
+
+The thought is shown as it is written, then the verdict of training's reward with the reason for it, and where the model
+failed, a solution of the exact solver's. With numbers=[11,18,25] target=98 it answers this one problem and ends.
+"""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoModelForCausalLM, TextStreamer, set_seed
+from transformers.utils.logging import disable_progress_bar
+
+from data_prep.cli import CONFIGS, UserError, run
+from data_prep.prompts import messages_for
+from data_prep.render import load_tokenizer, render
+from data_prep.solver import solve
+from reward_score.__main__ import explain
+from reward_score.countdown import compute_score
+from verl_recipes.checks import check_model
+from verl_recipes.evaluate import compose, find_weights, hugging_face, run_of
+
+ASK = "numbers and target, such as 11 18 25 = 98 (an empty line ends): "
+
+
+def plain(text: str) -> str:
+    """The text with its control characters shown as such: a model's output must not drive the terminal.
+
+    >>> plain("a\\x1b[31mb\\nc")
+    'a\\\\x1b[31mb\\nc'
+    """
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+class Screen(TextStreamer):
+    """Writes each piece of text as soon as it is whole."""
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        print(plain(text), end="\n" if stream_end else "", flush=True)
+
+
+def find_prompt(name: str | None, model: Path, weights: Path) -> dict[str, Any]:
+    """The prompt of that name; without a name the one beside an exported model, or of its run, or tinyzero_base."""
+    if name is None and (weights / "prompt.json").exists():
+        return json.loads((weights / "prompt.json").read_text())
+    if name is None and (run_dir := run_of(model)) is not None:
+        config = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+        if isinstance(config, dict) and "prompt" in config:
+            return config["prompt"]
+    cfg = compose("render", [f"prompt={name or 'tinyzero_base'}"])
+    return OmegaConf.to_container(cfg.prompt, resolve=True)  # type: ignore[return-value]
+
+
+def read_problem(line: str) -> tuple[list[int], int]:
+    """Numbers and target of a line.
+
+    >>> read_problem("11, 18 25 = 98")
+    ([11, 18, 25], 98)
+    """
+    if not re.fullmatch(r"\s*\d+([\s,]+\d+)+\s*=\s*\d+\s*", line):
+        raise UserError(f"{line!r} is no problem; numbers, an equals sign and a target are expected: 11 18 25 = 98")
+    *numbers, target = map(int, re.findall(r"\d+", line))
+    return numbers, target
+
+
+def ask() -> str:
+    """A line of the player's; empty at the end of the input too."""
+    try:
+        return input(f"\n{ASK}").strip()
+    except EOFError:
+        return ""
+
+
+def verdict(response: str, numbers: list[int], target: int) -> str:
+    """What the reward says, and a solution where the response is none."""
+    truth = {"numbers": numbers, "target": target}
+    score = compute_score("play", response, truth)
+    text = f"{score['reason']} (reward {score['score']:g}): {explain(response, truth)}"
+    if score["acc"]:
+        return text
+    try:
+        solution = solve(numbers, target)
+    except ValueError as error:
+        return f"{text}\nno solution is known: {error}"
+    if solution is None:
+        return f"{text}\nthere is no solution: nothing that uses each of these numbers once makes {target}"
+    return f"{text}\na solution: {solution.expression} = {target} (one of {solution.solutions})"
+
+
+class Player:
+    """A model, its tokenizer and its prompt."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        path = Path(cfg.model)
+        weights = find_weights(path)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = hugging_face(weights, Path(scratch) / "merged", Path(scratch) / "log.txt")
+            check_model(str(folder))
+            self.prompt = find_prompt(cfg.prompt, path, folder)
+            self.tokenizer = load_tokenizer(str(folder), self.prompt)
+            self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        own = self.model.generation_config
+        temperature = own.temperature if cfg.temperature is None else cfg.temperature
+        self.options: dict[str, Any] = {"max_new_tokens": cfg.max_tokens or own.max_new_tokens or 1024}
+        self.options |= (
+            {"do_sample": True, "temperature": temperature or 1.0} if temperature != 0 else {"do_sample": False}
+        )
+
+    def answer(self, numbers: list[int], target: int) -> str:
+        """The model's response, which is shown as it comes."""
+        _, ids = render(self.tokenizer, messages_for(self.prompt, numbers, target))
+        prompt = torch.tensor([ids], device=self.model.device)
+        screen = Screen(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        with torch.inference_mode():
+            output = self.model.generate(
+                prompt, attention_mask=torch.ones_like(prompt), streamer=screen, **self.options
+            )
+        return str(self.tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True))
+
+    def play(self, numbers: list[int], target: int) -> None:
+        """One problem, from thought to verdict."""
+        print(f"\n{numbers} to {target}")
+        print(f"\n{verdict(self.answer(numbers, target), numbers, target)}")
+
+
+@hydra.main(config_path=str(CONFIGS / "play"), config_name="config", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    if (cfg.numbers is None) != (cfg.target is None):
+        raise UserError("numbers= and target= belong together; without both, you are asked")
+    if cfg.seed is not None:
+        set_seed(cfg.seed)
+    disable_progress_bar()
+    player = Player(cfg)
+    if cfg.numbers is not None:
+        player.play(list(cfg.numbers), cfg.target)
+        return
+    while line := ask():
+        try:
+            player.play(*read_problem(line))
+        except UserError as error:
+            print(error)
+
+
+if __name__ == "__main__":
+    run(main)

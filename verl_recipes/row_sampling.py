@@ -1,0 +1,17 @@
+"""verl's single-turn agent loop, with sampling parameters that a row of the data may set for itself.
+
+An evaluation gives each of its rows a seed, and the greedy ones temperature 0, in `extra_info.sampling`
+(verl_recipes/evaluate.py). On a CPU verl_recipes/cpu/batch_rollout.py does the same for a whole batch.
+"""
+
+from typing import Any
+
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+
+class RowSampling(SingleTurnAgentLoop):
+    """Named `row_sampling` by configs/evaluate/agent_loop.yaml."""
+
+    async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
+        return await super().run(sampling_params | kwargs["extra_info"].get("sampling", {}), **kwargs)
