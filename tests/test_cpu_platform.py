@@ -124,7 +124,7 @@ def test_the_guard_stops_a_run_whose_rollouts_come_from_other_weights():
 
 
 def test_weights_arrive_over_gloo_as_they_were_sent(monkeypatch):
-    """One trainer rank sends, another looks on, two rollout ranks receive; twice, as each transfer makes a new group."""
+    """One trainer rank sends, another looks on, two rollout ranks receive; each transfer makes a new group."""
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
