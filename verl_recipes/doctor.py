@@ -139,7 +139,7 @@ def gpus(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
     imports = {
         "torch sees the GPUs": "import torch; assert torch.cuda.is_available(), 'torch.cuda is not available'",
         "flash-attn loads": "import flash_attn; from flash_attn.ops.triton.cross_entropy import cross_entropy_loss",
-        "vllm loads": "import vllm._C",
+        "vllm loads": "import vllm",
     }
     for what, code in imports.items():
         status, text = run(sys.executable, "-c", code)
@@ -149,36 +149,22 @@ def gpus(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
 
 def memory(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
     """Memory, shared memory, disk, open files."""
-    available = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text()).group(1)) * 1024  # type: ignore[union-attr]
+
+    def enough(what: str, has: float, need: float, state: str, mend: str) -> Line:
+        text = f"{what}: {has / GIB:.0f} GiB free"
+        return Line("ok", text) if has >= need else Line(state, f"{text}; about {need / GIB:.0f} are needed", mend)
+
     parameters = cfg.architecture.parameters if cfg and cfg.get("architecture") else 0
-    # Every rank loads the fp32 weights before they are sharded; offloaded states are those 16 bytes a parameter again.
+    available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+    # On a GPU's machine offloaded states are 16 bytes a parameter; on a CPU everything is here.
     need = (32 * GIB + 16 * parameters) if gpu else 8 * GIB
-    text = f"memory: {available / GIB:.0f} GiB available"
-    yield (
-        Line("ok", text)
-        if available >= need
-        else Line(
-            "warning" if gpu else "wrong", f"{text}; about {need / GIB:.0f} are needed", "ps aux --sort=-rss | head"
-        )
-    )
-    shm, least = shutil.disk_usage("/dev/shm"), (8 if gpu else 2) * GIB  # Ray's object store, and weights on their way
-    text = f"shared memory: {shm.free / GIB:.0f} GiB free in /dev/shm"
-    yield (
-        Line("ok", text)
-        if shm.free >= least
-        else Line(
-            "wrong",
-            f"{text}; {least / GIB:.0f} are needed",
-            "mount -o remount,size=16G /dev/shm  # docker: --shm-size=16g",
-        )
-    )
-    free, need = shutil.disk_usage(ROOT).free, (20 * GIB + 3 * 12 * parameters) if gpu else 2 * GIB
-    text = f"disk: {free / GIB:.0f} GiB free at {ROOT}"
-    yield (
-        Line("ok", text)
-        if free >= need
-        else Line("warning", f"{text}; with checkpoints about {need / GIB:.0f} are needed", "df -h; du -sh runs/*")
-    )
+    free = int(available.group(1)) * 1024 if available else 0
+    yield enough("memory", free, need, "warning" if gpu else "wrong", "ps aux --sort=-rss | head")
+    # Ray's object store, nccl, and weights on their way to vLLM.
+    grow = "mount -o remount,size=16G /dev/shm  # docker: --shm-size=16g"
+    yield enough("/dev/shm", shutil.disk_usage("/dev/shm").free, (8 if gpu else 2) * GIB, "warning", grow)
+    need = (20 * GIB + 3 * 12 * parameters) if gpu else 2 * GIB  # checkpoints: weights and two moments in fp32
+    yield enough(f"disk at {ROOT}", shutil.disk_usage(ROOT).free, need, "warning", "df -h; du -sh runs/*")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     text = f"open files: {files}"
     yield Line("ok", text) if files >= 65536 else Line("warning", f"{text}; Ray asks for 65536", "ulimit -n 65536")
