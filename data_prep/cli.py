@@ -17,7 +17,7 @@ class UserError(SystemExit):
 
 def run(main: Callable[[], object]) -> None:
     """Call a `hydra.main` function; an override that Hydra refuses, or Ctrl-C, becomes one line on stderr."""
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises to us, instead of printing several lines
@@ -27,6 +27,8 @@ def run(main: Callable[[], object]) -> None:
         first_lines = [
             str(each).strip().splitlines()[0] for each in (error, error.__cause__) if str(each or "").strip()
         ]
+        if isinstance(error, MissingConfigException) and error.options:
+            first_lines.append(f"(known: {', '.join(error.options)})")
         raise UserError(" ".join(dict.fromkeys(first_lines))) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

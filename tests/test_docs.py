@@ -61,3 +61,16 @@ def test_the_data_page_lists_every_option_and_repeats_the_measured_tables(name):
             assert f"`{path.stem}`" in text or f"{group}={path.stem}" in text or path.stem == "none"
     for measured in (ROOT / "benchmarks").glob("data_*.md"):  # written by benchmarks/data_speed.py
         assert measured.read_text() in text
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_recipe_page_holds_the_generated_tables_and_names_every_recipe(language, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    import recipes_table
+
+    text = recipes_table.FILES[language].read_text()
+    made = recipes_table.tables()
+    assert recipes_table.with_tables(text, language, made) == text
+    assert all(f"<!-- {name} -->\n{table[language]}<!-- /{name} -->" in text for name, table in made.items())
+    for group in ("recipe", "tracker"):
+        assert all(f"`{path.stem}`" in text for path in (CONFIGS / group).glob("*.yaml"))

@@ -4,7 +4,11 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
+from importlib.util import find_spec
+from netrc import NetrcParseError, netrc
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pyarrow as pa
@@ -79,6 +83,30 @@ def check_model(path: str) -> int:
     return sum(file.stat().st_size for file in weights)
 
 
+def has_login(host: str, *files: str) -> bool:
+    """Whether one of these files, below the home directory, holds a login for a host, as `wandb login` leaves it."""
+    for file in files:
+        with suppress(OSError, NetrcParseError):
+            if any(host in machine for machine in netrc(Path.home() / file).hosts):
+                return True
+    return False
+
+
+def check_trackers(trackers: DictConfig) -> None:
+    """Raise UserError where a tracker's package or key is missing."""
+    for name, tracker in ((str(name), tracker) for name, tracker in trackers.items()):
+        if name not in ("console", "file") and find_spec(name) is None:
+            raise UserError(f"tracker={name}: the package is not installed; `pip install 'countdown-zero[trackers]'`")
+        mode = tracker.environment.get(f"{name.upper()}_MODE")
+        wandb_host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+        known = {"online": (wandb_host, ".netrc", "_netrc"), "cloud": ("", ".swanlab/.netrc")}.get(mode)
+        if known and not os.environ.get(f"{name.upper()}_API_KEY") and not has_login(*known):
+            raise UserError(
+                f"tracker={name}: no key; set {name.upper()}_API_KEY, or {name.upper()}_MODE=offline and later "
+                f"`{name} sync` (configs/tracker/{name}.yaml)"
+            )
+
+
 def check_space(cfg: DictConfig, run_dir: Path, weights: int) -> None:
     """Enough memory (on a CPU) and disk for a model whose weights have this many bytes."""
     ranks = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
@@ -98,6 +126,7 @@ def check_space(cfg: DictConfig, run_dir: Path, weights: int) -> None:
 def preflight(cfg: DictConfig, run_dir: Path) -> None:
     """Raise UserError for what would fail later."""
     check_choice(cfg)
+    check_trackers(cfg.trackers)
     rows = check_parquet(cfg.data.train_files, "data.train_files", cfg.data.made_by)
     check_parquet(cfg.data.val_files, "data.val_files", cfg.data.made_by)
     for files in (cfg.data.train_files, cfg.data.val_files):

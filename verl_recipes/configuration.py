@@ -67,6 +67,11 @@ def check_choice(cfg: DictConfig) -> None:
         raise UserError(
             f"algorithm.adv_estimator={cfg.algorithm.adv_estimator} compares responses: rollout.n must be 2 or more"
         )
+    if split and cfg.updates > 1 and trainer.device == "cpu" and not cfg.algorithm.rollout_correction.bypass_mode:
+        raise UserError(  # verl's `tensor.cpu()` is no copy on a CPU
+            "verl cannot keep the weights of a step's beginning on a CPU: with topology=split add "
+            "algorithm.rollout_correction.bypass_mode=true, or updates=1"
+        )
     longest = cfg.data.max_prompt_length + cfg.data.max_response_length
     if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < longest:
         raise UserError(

@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
 TOGETHER = ("torch", "vllm", "verl", "ray", "transformers", "tensordict", "transferqueue", "flash-attn")
 DRIVERS = {13: 580, 12: 525}  # least driver for a major version of CUDA (its release notes, table of minor versions)
-TRACKER_KEYS = {"wandb": ("WANDB_API_KEY", "WANDB_MODE=offline"), "swanlab": ("SWANLAB_API_KEY", "SWANLAB_MODE=local")}
 
 
 class Line(NamedTuple):
@@ -258,25 +257,23 @@ def paths(cfg: Any, **_: Any) -> Iterator[Line]:
 
 def trackers(cfg: Any, **_: Any) -> Iterator[Line]:
     """Package and key of each tracker that the run asks for."""
-    for name in [each for each in (cfg.trainer.logger if cfg else []) if each not in ("console", "file")]:
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            yield Line("wrong", f"tracker {name} is not installed", f"pip install {name}")
+    if not cfg:
+        return
+    from omegaconf import OmegaConf
+
+    from verl_recipes.checks import check_trackers
+
+    for name in cfg.trackers:
+        if name in ("console", "file"):
             continue
-        key, offline = TRACKER_KEYS.get(name, ("", ""))
-        variable, value = offline.split("=") if offline else ("", "")
-        saved = name in (Path.home() / ".netrc").read_text() if (Path.home() / ".netrc").is_file() else False
-        saved = saved or (Path.home() / f".{name}").is_dir()
-        if (
-            not key
-            or os.environ.get(key)
-            or saved
-            or os.environ.get(variable) in (value, "offline", "local", "disabled")
-        ):
-            yield Line("ok", f"tracker {name}")
+        try:
+            check_trackers(OmegaConf.create({name: cfg.trackers[name]}))
+        except SystemExit as error:
+            text = str(error).replace("error: ", "")
+            install = "pip install 'countdown-zero[trackers]'"
+            yield Line("wrong", text, install if "package" in text else f"export {name.upper()}_MODE=offline")
         else:
-            yield Line("wrong", f"tracker {name} has no key ({key})", f"export {offline}  # or {key}=...")
+            yield Line("ok", f"tracker={name}")
 
 
 CHECKS: tuple[Callable[..., Iterator[Line]], ...] = (python, packages, gpus, memory, ray_here, hub, paths, trackers)

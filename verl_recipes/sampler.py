@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
 from transformers import AutoTokenizer
@@ -35,6 +36,11 @@ FIELDS = ["prompts", "responses", "reward_model", "extra_fields", "rm_scores"]
 def plain(value: Any) -> Any:
     """numpy's scalars and arrays as Python's, for JSON."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def number(value: Any) -> Any:
+    """Numbers and tensors of one as floats: verl's own reward managers mix them from response to response."""
+    return float(value) if isinstance(value, int | torch.Tensor) and not isinstance(value, bool) else value
 
 
 class CountdownReplayBuffer(ReplayBuffer):
@@ -91,7 +97,8 @@ class CountdownReplayBuffer(ReplayBuffer):
                 "repeated": repetition(text) == 1.0,
                 "score": float(scores.sum()),
             }
-            rows.append(row | getattr(extra_fields, "data", extra_fields).get("reward_extra_info", {}))
+            verdict = getattr(extra_fields, "data", extra_fields).get("reward_extra_info", {})
+            rows.append(row | {name: number(value) for name, value in verdict.items()})
         return rows
 
     def write(self, rows: list[dict[str, Any]], split: str, step: int) -> None:

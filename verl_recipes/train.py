@@ -83,6 +83,8 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, **trainer: Any)
     config["data"]["val_files"] = ([files] if isinstance(files, str) else files) * validation["n"]
     validation["n"] = 1
     environment = {"VERL_FILE_LOGGER_PATH": str(run_dir.resolve() / "metrics.part.jsonl"), "PYTHONUNBUFFERED": "1"}
+    for tracker in cfg.trackers.values():
+        environment |= tracker.environment
     if cfg.trainer.device == "cpu":
         environment["VERL_PLATFORM"] = "cpu"
     if in_job():
@@ -103,14 +105,16 @@ def export(run_dir: Path, step: int) -> None:
     """Write the actor of a checkpoint to model/ in Hugging Face's format."""
     actor, model = run_dir / "checkpoints" / f"global_step_{step}" / "actor", run_dir / "model"
     shutil.rmtree(model, ignore_errors=True)
-    if list((actor / "huggingface").glob("*.safetensors")):  # save_contents holds hf_model: there already, in fp32
+    lora = (actor / "lora_train_meta.json").exists()
+    if not lora and list((actor / "huggingface").glob("*.safetensors")):  # save_contents holds hf_model: there, in fp32
         shutil.copytree(actor / "huggingface", model)
         return
-    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend=fsdp"]
-    with (run_dir / "log.txt").open("a") as log:
-        merge = subprocess.run([*command, f"--local_dir={actor}", f"--target_dir={model}"], stdout=log, stderr=log)
-    if merge.returncode:
-        raise UserError(f"verl.model_merger failed on {actor}; see {run_dir / 'log.txt'}")
+    commands = [["verl.model_merger", "merge", "--backend=fsdp", f"--local_dir={actor}", f"--target_dir={model}"]]
+    commands += [["verl_recipes.merge_lora", str(model)]] if lora else []
+    for command in commands:
+        with (run_dir / "log.txt").open("a") as log:
+            if subprocess.run([sys.executable, "-m", *command], stdout=log, stderr=log).returncode:
+                raise UserError(f"{command[0]} failed on {actor}; see {run_dir / 'log.txt'}")
 
 
 def stage_seconds(run_dir: Path, started: float) -> dict[str, float]:

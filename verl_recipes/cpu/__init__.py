@@ -1,8 +1,8 @@
 """verl 0.9.1 on a CPU, unmodified: `VERL_PLATFORM=cpu python -m verl.trainer.main_ppo ...` with this package installed.
 
 verl imports this module in every process, by the `verl.plugins` entry point. It registers the platform and, once verl
-loads the registry concerned, the training engines, the rollout replica and the process-group backend, so that a process
-which needs none of them imports none of them.
+loads the registry concerned, the training engines, the rollout replica, the weight transfer and the process-group
+backend, so that a process which needs none of them imports none of them.
 """
 
 import os
@@ -23,3 +23,7 @@ if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         from verl_recipes.cpu import rollout
 
         rollout.register()
+
+    @wrapt.when_imported("verl.checkpoint_engine")
+    def _register_transfer(module: object) -> None:
+        from verl_recipes.cpu import weight_transfer  # noqa: F401

@@ -6,7 +6,9 @@ So the trainer's own process hands all prompts to vLLM in one call with `n` samp
 verl's reward worker, and puts them into TransferQueue at once. What the trainer then finds there is the same.
 
 `actor_rollout_ref.rollout.agent.agent_loop_manager_class` names the manager (configs/hardware/cpu.yaml). Agents with
-several turns, tools or images need verl's: set that key to null, `reward.num_workers=1` and `agent.num_workers=1`.
+several turns, tools or images need verl's, and so does an asynchronous trainer that sends weights while responses are
+being written (`trainer.v1.separate_async.num_warmup_batches` over 0, or dynamic sampling beside topology=split): set
+that key to null, `reward.num_workers=1` and `agent.num_workers=1`.
 """
 
 import asyncio
@@ -36,12 +38,14 @@ def rows_of(batch: TensorDict) -> list[dict[str, Any]]:
 
 
 class BatchRollout:
-    """An agent-loop manager for verl's synchronous v1 trainer (verl.trainer.ppo.v1.AgentLoopManagerTQ)."""
+    """An agent-loop manager for verl's v1 trainers (verl.trainer.ppo.v1.AgentLoopManagerTQ)."""
 
     def __init__(self, config: DictConfig) -> None:
         rollout = config.actor_rollout_ref.rollout
         self.rollout, self.data = rollout, config.data
-        ranks = config.trainer.n_gpus_per_node * config.trainer.nnodes
+        own = config.trainer.v1.trainer_mode == "separate_async"  # ranks of their own for the servers
+        nodes = rollout.nnodes if own else config.trainer.nnodes
+        ranks = nodes * (rollout.n_gpus_per_node if own else config.trainer.n_gpus_per_node)
         replicas = ranks // (
             rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
         )

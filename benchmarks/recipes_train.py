@@ -1,0 +1,69 @@
+"""python benchmarks/recipes_train.py [name ...]: each recipe trains two real steps on the tiny model, on a CPU.
+
+8 prompts a step and 64 tokens a response: this shows that every algorithm runs and its losses are finite, not that it
+learns. Writes the table of benchmarks/recipes_train.md; a row that is not asked for stays as it is.
+One to two minutes a row on two cores.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.progress import track
+
+ROOT = Path(__file__).resolve().parent.parent
+AGREEMENT = "training/rollout_actor_probs_pearson_corr"
+RECIPES = ("tiny", "tinyzero_grpo", "mini_r1", "datawhale_r1", "datawhale_r1_article", "dapo", "dr_grpo", "rloo")
+ROWS = {f"{recipe}": [f"recipe={recipe}"] for recipe in ("tinyzero_ppo", *RECIPES)} | {
+    f"{recipe} {group}": [f"recipe={recipe}", group]
+    for recipe in ("mini_r1", "tinyzero_ppo")
+    for group in ("tuning=lora", "topology=split")
+}
+SHORT = ["prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.total_training_steps=2"]
+SHORT += ["trainer.save_freq=2", "trainer.test_freq=2", "fresh=true"]
+ROWS["tinyzero_ppo topology=split"] += ["algorithm.rollout_correction.bypass_mode=true"]
+COLUMNS = {
+    "loss": "actor/pg_loss",
+    "gradient": "actor/grad_norm",
+    "KL loss": "actor/kl_loss",
+    "KL in the reward": "actor/reward_kl_penalty",
+    "value loss": "critic/vf_loss",
+    "sampled anew": "training/filter_groups/evicted_samples",
+    "agreement": AGREEMENT,
+    "seconds a step": "timing_s/step",
+}
+
+
+def row(name: str, overrides: list[str], data: Path) -> list[str]:
+    """Train, and return the cells of the second step: its metrics, or a dash for what the recipe does not have."""
+    run_dir = ROOT / "runs" / "recipes_train" / name.replace(" ", "-").replace("=", "-")
+    command = [sys.executable, "-m", "verl_recipes.train", *overrides, "model=tiny", "hardware=cpu", *SHORT]
+    files = [f"data.train_files={data}/train.parquet", f"data.val_files={data}/test.parquet"]
+    done = subprocess.run([*command, *files, f"run_dir={run_dir}"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        return [name, done.stderr.strip().splitlines()[-1], *[""] * (len(COLUMNS) - 1)]
+    lines = [json.loads(line)["data"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    metrics = [line for line in lines if "training/global_step" in line][-1]
+    assert all(math.isfinite(value) for value in metrics.values()), metrics
+    return [name, *(f"{metrics[key]:.4g}" if key in metrics else "-" for key in COLUMNS.values())]
+
+
+def main(names: list[str]) -> None:
+    data = ROOT / "data" / "recipes_train"
+    subprocess.run(
+        [sys.executable, "-m", "data_prep", f"out={data}", "train_size=512", "test_size=8"], cwd=ROOT, check=True
+    )
+    path = ROOT / "benchmarks" / "recipes_train.md"
+    cells = [line.strip("| ").split(" | ") for line in path.read_text().splitlines()[2:]] if path.exists() else []
+    table = {each[0]: each for each in cells}
+    for name in track(names or list(ROWS), "recipes"):
+        table[name] = row(name, ROWS[name], data)
+        whole = [["recipe", *COLUMNS], ["---"] * (1 + len(COLUMNS)), *(table[each] for each in ROWS if each in table)]
+        path.write_text("".join(f"| {' | '.join(each)} |\n" for each in whole))
+    print(path.read_text())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,67 @@
+"""python docs/recipes_table.py: writes the tables of docs/recipes.md and docs/zh/recipes.md.
+
+They set what the recipes' authors published (docs/recipes_published.yaml) beside what the composed configurations hold,
+with the reason for each difference. A difference without a reason, or a reason without a difference, is an error.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import OmegaConf
+
+import verl_recipes.configuration  # noqa: F401  registers the resolvers
+from data_prep.cli import CONFIGS
+
+DOCS = Path(__file__).resolve().parent
+HEAD = {"en": ("setting", "published", "here", "why"), "zh": ("设置", "公布的", "这里的", "原因")}
+FILES = {"en": DOCS / "recipes.md", "zh": DOCS / "zh" / "recipes.md"}
+
+
+def text(value: Any, language: str) -> str:
+    """A value as a cell shows it."""
+    if isinstance(value, dict):
+        return value[language]
+    if isinstance(value, list):
+        return ", ".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def tables() -> dict[str, dict[str, str]]:
+    """For each recipe, its table in each language."""
+    published = OmegaConf.to_container(OmegaConf.load(DOCS / "recipes_published.yaml"))
+    result = {}
+    for recipe, entry in published["recipes"].items():  # type: ignore[call-overload, index]
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = hydra.compose("train", [f"recipe={recipe}", *entry["with"]])
+        rows: dict[str, list[tuple[str, ...]]] = {language: [HEAD[language], ("---",) * 4] for language in HEAD}
+        for row in entry["rows"]:
+            name, why = f"`{row['key']}`" if "key" in row else row["name"], row.get("why")
+            here = OmegaConf.select(config, row["key"]) if "key" in row else row["here"]
+            here = list(here) if OmegaConf.is_list(here) else here
+            if (here == row["published"]) != (why is None):
+                raise ValueError(f"{recipe}, {name}: published {row['published']}, here {here}, reason {why}")
+            for language, lines in rows.items():
+                lines.append(tuple(text(cell, language) for cell in (name, row["published"], here, why or "")))
+        result[recipe] = {
+            language: "".join(f"| {' | '.join(cells)} |\n" for cells in lines) for language, lines in rows.items()
+        }
+    measured = (CONFIGS.parent / "benchmarks" / "recipes_train.md").read_text()
+    return result | {"recipes_train": dict.fromkeys(HEAD, measured)}
+
+
+def with_tables(page: str, language: str, made: dict[str, dict[str, str]]) -> str:
+    """A page whose tables, each between its two markers, are these."""
+    for recipe, table in made.items():
+        marks = f"<!-- {recipe} -->\n", f"<!-- /{recipe} -->"
+        page = re.sub(
+            f"{marks[0]}.*?{marks[1]}", lambda _, t=table, m=marks: f"{m[0]}{t[language]}{m[1]}", page, flags=re.S
+        )
+    return page
+
+
+if __name__ == "__main__":
+    made = tables()
+    for language, file in FILES.items():
+        file.write_text(with_tables(file.read_text(), language, made))

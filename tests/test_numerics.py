@@ -1,0 +1,332 @@
+"""What verl computes under each recipe, against the published formula, written out here again.
+
+Fixed log-probabilities, rewards, values and masks go through the functions that verl's trainer and workers call, with
+the recipe's composed configuration; loss and gradient must be those of the formula. Sources: TinyZero,
+verl/trainer/ppo/core_algos.py of January 2025; TRL 0.14.0, trl/trainer/grpo_trainer.py; arXiv 2503.14476 (DAPO),
+2503.20783 (Dr. GRPO), 2402.14740 (RLOO).
+"""
+
+import asyncio
+import copy
+import math
+from functools import cache
+from types import SimpleNamespace
+
+import hydra
+import numpy as np
+import pytest
+import torch
+from omegaconf import open_dict
+from tensordict import TensorDict
+
+import verl_recipes.configuration  # noqa: F401  registers the resolvers
+from data_prep.cli import CONFIGS
+
+GROUPS, N, LENGTH = 3, 4, 6
+MASK = (torch.arange(LENGTH) < torch.tensor([6, 3, 5, 1, 2, 6, 4, 4, 3, 5, 6, 2])[:, None]).float()
+SCORES = torch.tensor([0.1, 1.0, 0.0, 0.1, 2.0, 1.0, 0.0, 1.0, 0.1, 0.1, 0.1, 0.1])  # the last group has no signal
+WITH_SEVERAL_UPDATES = ("tinyzero_ppo", "tinyzero_grpo", "dapo", "dr_grpo")
+ON_POLICY = ("tiny", "mini_r1", "datawhale_r1", "datawhale_r1_article", "rloo")
+
+
+@cache
+def composed(recipe):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose("train", overrides=[f"recipe={recipe}", "model=qwen2.5_3b", "hardware=a800_x4"])
+
+
+def compose(recipe):
+    return copy.deepcopy(composed(recipe))
+
+
+@pytest.fixture(params=WITH_SEVERAL_UPDATES + ON_POLICY)
+def case(request):
+    """A recipe, and a batch as it reaches the loss: on the first update of a step, log_prob equals old_log_probs."""
+    generator = torch.Generator().manual_seed(7)
+
+    def normal(scale, shift=0.0):
+        return torch.randn(GROUPS * N, LENGTH, generator=generator) * scale + shift
+
+    old = normal(0.5, -1.5)
+    return SimpleNamespace(
+        recipe=request.param,
+        config=compose(request.param),
+        old=old,
+        now=(old if request.param in ON_POLICY else old + normal(0.3)).clone().requires_grad_(),
+        reference=old + normal(0.2),
+        entropy=normal(0.1, 1.0).clone().requires_grad_(),
+        values=normal(0.3, 0.5),
+    )
+
+
+# The formulas.
+
+
+def mean_over_tokens(x):
+    return (x * MASK).sum() / MASK.sum()
+
+
+def mean_over_responses(x):
+    """The mean over responses of the mean over a response's tokens."""
+    return ((x * MASK).sum(1) / MASK.sum(1)).mean()
+
+
+def clipped(ratio, advantage, low, high):
+    """PPO's objective for each token (arXiv 1707.06347, equation 7), as a loss."""
+    return -torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+
+
+def over_groups(f):
+    """f of each group's scores, as a column that broadcasts over tokens."""
+    return torch.cat([f(group) for group in SCORES.view(GROUPS, N)])[:, None]
+
+
+def group_advantage(epsilon):
+    return over_groups(lambda r: (r - r.mean()) / (r.std() + epsilon))
+
+
+def k3(case):
+    """Schulman's estimator of the KL divergence from the reference."""
+    log_ratio = case.reference - case.now
+    return log_ratio.exp() - log_ratio - 1
+
+
+def rewards_with_kl(case):
+    """The score on the last token, less the KL divergence of each (TinyZero, apply_kl_penalty with "kl")."""
+    rewards = -0.001 * (case.old - case.reference) * MASK
+    rewards[torch.arange(len(MASK)), MASK.sum(1).long() - 1] += SCORES
+    return rewards
+
+
+def tinyzero_advantage(case):
+    """GAE with gamma = lambda = 1, so the reward to come less the value, whitened over the tokens; and the returns."""
+    returns = rewards_with_kl(case).flip(1).cumsum(1).flip(1)
+    raw = returns - case.values
+    return (raw - raw[MASK > 0].mean()) / raw[MASK > 0].std(), returns
+
+
+def tinyzero_ppo(case):
+    advantage, _ = tinyzero_advantage(case)
+    policy = mean_over_tokens(clipped((case.now - case.old).exp(), advantage, 0.2, 0.2))
+    return policy - 0.001 * mean_over_tokens(case.entropy)
+
+
+def tinyzero_grpo(case):
+    policy = mean_over_tokens(clipped((case.now - case.old).exp(), group_advantage(1e-6), 0.2, 0.2))
+    return policy - 0.001 * mean_over_tokens(case.entropy) + 0.001 * mean_over_tokens(k3(case))
+
+
+def trl_grpo(case, epsilon=1e-6):
+    """TRL 0.14's loss; its own epsilon is 1e-4, see the next test."""
+    ratio = (case.now - case.now.detach()).exp()
+    return mean_over_responses(-(ratio * group_advantage(epsilon) - 0.001 * k3(case)))
+
+
+def tiny(case):
+    return mean_over_tokens(-(case.now - case.now.detach()).exp() * group_advantage(1e-6))
+
+
+def dapo(case):
+    """Equation 8, without the groups that dynamic sampling leaves out (equation 11)."""
+    return mean_over_tokens(clipped((case.now - case.old).exp(), group_advantage(1e-6), 0.2, 0.28))
+
+
+def dr_grpo(case):
+    """The sum over a response's tokens by a constant, here the longest response's length (its Listing 1)."""
+    advantage = over_groups(lambda r: r - r.mean())
+    return ((clipped((case.now - case.old).exp(), advantage, 0.2, 0.2) * MASK).sum(1) / 1024).mean()
+
+
+def rloo(case):
+    """Equation 9's gradient: each response's log-probability times its reward less the mean of the others'."""
+    totals = rewards_with_kl(case).sum(1).view(GROUPS, N)
+    advantage = totals - (totals.sum(1, keepdim=True) - totals) / (N - 1)
+    log_probs = ((case.now - case.now.detach()).exp() * MASK).sum(1)
+    return -(log_probs * advantage.flatten()).mean()
+
+
+FORMULAS = {f.__name__: f for f in (tinyzero_ppo, tinyzero_grpo, tiny, dapo, dr_grpo, rloo)}
+FORMULAS |= dict.fromkeys(("mini_r1", "datawhale_r1", "datawhale_r1_article"), trl_grpo)
+
+
+# What verl computes.
+
+
+def nested(tensor):
+    lengths = MASK.sum(1).long()
+    return torch.nested.as_nested_tensor([row[:n] for row, n in zip(tensor, lengths, strict=True)], layout=torch.jagged)
+
+
+def after_one_prompt_token(tensor):
+    """A model's output for a prompt of one token and the response: entry i is about token i + 1."""
+    lengths = MASK.sum(1).long()
+    rows = [torch.cat([row[:n], torch.zeros(1)]) for row, n in zip(tensor, lengths, strict=True)]
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+
+def advantages_of(case):
+    """As in verl's PPOTrainer._compute_advantage."""
+    from verl import DataProto
+    from verl.trainer.ppo.core_algos import get_kl_controller
+    from verl.trainer.ppo.ray_trainer import apply_kl_penalty
+    from verl.trainer.ppo.v1.utils import compute_advantage_for_multi_trajectories
+
+    algorithm = case.config.algorithm
+    scores = torch.zeros_like(MASK)
+    scores[torch.arange(len(MASK)), MASK.sum(1).long() - 1] = SCORES
+    uid = np.array([f"g{i // N}" for i in range(len(MASK))], dtype=object)
+    tensors = {"token_level_scores": scores, "token_level_rewards": scores, "response_mask": MASK}
+    tensors |= {"old_log_probs": case.old, "ref_log_prob": case.reference, "values": case.values}
+    data = DataProto.from_dict(tensors, non_tensors={"uid": uid})
+    if algorithm.use_kl_in_reward:
+        data, _ = apply_kl_penalty(data, get_kl_controller(algorithm.kl_ctrl), algorithm.kl_penalty)
+    data = compute_advantage_for_multi_trajectories(
+        data,
+        batch_keys=[f"{name}_{i}_0" for i, name in enumerate(uid)],
+        adv_estimator=algorithm.adv_estimator,
+        gamma=algorithm.gamma,
+        lam=algorithm.lam,
+        norm_adv_by_std_in_grpo=algorithm.norm_adv_by_std_in_grpo,
+        config=algorithm,
+    )
+    return data.batch["advantages"], data.batch["returns"]
+
+
+def batch_of(case, **columns):
+    rows = {"prompts": torch.nested.as_nested_tensor([torch.zeros(1)] * len(MASK), layout=torch.jagged)}
+    rows |= {name: nested(column) for name, column in {"responses": MASK, "response_mask": MASK, **columns}.items()}
+    from verl.utils import tensordict_utils as tu
+
+    data = TensorDict(rows, batch_size=len(MASK))
+    tokens = int(MASK.sum())
+    tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=tokens, global_batch_size=len(MASK))
+    return data
+
+
+def test_the_loss_and_its_gradient_are_those_of_the_published_formula(case):
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.workers.utils.losses import ppo_loss
+
+    actor = case.config.actor_rollout_ref.actor
+    advantages, _ = advantages_of(case)
+    output = {"log_probs": after_one_prompt_token(case.now)}
+    if actor.entropy_coeff != 0:
+        output["entropy"] = after_one_prompt_token(case.entropy)
+    data = batch_of(case, old_log_probs=case.old, advantages=advantages, ref_log_prob=case.reference)
+    loss, _ = ppo_loss(omega_conf_to_dataclass(actor), output, data)
+    published = FORMULAS[case.recipe](case)
+    torch.testing.assert_close(loss, published, rtol=2e-5, atol=1e-7)
+    ours = torch.autograd.grad(loss, case.now)[0]
+    theirs = torch.autograd.grad(published, case.now)[0]
+    torch.testing.assert_close(ours * MASK, theirs * MASK, rtol=2e-5, atol=1e-8)
+    assert theirs.abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("case", ["mini_r1", "datawhale_r1"], indirect=True)
+def test_trls_epsilon_differs_by_less_than_a_thousandth(case):
+    ours, _ = advantages_of(case)
+    trl = (group_advantage(1e-4) * MASK)[: 2 * N]
+    assert ((ours[: 2 * N] - trl).abs() <= 1e-3 * trl.abs()).all()
+    assert ours[2 * N :].abs().max() == 0
+
+
+@pytest.mark.parametrize("case", ["tinyzero_ppo"], indirect=True)
+def test_the_critics_loss_is_tinyzeros(case):
+    """Half the mean of the larger squared error: of the value, or of the value clipped to 0.5 around the old."""
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.workers.utils.losses import value_loss
+
+    with open_dict(case.config):
+        case.config.critic.model = None  # its dataclass would load a tokenizer
+    _, returns = advantages_of(case)
+    _, published = tinyzero_advantage(case)
+    torch.testing.assert_close(returns * MASK, published * MASK)
+    new = case.values + torch.linspace(-2, 2, LENGTH)
+    bounded = torch.minimum(torch.maximum(new, case.values - 0.5), case.values + 0.5)
+    expected = 0.5 * mean_over_tokens(torch.maximum((new - published) ** 2, (bounded - published) ** 2))
+    data = batch_of(case, values=case.values, returns=returns)
+    loss, _ = value_loss(omega_conf_to_dataclass(case.config.critic), {"values": after_one_prompt_token(new)}, data)
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "formula"),
+    [
+        ("kl", lambda d: d),
+        ("abs", lambda d: d.abs()),
+        ("mse", lambda d: d**2 / 2),
+        ("low_var_kl", lambda d: (-d).exp() + d - 1),
+    ],
+)
+def test_the_kinds_of_kl_are_schulmans(kind, formula):
+    """joschu.net/blog/kl-approx.html, with d = log p - log reference; TinyZero's by these names."""
+    from verl.trainer.ppo.core_algos import kl_penalty
+
+    now, reference = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(kl_penalty(now, reference, kind), formula(now - reference))
+
+
+@pytest.mark.parametrize("length", [700, 820, 922, 1024])
+def test_the_overlong_penalty_is_dapos(length):
+    """Equation 13: 0 up to L_max - L_cache, then linear to -1 at L_max, with the recipe's lengths."""
+    from verl import DataProto
+    from verl.experimental.reward_loop.reward_manager.dapo import DAPORewardManager
+
+    config = compose("dapo")
+    assert config.reward.reward_manager.name == "dapo"
+    longest, cache = 1024, config.reward.reward_kwargs.overlong_buffer_cfg.len
+    tokens = {
+        "responses": torch.zeros(1, length, dtype=torch.long),
+        "attention_mask": torch.ones(1, length, dtype=torch.long),
+    }
+    others = {"data_source": ["countdown"], "reward_model": [{"ground_truth": "x"}]}
+
+    async def score():
+        tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: "")
+        manager = DAPORewardManager(config, tokenizer, lambda **_: {"score": 1.0})
+        return await manager.run_single(DataProto.from_dict(tokens, non_tensors=others))
+
+    expected = 1.0 + min(max((longest - cache - length) / cache, -1.0), 0.0)
+    assert float(asyncio.run(score())["reward_score"]) == pytest.approx(expected)
+
+
+def learning_rates(optim, steps):
+    """The rate of each optimizer step, from the scheduler that verl's FSDP engine builds."""
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
+
+    config = omega_conf_to_dataclass(optim)
+    config.total_training_steps = steps  # as verl's trainer does
+    optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=config.lr)
+    scheduler = FSDPEngine._build_lr_scheduler(SimpleNamespace(optimizer_config=config, rank=1), optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("recipe", ["mini_r1", "datawhale_r1"])
+def test_the_learning_rate_is_transformers_cosine_with_warm_up(recipe):
+    """transformers' get_cosine_schedule_with_warmup, with ceil(0.03 x 450) = 14 steps of warm-up."""
+
+    def published(step):
+        done = step - 1
+        if done < 14:
+            return 5e-7 * done / 14
+        return 5e-7 * 0.5 * (1 + math.cos(math.pi * (done - 14) / (450 - 14)))
+
+    config = compose(recipe)
+    assert config.trainer.total_training_steps == 450
+    rates = learning_rates(config.actor_rollout_ref.actor.optim, 450)
+    for step, value in ((1, 0.0), (14, 4.642857e-7), (225, 2.644050e-7), (450, 6.490218e-12)):
+        assert rates[step - 1] == pytest.approx(published(step), rel=1e-6)
+        assert rates[step - 1] == pytest.approx(value, rel=1e-5)
+
+
+def test_tinyzeros_learning_rates_are_constant():
+    config = compose("tinyzero_ppo")
+    for optim, rate in ((config.actor_rollout_ref.actor.optim, 1e-6), (config.critic.optim, 1e-5)):
+        rates = learning_rates(optim, 450)
+        assert [rates[step - 1] for step in (1, 14, 225, 450)] == [rate] * 4

@@ -1,0 +1,261 @@
+"""Recipes on models and hardware: they compose, and verl's and vLLM's own validation takes them, or one line says why.
+
+Every pair of recipe and hardware, of recipe and model, and of model and hardware is in PAIRS; all triples are 1,080.
+"""
+
+import asyncio
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from functools import cache
+
+import hydra
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from data_prep.cli import CONFIGS, UserError
+from verl_recipes.configuration import batch_for_ranks, check_choice
+
+ROOT = CONFIGS.parent
+
+
+def options(group):
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+RECIPES, MODELS, HARDWARE = options("recipe"), sorted({*options("model")} - {"local"}), options("hardware")
+PAIRS = [
+    (RECIPES[(i + j) % len(RECIPES)], model, hardware)
+    for i, hardware in enumerate(HARDWARE)
+    for j, model in enumerate(MODELS)
+]
+SMALL = {"cpu": 1e8, "a800_x1": 4e9, "h100_x1": 4e9, "rtx4090_x1": 4e9}  # the most parameters that they take
+
+
+@cache
+def compose(*overrides):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose("train", overrides=list(overrides))
+
+
+def of(recipe, model="qwen2.5_3b", hardware="a800_x4", *more):
+    return compose(f"recipe={recipe}", f"model={model}", f"hardware={hardware}", *more)
+
+
+def refusal(cfg):
+    """The one line that refuses a configuration, or none."""
+    try:
+        check_choice(cfg)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("hardware", HARDWARE)
+def test_every_option_composes_and_too_large_a_model_is_refused_in_one_line(hardware):
+    """Recipes and models take turns over the hardware; all pairs are in the slow test below."""
+    i = HARDWARE.index(hardware)
+    cfg = copy.deepcopy(of(RECIPES[i % len(RECIPES)], MODELS[i % len(MODELS)], hardware))
+    OmegaConf.to_container(cfg, resolve=True)
+    most = SMALL.get(hardware, 8e9)
+    assert (refusal(cfg) is not None) == (cfg.architecture.parameters > most)
+    for parameters, allowed in ((most, True), (most + 1e8, False)):
+        cfg.architecture.parameters = int(parameters)
+        assert (refusal(cfg) is None) == allowed
+
+
+def test_several_trackers_and_a_local_model_compose():
+    options_of_all = ",".join(options("tracker"))
+    local = ["model=local", "actor_rollout_ref.model.path=my/model", "tuning=lora"]
+    cfg = compose("recipe=mini_r1", "hardware=rtx4090_x1", f"tracker=[{options_of_all}]", *local)
+    assert set(cfg.trainer.logger) == {*options("tracker"), "file"}
+    assert refusal(cfg) is None
+    OmegaConf.to_container(cfg, resolve=True)
+
+
+@given(st.integers(1, 600), st.sampled_from([1, 4, 16]), st.integers(1, 16), st.integers(1, 4), st.integers(1, 8))
+def test_a_batch_is_the_nearest_that_all_ranks_share(prompts, updates, n, nodes, ranks_per_node):
+    def shared(batch):
+        return batch % updates == 0 and batch // updates * n % (nodes * ranks_per_node) == 0
+
+    batch = batch_for_ranks(prompts, updates, n, nodes, ranks_per_node)
+    assert batch > 0
+    assert shared(batch)
+    nearer = range(max(prompts - abs(batch - prompts) + 1, 1), prompts + abs(batch - prompts))
+    assert not any(shared(other) for other in nearer)
+
+
+def test_three_gpus_keep_the_prompts_a_step_as_near_as_they_can():
+    batches = {name: of(name, hardware="a800_x3").data.train_batch_size for name in ("tinyzero_ppo", "datawhale_r1")}
+    assert batches == {"tinyzero_ppo": 252, "datawhale_r1": 15}
+    split = of("datawhale_r1", "qwen2.5_3b_instruct", "a800_x3", "topology=split")
+    assert (split.trainer.n_gpus_per_node, split.actor_rollout_ref.rollout.n_gpus_per_node) == (2, 1)
+    assert split.data.train_batch_size == 16
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.n_gpus_per_node=0"], "takes a GPU for generation"),
+        (["gpus.most_parameters=3e9"], "3.1 billion parameters"),
+        (["actor_rollout_ref.rollout.tensor_model_parallel_size=4", "architecture.num_attention_heads=14"], "14 heads"),
+        (["actor_rollout_ref.rollout.tensor_model_parallel_size=3"], "does not divide 4 GPUs"),
+        (["data.train_batch_size=15", "trainer.n_gpus_per_node=7"], "shared evenly by 7 ranks"),
+        (["data.train_batch_size=15", "actor_rollout_ref.actor.ppo_mini_batch_size=4"], "must be whole mini-batches"),
+        (["actor_rollout_ref.rollout.n=1"], "rollout.n must be 2 or more"),
+        (["data.max_response_length=20000"], "do not fit a micro-batch"),
+        (["trainer.device=cpu", "trainer.v1.trainer_mode=separate_async", "updates=2"], "bypass_mode=true"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(overrides, message):
+    cfg = OmegaConf.merge(of("datawhale_r1"), OmegaConf.from_dotlist(overrides))
+    assert message in refusal(cfg)
+    assert "\n" not in refusal(cfg)
+
+
+def test_a_recipe_brings_its_prompt_data_and_reward_and_the_tiny_model_its_own():
+    cfg = of("mini_r1", "tiny", "cpu")
+    assert (cfg.prompt.name, cfg.data.train_files) == ("tinyzero_base", "data/tiny/train.parquet")
+    assert cfg.reward.custom_reward_function.reward_kwargs.profile == "mini_r1"
+    cfg = of("datawhale_r1_article")
+    assert (cfg.prompt.name, cfg.reward.custom_reward_function.reward_kwargs.profile) == (
+        "datawhale_r1",
+        "datawhale_r1_article",
+    )
+    assert cfg.data.made_by.startswith("python -m data_prep source=hub split=datawhale_r1 prompt=datawhale_r1 ")
+
+
+@pytest.mark.parametrize("recipe", ["tinyzero_ppo", "datawhale_r1"])
+def test_the_command_that_makes_a_recipes_data_is_one_of_data_preps(recipe):
+    made_by = of(recipe).data.made_by.split()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        prepare = hydra.compose("prepare", overrides=made_by[3:])
+    assert prepare.prompt == of(recipe).prompt
+    assert of(recipe).data.train_files == f"{prepare.out}/train.parquet"
+
+
+def test_an_unknown_option_lists_the_known_ones_in_one_message():
+    command = [sys.executable, "-m", "verl_recipes.train", "recipe=grpo"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr
+    assert all(recipe in result.stderr for recipe in RECIPES)
+
+
+@pytest.mark.parametrize("name", ["tiny", *(f"qwen2.5_{size}" for size in ("0.5b", "1.5b", "3b", "7b"))])
+def test_the_parameters_follow_from_the_architecture(name):
+    """Counted for Qwen2: embeddings, and in each layer two norms, biased q, k, v, o, and three matrices."""
+    a = OmegaConf.load(CONFIGS / "model" / f"{name}.yaml").architecture
+    hidden, kv = a.hidden_size, a.hidden_size // a.num_attention_heads * a.num_key_value_heads
+    attention = hidden * (hidden + 1) + 2 * kv * (hidden + 1) + hidden * hidden
+    layer = attention + 3 * hidden * a.intermediate_size + 2 * hidden
+    embeddings = a.vocab_size * hidden * (1 if a.tie_word_embeddings else 2)
+    assert a.parameters == embeddings + a.num_hidden_layers * layer + hidden
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory):
+    """A function that makes a model folder, without weights, of a configuration's architecture."""
+
+    def make(cfg):
+        path = tmp_path_factory.mktemp("model")
+        shutil.copytree(ROOT / "assets" / "tiny_base", path, dirs_exist_ok=True)
+        config = json.loads((path / "config.json").read_text())
+        config |= OmegaConf.to_container(cfg.architecture) | {"layer_types": None, "max_position_embeddings": 32768}
+        (path / "config.json").write_text(json.dumps(config))
+        return path
+
+    return make
+
+
+@pytest.mark.slow
+def test_every_pair_passes_verls_validation_and_vllms_argument_parser(folder_of, monkeypatch):
+    from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import omega_conf_to_dataclass, validate_config
+
+    folders, parsed, allowed = {}, set(), 0
+    for recipe, model, hardware in PAIRS:
+        shared = of(recipe, model, hardware)
+        too_large = shared.architecture.parameters > SMALL.get(hardware, 8e9)
+        assert (refusal(shared) is not None) == too_large, (recipe, model, hardware, refusal(shared))
+        if too_large:
+            continue
+        allowed += 1
+        cfg = copy.deepcopy(shared)
+        if model not in folders:
+            folders[model] = folder_of(cfg)
+        cfg.actor_rollout_ref.model.path = str(folders[model])
+        OmegaConf.resolve(cfg)
+        validate_config(cfg, need_reference_policy(cfg), need_critic(cfg))
+        parts = [cfg.algorithm, cfg.critic, cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.model]
+        for part in [*parts, cfg.trainer.v1.separate_async.hybrid_rollout]:
+            omega_conf_to_dataclass(part)
+        get_reward_manager_cls(cfg.reward.reward_manager.name)
+        rollout = cfg.actor_rollout_ref.rollout
+        arguments_of = (
+            rollout.max_model_len,
+            rollout.tensor_model_parallel_size,
+            cfg.gpus.name,
+            cfg.architecture.vocab_size,
+        )
+        if arguments_of not in parsed:
+            parsed.add(arguments_of)
+            arguments = vllm_arguments(cfg, monkeypatch)
+            assert arguments.tensor_parallel_size == cfg.actor_rollout_ref.rollout.tensor_model_parallel_size
+            assert arguments.enforce_eager == cfg.actor_rollout_ref.rollout.enforce_eager
+            assert arguments.max_model_len >= cfg.data.max_prompt_length + cfg.data.max_response_length
+    assert allowed > 80
+
+
+def vllm_arguments(cfg, monkeypatch):
+    """What vLLM's own parser makes of the command line that verl's server builds."""
+    from types import SimpleNamespace
+
+    from verl.workers.rollout.replica import RolloutMode
+    from verl.workers.rollout.vllm_rollout import vllm_async_server
+
+    class Server(vllm_async_server.vLLMHttpServer):
+        async def run_server(self, args):
+            self.arguments = args
+
+    runtime = SimpleNamespace(get_job_id=lambda: "01", get_node_id=lambda: "0")
+    monkeypatch.setattr(vllm_async_server.ray, "get_runtime_context", lambda: runtime)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+    async def launch():
+        refs = cfg.actor_rollout_ref
+        server = Server(refs.rollout, refs.model, RolloutMode.HYBRID, [], 0, 0, 8, 1, "")
+        await server.launch_server()
+        return server.arguments
+
+    return asyncio.run(launch())
+
+
+def test_a_trackers_missing_key_or_package_is_one_line(monkeypatch, tmp_path):
+    from verl_recipes.checks import check_trackers
+
+    def told(name, **environment):
+        for key in ("WANDB_API_KEY", "SWANLAB_API_KEY", "WANDB_MODE", "SWANLAB_MODE"):
+            monkeypatch.delenv(key, raising=False)
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        trackers = OmegaConf.load(CONFIGS / "tracker" / f"{name}.yaml")
+        check_trackers(OmegaConf.create({"trackers": trackers, "run_dir": "runs/x"}).trackers)
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("verl_recipes.checks.find_spec", lambda name: name)
+    for name in ("wandb", "swanlab"):
+        with pytest.raises(UserError, match=f"tracker={name}: no key"):
+            told(name)
+        told(name, **{f"{name.upper()}_API_KEY": "x"})
+        told(name, **{f"{name.upper()}_MODE": "offline"})
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x\n")
+    told("wandb")
+    monkeypatch.setattr("verl_recipes.checks.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="tracker=mlflow: the package is not installed"):
+        told("mlflow")

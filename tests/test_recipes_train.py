@@ -1,0 +1,128 @@
+"""Recipes train for real on a CPU: PPO with its critic and every tracker, and LoRA with ranks for generation alone.
+
+The others are in benchmarks/recipes_train.py. Left out by `tests/run.sh --fast`.
+"""
+
+import json
+import math
+import shutil
+import sqlite3
+import sys
+from importlib.util import find_spec
+
+import pytest
+from safetensors.torch import load_file
+from test_end_to_end import AGREEMENT, ROOT, Command, data, metrics_of, train  # noqa: F401  `data` is a fixture
+
+pytestmark = pytest.mark.end_to_end
+SHORT = ["model=tiny", "prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.total_training_steps=2"]
+TRACKERS = [name for name in ("wandb", "swanlab", "tensorboard", "mlflow") if find_spec(name)]
+
+
+def steps_of(run_dir):
+    steps = [line["data"] for line in metrics_of(run_dir) if "training/global_step" in line["data"]]
+    assert len(steps) == 2
+    for step in steps:
+        assert all(math.isfinite(value) for value in step.values())
+        assert step[AGREEMENT] >= 0.999
+        assert step["actor/grad_norm"] > 0
+    return steps
+
+
+@pytest.fixture(scope="module")
+def ppo(tmp_path_factory, data):  # noqa: F811
+    """TinyZero's PPO, told to all trackers without a network."""
+    run_dir = tmp_path_factory.mktemp("runs") / "ppo"
+    trackers = f"tracker=[{','.join(TRACKERS)}]"
+    command = Command(
+        *("env", "WANDB_MODE=offline", "SWANLAB_MODE=local", sys.executable, "-m", "verl_recipes.train"),
+        *(f"run_dir={run_dir}", "recipe=tinyzero_ppo", trackers, *SHORT, *data),
+    )
+    assert command.wait() == 0, command.output
+    command.assert_nothing_is_left()
+    return run_dir
+
+
+def test_tinyzeros_ppo_trains_its_critic_four_times_a_step(ppo):
+    for step in steps_of(ppo):
+        assert {"critic/vf_loss", "actor/reward_kl_penalty", "actor/entropy_loss", "critic/lr"} <= step.keys()
+        assert step["actor/reward_kl_penalty_coeff"] == pytest.approx(0.001)
+        assert (step["actor/lr"], step["critic/lr"]) == (pytest.approx(1e-6), pytest.approx(1e-5))
+
+
+def test_wandbs_file_holds_the_rewards_components(ppo):
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, rewards = DataStore(), {}
+    store.open_for_scan(str(next((ppo / "wandb").glob("offline-run-*/run-*.wandb"))))
+    while (raw := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(raw)
+        items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+        if "reward/acc" in items:
+            rewards[int(items["_step"])] = json.loads(items["reward/acc"])
+    assert [rewards[step] for step in (1, 2)] == [step["reward/acc"] for step in steps_of(ppo)]
+
+
+def test_tensorboards_file_holds_the_rewards_components(ppo):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(ppo / "tensorboard")).Reload()
+    values = {event.step: event.value for event in events.Scalars("reward/acc")}
+    assert [values[step] for step in (1, 2)] == [pytest.approx(step["reward/acc"]) for step in steps_of(ppo)]
+
+
+@pytest.mark.skipif("mlflow" not in TRACKERS, reason="mlflow is not installed")
+def test_mlflows_file_holds_the_rewards_components(ppo):
+    with sqlite3.connect(ppo / "mlflow.db") as connection:
+        rows = connection.execute("select step, value from metrics where key = 'reward/acc'").fetchall()
+    values = dict(rows)
+    assert [values[step] for step in (1, 2)] == [step["reward/acc"] for step in steps_of(ppo)]
+
+
+@pytest.mark.skipif("swanlab" not in TRACKERS, reason="swanlab is not installed")
+def test_swanlabs_files_hold_the_rewards_components(ppo):
+    (folder,) = (ppo / "swanlab").glob("run-*")
+    assert b"reward/acc" in next(folder.glob("*.swanlab")).read_bytes()
+    columns = [
+        {row["index"]: row["data"] for row in map(json.loads, file.read_text().splitlines())}
+        for file in folder.glob("logs/*/*.log")
+    ]
+    assert {step: row["reward/acc"] for step, row in enumerate(steps_of(ppo), 1)} in columns
+
+
+def test_lora_trains_on_one_rank_while_another_generates(data, tmp_path):  # noqa: F811
+    """At a rate at which one step changes the samples, so that stale weights would show in the agreement."""
+    run_dir = tmp_path / "lora"
+    fast = ["actor_rollout_ref.actor.optim.lr=3e-3", "actor_rollout_ref.actor.optim.lr_warmup_steps=-1"]
+    command = train(run_dir, "recipe=mini_r1", "tuning=lora", "topology=split", *fast, *SHORT, *data)
+    assert command.wait() == 0, command.output
+    command.assert_nothing_is_left()
+    first, second = steps_of(run_dir)
+    assert first["actor/kl_loss"] < 1e-6  # the adapter starts at zero, and without it the actor is the reference
+    assert second["actor/kl_loss"] > 1e-3
+    base, model = (
+        load_file(folder / "model.safetensors") for folder in (ROOT / "assets" / "tiny_base", run_dir / "model")
+    )
+    assert model.keys() == base.keys()  # one whole model, without an adapter beside it
+
+
+def test_a_merged_model_computes_what_the_model_with_its_adapter_does(tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from verl_recipes.merge_lora import merge
+
+    shutil.copytree(ROOT / "assets" / "tiny_base", tmp_path, dirs_exist_ok=True)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path)
+    adapted = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "lora_adapter")
+    tokens = torch.arange(20)[None]
+    expected = adapted(tokens).logits
+    merge(tmp_path)
+    assert not (tmp_path / "lora_adapter").exists()
+    torch.testing.assert_close(
+        AutoModelForCausalLM.from_pretrained(tmp_path)(tokens).logits, expected, rtol=1e-4, atol=1e-4
+    )

@@ -1,0 +1,23 @@
+"""python -m verl_recipes.merge_lora MODEL: the adapter in MODEL/lora_adapter becomes part of the weights in MODEL.
+
+verl's merger writes a LoRA checkpoint as the base model and an adapter beside it, and whoever loads the folder gets the
+base model alone.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+
+def merge(folder: Path) -> None:
+    """Merge and remove the adapter."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    PeftModel.from_pretrained(model, folder / "lora_adapter").merge_and_unload().save_pretrained(folder)
+    shutil.rmtree(folder / "lora_adapter")
+
+
+if __name__ == "__main__":
+    merge(Path(sys.argv[1]))
