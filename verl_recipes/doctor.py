@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 GIB = 2**30
 TOGETHER = ("torch", "vllm", "verl", "ray", "transformers", "tensordict", "transferqueue", "flash-attn")
 DRIVERS = {13: 580, 12: 525}  # least driver for a major version of CUDA (its release notes, table of minor versions)
-TRACKER_KEYS = {"wandb": ("WANDB_API_KEY", "WANDB_MODE=offline"), "swanlab": ("SWANLAB_API_KEY", "SWANLAB_MODE=local")}
 
 
 class Line(NamedTuple):
@@ -139,7 +138,7 @@ def gpus(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
     imports = {
         "torch sees the GPUs": "import torch; assert torch.cuda.is_available(), 'torch.cuda is not available'",
         "flash-attn loads": "import flash_attn; from flash_attn.ops.triton.cross_entropy import cross_entropy_loss",
-        "vllm loads": "import vllm._C",
+        "vllm loads": "import vllm",
     }
     for what, code in imports.items():
         status, text = run(sys.executable, "-c", code)
@@ -149,36 +148,22 @@ def gpus(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
 
 def memory(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
     """Memory, shared memory, disk, open files."""
-    available = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text()).group(1)) * 1024  # type: ignore[union-attr]
+
+    def enough(what: str, has: float, need: float, state: str, mend: str) -> Line:
+        text = f"{what}: {has / GIB:.0f} GiB free"
+        return Line("ok", text) if has >= need else Line(state, f"{text}; about {need / GIB:.0f} are needed", mend)
+
     parameters = cfg.architecture.parameters if cfg and cfg.get("architecture") else 0
-    # Every rank loads the fp32 weights before they are sharded; offloaded states are those 16 bytes a parameter again.
+    available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+    # On a GPU's machine offloaded states are 16 bytes a parameter; on a CPU everything is here.
     need = (32 * GIB + 16 * parameters) if gpu else 8 * GIB
-    text = f"memory: {available / GIB:.0f} GiB available"
-    yield (
-        Line("ok", text)
-        if available >= need
-        else Line(
-            "warning" if gpu else "wrong", f"{text}; about {need / GIB:.0f} are needed", "ps aux --sort=-rss | head"
-        )
-    )
-    shm, least = shutil.disk_usage("/dev/shm"), (8 if gpu else 2) * GIB  # Ray's object store, and weights on their way
-    text = f"shared memory: {shm.free / GIB:.0f} GiB free in /dev/shm"
-    yield (
-        Line("ok", text)
-        if shm.free >= least
-        else Line(
-            "wrong",
-            f"{text}; {least / GIB:.0f} are needed",
-            "mount -o remount,size=16G /dev/shm  # docker: --shm-size=16g",
-        )
-    )
-    free, need = shutil.disk_usage(ROOT).free, (20 * GIB + 3 * 12 * parameters) if gpu else 2 * GIB
-    text = f"disk: {free / GIB:.0f} GiB free at {ROOT}"
-    yield (
-        Line("ok", text)
-        if free >= need
-        else Line("warning", f"{text}; with checkpoints about {need / GIB:.0f} are needed", "df -h; du -sh runs/*")
-    )
+    free = int(available.group(1)) * 1024 if available else 0
+    yield enough("memory", free, need, "warning" if gpu else "wrong", "ps aux --sort=-rss | head")
+    # Ray's object store, nccl, and weights on their way to vLLM.
+    grow = "mount -o remount,size=16G /dev/shm  # docker: --shm-size=16g"
+    yield enough("/dev/shm", shutil.disk_usage("/dev/shm").free, (8 if gpu else 2) * GIB, "warning", grow)
+    need = (20 * GIB + 3 * 12 * parameters) if gpu else 2 * GIB  # checkpoints: weights and two moments in fp32
+    yield enough(f"disk at {ROOT}", shutil.disk_usage(ROOT).free, need, "warning", "df -h; du -sh runs/*")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     text = f"open files: {files}"
     yield Line("ok", text) if files >= 65536 else Line("warning", f"{text}; Ray asks for 65536", "ulimit -n 65536")
@@ -272,25 +257,23 @@ def paths(cfg: Any, **_: Any) -> Iterator[Line]:
 
 def trackers(cfg: Any, **_: Any) -> Iterator[Line]:
     """Package and key of each tracker that the run asks for."""
-    for name in [each for each in (cfg.trainer.logger if cfg else []) if each not in ("console", "file")]:
-        try:
-            metadata.version(name)
-        except metadata.PackageNotFoundError:
-            yield Line("wrong", f"tracker {name} is not installed", f"pip install {name}")
+    if not cfg:
+        return
+    from omegaconf import OmegaConf
+
+    from verl_recipes.checks import check_trackers
+
+    for name in cfg.trackers:
+        if name in ("console", "file"):
             continue
-        key, offline = TRACKER_KEYS.get(name, ("", ""))
-        variable, value = offline.split("=") if offline else ("", "")
-        saved = name in (Path.home() / ".netrc").read_text() if (Path.home() / ".netrc").is_file() else False
-        saved = saved or (Path.home() / f".{name}").is_dir()
-        if (
-            not key
-            or os.environ.get(key)
-            or saved
-            or os.environ.get(variable) in (value, "offline", "local", "disabled")
-        ):
-            yield Line("ok", f"tracker {name}")
+        try:
+            check_trackers(OmegaConf.create({name: cfg.trackers[name]}))
+        except SystemExit as error:
+            text = str(error).replace("error: ", "")
+            install = "pip install 'countdown-zero[trackers]'"
+            yield Line("wrong", text, install if "package" in text else f"export {name.upper()}_MODE=offline")
         else:
-            yield Line("wrong", f"tracker {name} has no key ({key})", f"export {offline}  # or {key}=...")
+            yield Line("ok", f"tracker={name}")
 
 
 CHECKS: tuple[Callable[..., Iterator[Line]], ...] = (python, packages, gpus, memory, ray_here, hub, paths, trackers)

@@ -269,7 +269,8 @@ def passes(cfg: DictConfig) -> dict[str, Pass]:
 
     def one(model: DictConfig, engine: DictConfig, worker: Mapping[str, Any], key: str, **settings: Any) -> Pass:
         dynamic = worker.get("log_prob_use_dynamic_bsz" if key == "log_prob" else "use_dynamic_bsz")
-        sequences = max(1, actor.ppo_mini_batch_size * models.rollout.n // ranks)
+        prompts = cfg.data.train_batch_size if key == "log_prob" else actor.ppo_mini_batch_size
+        sequences = max(1, prompts * models.rollout.n // ranks)
         if dynamic:
             budget = worker[f"{key}_max_token_len_per_gpu"]
             if budget < longest(cfg):
@@ -397,20 +398,19 @@ def phases(cfg: DictConfig, memory: float | None) -> dict[str, dict[str, float]]
 
     def at_work(name: str, result: dict[str, float], engine: DictConfig | None) -> dict[str, float]:
         """A pass of a model, beside the others at rest and vLLM asleep."""
-        rest = at_rest(name)
+        held = at_rest(name)
         parts = {key: result[key] for key in ("gradients", "gathered", "activations", "logits")}
-        rest_optimizer = 0.0 if engine is None else result["optimizer"]
         if engine is None or engine.offload_policy:  # verl keeps a reference on the CPU; FSDP brings layers as needed
             parts["gradients"] = 0.0
         else:
-            rest["parameters"] += result["parameters"]
-            rest["optimizer"] += rest_optimizer
+            held["parameters"] += result["parameters"]
+            held["optimizer"] += result["optimizer"]
         elsewhere = parts["gathered"] + parts["activations"] + parts["logits"]
         if memory and parts["gradients"] > elsewhere:  # AdamW's foreach makes a copy of as much while it steps
             parts["activations"] += parts["gradients"] - elsewhere
         asleep = {"vllm asleep": assumed["asleep_gib"] * GIB} if memory and shares else {}
         slack = {"fragments": assumed["fragments"] * sum(parts.values())} if memory else {}
-        return rest | parts | asleep | process | slack
+        return held | parts | asleep | process | slack
 
     shares = not is_split(cfg) or models.get("hybrid_engine", True)  # training GPUs hold vLLM too
     found: dict[str, dict[str, float]] = {}
