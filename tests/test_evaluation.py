@@ -220,8 +220,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing(data, tmp_path):
 def test_other_mistakes_are_one_line_too(tmp_path, run_dir):
     with pytest.raises(UserError, match=r"holds no test.parquet and no ood_\*.parquet"):
         evaluate.find_data(str(tmp_path))
+    with pytest.raises(UserError, match="two files have the same name"):
+        evaluate.find_data(["a/test.parquet", "b/test.parquet"])
+    shutil.copytree(run_dir / "samples", tmp_path / "samples")
+    assert len(evaluate.samples_of(tmp_path)) == 16
+    (tmp_path / "evaluation.json").write_text("{}")
+    with pytest.raises(UserError, match="no finished evaluation"):
+        evaluate.samples_of(tmp_path)
     with pytest.raises(UserError, match="neither a run's folder nor in one"):
-        export.export(tmp_path, tmp_path / "out", "bfloat16")
+        export.export(tmp_path.parent, tmp_path / "out", "bfloat16")
     with pytest.raises(UserError, match="one of bfloat16, float16, float32"):
         export.export(run_dir, tmp_path / "out", "int4")
     with pytest.raises(UserError, match="exists"):
@@ -246,6 +253,7 @@ def test_an_export_holds_the_weights_the_tokenizer_and_the_template_of_the_run(r
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    assert (exported["float32"] / "tokenizer.json").read_bytes() == (run_dir / "model" / "tokenizer.json").read_bytes()
     theirs = AutoModelForCausalLM.from_pretrained(BASE).state_dict()
     messages = [{"role": "user", "content": "Using the numbers [11, 18, 25], create an equation that equals 175.\n"}]
     run_tokenizer = AutoTokenizer.from_pretrained(BASE)
@@ -366,7 +374,6 @@ def evaluations(run_dir, data, tmp_path_factory):
     for name in ("killed", "whole"):
         commands[name] = start(name)
         assert commands[name].wait() == 0, commands[name].output
-        commands[name].assert_nothing_is_left()
     return {"folder": folder, "before": before, "output": commands["killed"].output}
 
 

@@ -1,6 +1,6 @@
 """python -m verl_recipes.evaluate model=PATH data=FOLDER n=8: sample a model and measure it, with intervals.
 
-    runs/evaluations/tiny-seed0-tiny-seed0/
+    runs/evaluations/tiny_seed0-tiny-seed0/
         evaluation.json    what is measured: model, data, sampling
         summary.json       the figures (verl_recipes/measure.py), overall and by kinds of problem
         samples/           validation/0.jsonl: n responses to every problem; greedy/0.jsonl: one at temperature 0
@@ -83,7 +83,10 @@ def hugging_face(path: Path, scratch: Path, log: Path) -> Path:
 def find_data(data: str | ListConfig) -> list[Path]:
     """The parquet files of a folder of data_prep (test.parquet, ood_*.parquet), or those that were named."""
     if not isinstance(data, str) or not Path(data).is_dir():
-        return [Path(name) for name in ([data] if isinstance(data, str) else data)]
+        files = [Path(name) for name in ([data] if isinstance(data, str) else data)]
+        if len({file.stem for file in files}) < len(files):
+            raise UserError("data: two files have the same name, which is the name of their set in all results")
+        return files
     files = [*Path(data).glob("test.parquet"), *sorted(Path(data).glob(f"{OUT}*.parquet"))]
     if not files:
         raise UserError(f"data={data} holds no test.parquet and no {OUT}*.parquet; `python -m data_prep` makes such")
@@ -295,7 +298,8 @@ def samples_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of samples, or of the last evaluation in a folder of a run or an evaluation."""
     if path.is_dir():
         steps = [file for file in path.glob("samples/validation/*.jsonl") if file.stem.isdigit()]
-        if not steps or (path / "samples" / ANSWERED).exists():
+        unfinished = (path / "evaluation.json").exists() and not (path / "summary.json").exists()
+        if not steps or unfinished:
             raise UserError(f"{path} holds no finished evaluation: samples/validation/*.jsonl is expected there")
         path = max(steps, key=lambda file: int(file.stem))
     try:

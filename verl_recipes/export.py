@@ -10,6 +10,7 @@ It loads in transformers and in `vllm serve`.
 """
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def export(path: Path, out: Path, dtype: str) -> None:
     if out.exists():
         raise UserError(f"{out} exists; name another folder with out=")
     import torch  # not above: a mistake in the command need not wait for them
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -96,10 +97,13 @@ def export(path: Path, out: Path, dtype: str) -> None:
             max_new_tokens=training.data.max_response_length,
         )
         model.save_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        # As they are: what transformers reads beside a qwen2 model and writes again has another pre-tokenizer.
+        weights = shutil.ignore_patterns(
+            "*.safetensors*", "*.bin*", "config.json", "generation_config.json", "README.md"
+        )
+        shutil.copytree(source, folder, ignore=weights, dirs_exist_ok=True)
         if (template := training.actor_rollout_ref.model.custom_chat_template) is not None:
-            tokenizer.chat_template = template
-        tokenizer.save_pretrained(folder)
+            (folder / "chat_template.jinja").write_text(template)
         if "prompt" in training:
             prompt = json.dumps(OmegaConf.to_container(training.prompt), indent=2, ensure_ascii=False)
             (folder / "prompt.json").write_text(prompt + "\n")

@@ -199,12 +199,11 @@ def measure(samples: Iterable[Row], greedy: Iterable[Row] = ()) -> dict[str, Any
     }
 
 
-def compare(first: Iterable[Row], second: Iterable[Row], value: str = "acc") -> dict[str, Any]:
+def compare(first: Iterable[Row], second: Iterable[Row]) -> dict[str, Any]:
     """Paired test of two evaluations on the same problems.
 
     Args:
-        first, second: samples, any number for a problem.
-        value: what is compared: the mean of this key over a problem's samples.
+        first, second: samples, any number for a problem; compared are the shares that are right.
 
     Returns:
         `problems`; `first`, `second`, `difference` (second less first): each [value, low, high]; `better` and `worse`:
@@ -214,7 +213,7 @@ def compare(first: Iterable[Row], second: Iterable[Row], value: str = "acc") -> 
         UserError: the problems are not the same.
     """
     means = [
-        {key: float(np.mean([row[value] for row in group])) for key, group in by_problem(rows).items()}
+        {key: float(np.mean([row["acc"] for row in group])) for key, group in by_problem(rows).items()}
         for rows in (first, second)
     ]
     if means[0].keys() != means[1].keys():

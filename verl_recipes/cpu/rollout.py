@@ -25,9 +25,6 @@ def load_replica() -> type[RolloutReplica]:
         ) -> tuple[list[list[tuple[list[int], list[float]]]], int]:
             """Responses to each prompt.
 
-            vLLM starts when it has all of them: what is computed together, and with it the last bit of every logit, is
-            then the same each time, and not a matter of when requests arrive.
-
             Args:
                 prompts: token ids.
                 sampling: for each prompt, keyword arguments of vLLM's SamplingParams.
@@ -36,27 +33,42 @@ def load_replica() -> type[RolloutReplica]:
                 For every prompt the responses, each its token ids and their log-probabilities; and the training step
                 whose weights made them.
             """
+            # vLLM's sampler for processors ignores every seed while a greedy request, which has none, is in the batch
+            # (topk_topp_sampler.py, forward_cpu): so greedy ones are answered apart.
+            answers: dict[int, list[tuple[list[int], list[float]]]] = {}
+            for greedy in (False, True):
+                chosen = [i for i, each in enumerate(sampling) if (each["temperature"] == 0) == greedy]
+                answers |= zip(chosen, await self.together([(prompts[i], sampling[i]) for i in chosen]), strict=True)
+            return [answers[i] for i in range(len(prompts))], self.global_steps or 0
+
+        async def together(
+            self, requests: list[tuple[list[int], dict[str, Any]]]
+        ) -> list[list[tuple[list[int], list[float]]]]:
+            """Answers to requests that vLLM starts with when it has all of them.
+
+            What is computed together, and with it the last bit of every logit, is then the same each time, and not a
+            matter of when requests arrive.
+            """
             self.batches = getattr(self, "batches", 0) + 1
             await self.engine.pause_generation(mode="keep", clear_cache=False)
             try:
-                requests = [
+                waiting = [
                     await self.engine.add_request(
                         f"{self.batches}-{i}",
                         {"type": "token", "prompt_token_ids": prompt},
-                        SamplingParams(**arguments, output_kind=RequestOutputKind.FINAL_ONLY),
+                        SamplingParams(**sampling, output_kind=RequestOutputKind.FINAL_ONLY),
                     )
-                    for i, (prompt, arguments) in enumerate(zip(prompts, sampling, strict=True))
+                    for i, (prompt, sampling) in enumerate(requests)
                 ]
             finally:
                 await self.engine.resume_generation()
-            answers = [
+            return [
                 [
                     (list(o.token_ids), [lp[token].logprob for token, lp in zip(o.token_ids, o.logprobs, strict=True)])
-                    for o in (await request.get()).outputs
+                    for o in (await each.get()).outputs
                 ]
-                for request in requests
+                for each in waiting
             ]
-            return answers, self.global_steps or 0
 
     class CPUReplica(vLLMReplica):
         def __init__(self, replica_rank: int, config: Any, *args: Any, **kwargs: Any) -> None:
