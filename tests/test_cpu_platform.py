@@ -8,7 +8,6 @@ from importlib.metadata import entry_points, version
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 CPU = os.environ | {"VERL_PLATFORM": "cpu"}
 
@@ -94,32 +93,21 @@ def test_the_private_names_we_lean_on_are_as_they_were_read():
     )
 
 
-def batch(log_probs_of_rollout):
-    """Two responses of 3 and 2 tokens after prompts of 2 tokens."""
-    nested = torch.nested.as_nested_tensor
-    return TensorDict(
-        {
-            "responses": nested(
-                [torch.zeros(3, dtype=torch.long), torch.zeros(2, dtype=torch.long)], layout=torch.jagged
-            ),
-            "rollout_log_probs": nested(log_probs_of_rollout, layout=torch.jagged),
-        },
-        batch_size=2,
-    )
-
-
 def test_the_guard_stops_a_run_whose_rollouts_come_from_other_weights():
     pytest.importorskip("verl")
-    from verl_recipes.cpu.engine import check_agreement, correlation
+    from verl_recipes.cpu.engine import agreement, correlation
+
+    def nested(rows):
+        return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
     ours = [torch.tensor([-0.1, -1.0, -2.0]), torch.tensor([-0.5, -3.0])]
+    responses = nested([torch.zeros(len(row), dtype=torch.long) for row in ours])
     # The actor's tensor runs over prompt and response; its entry i predicts token i + 1.
-    actor = torch.nested.as_nested_tensor(
-        [torch.cat([torch.tensor([-9.0]), row, torch.tensor([-9.0])]) for row in ours], layout=torch.jagged
-    )
-    check_agreement(batch(ours), actor)
+    edge = torch.tensor([-9.0])
+    actor = nested([torch.cat([edge, row, edge]) for row in ours])
+    assert agreement(responses, nested(ours), actor) == pytest.approx(1.0)
     with pytest.raises(RuntimeError, match="rollout and actor disagree"):
-        check_agreement(batch([ours[0].flip(0), ours[1].flip(0)]), actor)
+        agreement(responses, nested([row.flip(0) for row in ours]), actor)
     assert correlation(torch.zeros(4), torch.zeros(4)) == 1.0  # greedy rollouts: not defined
 
 
