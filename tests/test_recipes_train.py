@@ -54,13 +54,13 @@ def test_tinyzeros_ppo_trains_its_critic_four_times_a_step(ppo):
 
 def wandb_records(path):
     """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB), after a header of 7 bytes."""
-    data, at, record = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
+    content, at, record = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
         if (left := 32768 - at % 32768) < 7:
             at += left
             continue
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        record += data[at + 7 : at + 7 + length]
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        record += content[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
             yield record
