@@ -33,6 +33,7 @@ PAIRS = [
     for i, hardware in enumerate(HARDWARE)
     for j, model in enumerate(MODELS)
 ]
+SPLIT = [("mini_r1", "qwen2.5_3b", "h100_x4"), ("tinyzero_ppo", "qwen2.5_3b", "a800_x3"), ("mini_r1", "tiny", "cpu")]
 SMALL = {"cpu": 1e8, "a800_x1": 4e9, "h100_x1": 4e9, "rtx4090_x1": 4e9}  # the most parameters that they take
 
 
@@ -179,8 +180,8 @@ def test_every_pair_passes_verls_validation_and_vllms_argument_parser(folder_of,
     from verl.utils.config import omega_conf_to_dataclass, validate_config
 
     folders, parsed, allowed = {}, set(), 0
-    for recipe, model, hardware in PAIRS:
-        shared = of(recipe, model, hardware)
+    for recipe, model, hardware, *more in [*PAIRS, *((*each, "topology=split") for each in SPLIT)]:
+        shared = of(recipe, model, hardware, *more)
         too_large = shared.architecture.parameters > SMALL.get(hardware, 8e9)
         assert (refusal(shared) is not None) == too_large, (recipe, model, hardware, refusal(shared))
         if too_large:
