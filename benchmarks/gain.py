@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from verl_recipes.summary import AGREEMENT
+
 ROOT = Path(__file__).resolve().parent.parent
-AGREEMENT = "training/rollout_actor_probs_pearson_corr"
 COLUMNS = ["run", "mean@8", "pass@8", "response tokens", "candidates", "truncated", "least agreement", "minutes"]
 
 
@@ -24,7 +25,7 @@ def row(name: str) -> list[str]:
         return f"{base[key]:.{digits}f} → {trained[key]:.{digits}f}"
 
     lines = [json.loads(line)["data"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    agreement = min(line[AGREEMENT] for line in lines if AGREEMENT in line)
+    agreement = min(line[name] for line in lines for name in AGREEMENT if name in line)
     figures = [both("mean@8", 3), both("pass@8", 3), both("response_tokens", 0), both("candidates", 1)]
     return [name, *figures, both("truncated", 2), f"{agreement:.6f}", f"{summary['seconds']['total'] / 60:.1f}"]
 

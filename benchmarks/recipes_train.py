@@ -13,8 +13,9 @@ from pathlib import Path
 
 from rich.progress import track
 
+from verl_recipes.summary import AGREEMENT
+
 ROOT = Path(__file__).resolve().parent.parent
-AGREEMENT = "training/rollout_actor_probs_pearson_corr"
 RECIPES = ("tiny", "tinyzero_grpo", "mini_r1", "datawhale_r1", "datawhale_r1_article", "dapo", "dr_grpo", "rloo")
 ROWS = {f"{recipe}": [f"recipe={recipe}"] for recipe in ("tinyzero_ppo", *RECIPES)} | {
     f"{recipe} {group}": [f"recipe={recipe}", group]
@@ -31,7 +32,7 @@ COLUMNS = {
     "KL in the reward": "actor/reward_kl_penalty",
     "value loss": "critic/vf_loss",
     "sampled anew": "training/filter_groups/evicted_samples",
-    "agreement": AGREEMENT,
+    "agreement": "agreement",
     "seconds a step": "timing_s/step",
 }
 
@@ -47,6 +48,7 @@ def row(name: str, overrides: list[str], data: Path) -> list[str]:
     lines = [json.loads(line)["data"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     metrics = [line for line in lines if "training/global_step" in line][-1]
     assert all(math.isfinite(value) for value in metrics.values()), metrics
+    metrics |= {"agreement": next(metrics[key] for key in AGREEMENT if key in metrics)}
     return [name, *(f"{metrics[key]:.4g}" if key in metrics else "-" for key in COLUMNS.values())]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pandas  # noqa: F401  # Arrow imports it at its first array: once here, and not in every worker
 import pyarrow as pa
 from numpy.typing import NDArray
 

@@ -8,7 +8,6 @@ from importlib.metadata import entry_points, version
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 CPU = os.environ | {"VERL_PLATFORM": "cpu"}
 
@@ -32,6 +31,8 @@ assert device.get_device_name() == "cpu" and device.get_resource_name() == "GPU"
 assert EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__ == "CPUEngineWithLMHead"
 assert EngineRegistry.get_engine_cls("value_model", "fsdp2").__name__ == "CPUEngineWithValueHead"
 assert RolloutReplicaRegistry.get("vllm").__name__ == "CPUReplica"
+from verl.checkpoint_engine import CheckpointEngineRegistry
+assert CheckpointEngineRegistry.get("gloo").__name__ == "GlooCheckpointEngine"
 """
     result = in_a_new_process(code)
     assert result.returncode == 0, result.stderr
@@ -92,30 +93,47 @@ def test_the_private_names_we_lean_on_are_as_they_were_read():
     )
 
 
-def batch(log_probs_of_rollout):
-    """Two responses of 3 and 2 tokens after prompts of 2 tokens."""
-    nested = torch.nested.as_nested_tensor
-    return TensorDict(
-        {
-            "responses": nested(
-                [torch.zeros(3, dtype=torch.long), torch.zeros(2, dtype=torch.long)], layout=torch.jagged
-            ),
-            "rollout_log_probs": nested(log_probs_of_rollout, layout=torch.jagged),
-        },
-        batch_size=2,
-    )
-
-
 def test_the_guard_stops_a_run_whose_rollouts_come_from_other_weights():
     pytest.importorskip("verl")
-    from verl_recipes.cpu.engine import check_agreement, correlation
+    from verl_recipes.cpu.engine import agreement, correlation
+
+    def nested(rows):
+        return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
     ours = [torch.tensor([-0.1, -1.0, -2.0]), torch.tensor([-0.5, -3.0])]
+    responses = nested([torch.zeros(len(row), dtype=torch.long) for row in ours])
     # The actor's tensor runs over prompt and response; its entry i predicts token i + 1.
-    actor = torch.nested.as_nested_tensor(
-        [torch.cat([torch.tensor([-9.0]), row, torch.tensor([-9.0])]) for row in ours], layout=torch.jagged
-    )
-    check_agreement(batch(ours), actor)
+    edge = torch.tensor([-9.0])
+    actor = nested([torch.cat([edge, row, edge]) for row in ours])
+    assert agreement(responses, nested(ours), actor) == pytest.approx(1.0)
     with pytest.raises(RuntimeError, match="rollout and actor disagree"):
-        check_agreement(batch([ours[0].flip(0), ours[1].flip(0)]), actor)
+        agreement(responses, nested([row.flip(0) for row in ours]), actor)
     assert correlation(torch.zeros(4), torch.zeros(4)) == 1.0  # greedy rollouts: not defined
+
+
+def test_weights_arrive_over_gloo_as_they_were_sent(monkeypatch):
+    """One trainer rank sends, another looks on, two rollout ranks receive; each transfer makes a new group."""
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    from verl_recipes.cpu import weight_transfer
+
+    monkeypatch.setattr(weight_transfer.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    engines = [weight_transfer.GlooCheckpointEngine(0, is_master=i == 0) for i in range(4)]
+    sent = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.ones(3, dtype=torch.bfloat16), "c": torch.tensor(2)}
+
+    async def received(engine):
+        return {name: tensor async for name, tensor in engine.receive_weights()}
+
+    for _ in range(2):
+        actor, rollout = weight_transfer.GlooCheckpointEngine.build_topology(2, 2, [e.prepare() for e in engines])
+        arguments = [{name: part[name][i] for name in part} for part in (actor, rollout) for i in range(2)]
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(lambda pair: pair[0].init_process_group(**pair[1]), zip(engines, arguments, strict=True)))
+            sending = [threads.submit(asyncio.run, engine.send_weights(iter(sent.items()))) for engine in engines[:2]]
+            receiving = [threads.submit(asyncio.run, received(engine)) for engine in engines[2:]]
+            for result in receiving:
+                torch.testing.assert_close(result.result(timeout=60), sent, rtol=0, atol=0)
+            assert [future.result(timeout=60) for future in sending] == [None, None]
+        for engine in engines:
+            engine.finalize()

@@ -22,13 +22,12 @@ import pytest
 from data_prep.cli import CONFIGS
 from reward_score.countdown import compute_score
 from reward_score.grammar import REASONS
-from verl_recipes.summary import read_samples
+from verl_recipes.summary import AGREEMENT, read_samples
 from verl_recipes.supervise import SCRATCH, SEGMENTS, TEMPORARY
 
 pytestmark = pytest.mark.end_to_end
 ROOT = CONFIGS.parent
 MARK = "COUNTDOWN_ZERO_TEST"  # an environment variable by which a test knows the processes that it caused
-AGREEMENT = "training/rollout_actor_probs_pearson_corr"
 SHORT = ["data.train_batch_size=8", "data.max_response_length=64", "eval_n=2"]
 
 
@@ -95,13 +94,17 @@ def metrics_of(run_dir, name="metrics.jsonl"):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def agreement(lines):
+    """The correlation of rollout and actor in every line of metrics that has it."""
+    return [line[name] for line in lines for name in AGREEMENT if name in line]
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """Overrides that name a small data set."""
+    """Overrides that name a small data set; beside it lie sets out of distribution."""
     out = tmp_path_factory.mktemp("data") / "small"
-    subprocess.run(
-        [sys.executable, "-m", "data_prep", f"out={out}", "train_size=512", "test_size=16"], cwd=ROOT, check=True
-    )
+    sizes = ["train_size=512", "test_size=16", "ood=standard", "ood.size=16", "ood.names=[5_numbers,needs_product]"]
+    subprocess.run([sys.executable, "-m", "data_prep", f"out={out}", *sizes], cwd=ROOT, check=True)
     return [f"data.train_files={out}/train.parquet", f"data.val_files={out}/test.parquet"]
 
 
@@ -139,7 +142,7 @@ def test_a_complete_run_says_so_and_starts_nothing(resumed):
 
 
 def test_rollout_and_actor_agree_on_every_step(resumed):
-    values = [line["data"][AGREEMENT] for line in metrics_of(resumed["run_dir"]) if AGREEMENT in line["data"]]
+    values = agreement(line["data"] for line in metrics_of(resumed["run_dir"]))
     assert len(values) == 4
     assert min(values) >= 0.999
 
@@ -168,7 +171,7 @@ def test_the_components_and_the_share_of_every_reason_are_metrics_of_training_an
             assert sum(data[f"reward/reason/{reason}"] for reason in REASONS) == pytest.approx(1 - data["reward/acc"])
         if line["step"] in (0, 4):
             assert {
-                f"val-{'core' if name == 'acc' else 'aux'}/countdown/{name}/mean@1" for name in parts
+                f"val-{'core' if name == 'acc' else 'aux'}/countdown/3_numbers/{name}/mean@1" for name in parts
             } <= data.keys()
 
 
@@ -215,18 +218,24 @@ def test_evaluate_measures_a_run_as_the_run_measured_itself(resumed, data, tmp_p
 
 
 def test_two_ranks_with_a_critic_and_a_reference(data, tmp_path):
-    """PPO (GAE) with a KL loss: every kind of worker that verl has, on two ranks with an engine each."""
-    run_dir = tmp_path / "ppo"
+    """PPO (GAE) with a KL loss, out of distribution: all of verl's kinds of worker, on two ranks, an engine each."""
+    run_dir, others = tmp_path / "ppo", Path(data[0].partition("=")[2]).parent
+    files = ",".join(map(str, sorted(others.glob("ood_*.parquet"))))
     command = train(
-        *(run_dir, *SHORT, *data, "trainer.total_training_steps=2", "trainer.n_gpus_per_node=2", "trainer.save_freq=2"),
+        *(run_dir, *SHORT, f"data.train_files=[{files}]", f"data.val_files=[{files}]", "data.max_prompt_length=64"),
+        *("trainer.total_training_steps=2", "trainer.n_gpus_per_node=2", "trainer.save_freq=2"),
         *("algorithm.adv_estimator=gae", "actor_rollout_ref.actor.use_kl_loss=true", "critic.ppo_mini_batch_size=8"),
     )
     assert command.wait() == 0, command.output
     command.assert_nothing_is_left()
-    steps = [line["data"] for line in metrics_of(run_dir) if "training/global_step" in line["data"]]
+    lines = [line["data"] for line in metrics_of(run_dir)]
+    for name in ("5_numbers", "needs_product"):
+        assert f"val-core/countdown/{name}/acc/mean@1" in lines[0]
+    steps = [data for data in lines if "training/global_step" in data]
     assert len(steps) == 2
+    assert len(agreement(steps)) == 2
+    assert min(agreement(steps)) >= 0.999
     for step in steps:
-        assert step[AGREEMENT] >= 0.999
         assert {"critic/vf_loss", "actor/kl_loss", "actor/grad_norm"} <= step.keys()
     assert steps[0]["actor/kl_loss"] < 1e-6  # before the first update the policy is its own reference
     assert len(list((run_dir / "checkpoints/global_step_2/actor").glob("model_world_size_2_rank_*.pt"))) == 2
@@ -258,7 +267,7 @@ def test_somebody_elses_data_and_reward_train_on_the_stock_command(tmp_path):
     assert command.wait() == 0, command.output[-3000:]
     steps = [line["data"] for line in metrics_of(tmp_path) if "training/global_step" in line["data"]]
     assert len(steps) == 2
-    assert min(step[AGREEMENT] for step in steps) >= 0.999
+    assert min(agreement(steps)) >= 0.999
 
 
 @pytest.mark.parametrize(

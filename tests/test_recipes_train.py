@@ -12,7 +12,9 @@ from importlib.util import find_spec
 
 import pytest
 from safetensors.torch import load_file
-from test_end_to_end import AGREEMENT, ROOT, Command, data, metrics_of, train  # noqa: F401  `data` is a fixture
+from test_end_to_end import ROOT, Command, data, metrics_of, train  # noqa: F401  `data` is a fixture
+
+from verl_recipes.summary import AGREEMENT
 
 pytestmark = pytest.mark.end_to_end
 SHORT = ["model=tiny", "prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.total_training_steps=2"]
@@ -24,7 +26,7 @@ def steps_of(run_dir):
     assert len(steps) == 2
     for step in steps:
         assert all(math.isfinite(value) for value in step.values())
-        assert step[AGREEMENT] >= 0.999
+        assert min(step[name] for name in AGREEMENT if name in step) >= 0.999
         assert step["actor/grad_norm"] > 0
     return steps
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -158,6 +159,28 @@ def test_orphans_end_too():
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
     )
     assert not psutil.pid_exists(int(result.stdout))
+
+
+def test_a_second_signal_does_not_cut_the_cleaning_short(tmp_path):
+    """A run whose verl ignores SIGTERM, and a scheduler that does not wait."""
+    stubborn = tmp_path / "python"
+    stubborn.write_text("#!/bin/sh\ntrap '' TERM\ntouch started\nwhile :; do sleep 1; done\n")
+    stubborn.chmod(0o755)
+    script = (
+        "import sys; from pathlib import Path; from verl_recipes import supervise\n"
+        f"sys.executable, supervise.TEMPORARY = {str(stubborn)!r}, Path.cwd()\n"
+        "supervise.end_descendants.__defaults__ = (1,)\n"
+        "supervise.run_verl(Path.cwd(), Path('log'), {}, lambda: None)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment)
+    while not (tmp_path / "started").exists():
+        time.sleep(0.05)
+    for _ in range(5):
+        run.terminate()
+        time.sleep(0.1)
+    assert run.wait(timeout=30) == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob(f"{supervise.SCRATCH}*"))
 
 
 def command(*overrides):

@@ -8,12 +8,14 @@ import matplotlib
 matplotlib.use("Agg")  # no screen
 import matplotlib.pyplot as plt
 
+from verl_recipes.summary import AGREEMENT
+
 PANELS = {  # title: metrics of verl's, or of the run's sampler
     "reward, training batch": ["critic/score/mean"],
     "share right and well formed": ["reward/acc", "reward/format"],
     "response tokens": ["response_length/mean"],
     "share truncated; groups without signal": ["response_length/clip_ratio", "reward/groups_without_signal"],
-    "1 - correlation of rollout and actor": ["training/rollout_actor_probs_pearson_corr"],
+    "1 - correlation of rollout and actor": AGREEMENT,
     "seconds a step": ["timing_s/step", "timing_s/gen", "timing_s/update_actor"],
 }
 

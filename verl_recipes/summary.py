@@ -9,6 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+# The metric of rollout and actor: verl's, and where the update itself measures it (verl_recipes/cpu/engine.py).
+AGREEMENT = ["training/rollout_actor_probs_pearson_corr", "actor/rollout_actor_probs_pearson_corr"]
+
 _STATEMENT = re.compile(r"[0-9)] *[-+*/] *[-(]* *[0-9]+ *=")  # "11+18=" or "(2 + 3) * 4 ="
 
 

@@ -78,7 +78,8 @@ def run_verl(config_dir: Path, log: Path, environment: dict[str, str], watch: Ca
     # job of a cluster joins that one (RAY_ADDRESS is Ray's own there).
     environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else {"RAY_ADDRESS": "local"})
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with log.open("a") as output:
             verl = subprocess.Popen(
@@ -94,10 +95,13 @@ def run_verl(config_dir: Path, log: Path, environment: dict[str, str], watch: Ca
             time.sleep(0.2)
         return verl.returncode
     finally:
+        for each in handlers:
+            signal.signal(each, signal.SIG_IGN)  # whoever asks twice shall not cut the cleaning short
         end_descendants()
         remove_segments(since=started)
         shutil.rmtree(scratch, ignore_errors=True)
-        signal.signal(signal.SIGTERM, previous)
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
 
 
 def end_descendants(patience: float = 10) -> None:

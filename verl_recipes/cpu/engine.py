@@ -30,27 +30,29 @@ def correlation(rollout_log_probs: torch.Tensor, log_probs: torch.Tensor) -> flo
     return 1.0 if value != value else value
 
 
-def check_agreement(data: TensorDict, log_probs: torch.Tensor) -> None:
-    """Raise where the rollout engine's log-probabilities do not belong to the actor's weights.
+def agreement(responses: torch.Tensor, rollout: torch.Tensor, log_probs: torch.Tensor) -> float:
+    """How well the rollout engine's log-probabilities fit the actor's weights, as a correlation.
 
     Args:
-        data: a batch with `responses` and `rollout_log_probs`, both nested tensors of shape (batch, response tokens).
+        responses: nested, shape (batch, response tokens).
+        rollout: the rollout engine's log-probabilities, in the same shape.
         log_probs: the actor's, nested, shape (batch, prompt and response tokens); entry i predicts token i + 1.
 
     Raises:
         RuntimeError: the correlation of the probabilities is under AGREEMENT.
     """
-    rollout = data["rollout_log_probs"].unbind()
-    lengths = [len(response) for response in data["responses"].unbind()]
+    lengths = [len(response) for response in responses.unbind()]
     actor = [row[-length - 1 : -1] for row, length in zip(log_probs.unbind(), lengths, strict=True)]
     value = correlation(
-        torch.cat([row[:length].reshape(-1) for row, length in zip(rollout, lengths, strict=True)]), torch.cat(actor)
+        torch.cat([row[:length].reshape(-1) for row, length in zip(rollout.unbind(), lengths, strict=True)]),
+        torch.cat(actor),
     )
     if value < AGREEMENT:
         raise RuntimeError(
             f"rollout and actor disagree: their token probabilities correlate at {value:.4f}, under {AGREEMENT}. "
             "The rollout engine does not hold the actor's weights, and training on its samples would corrupt the model."
         )
+    return value
 
 
 def use_all_cores() -> None:
@@ -82,7 +84,17 @@ def in_order_of_length(forward_backward_batch: Callable[..., Any], data: TensorD
 
 
 class CPUEngineWithLMHead(FSDPEngineWithLMHead):
-    """Policy and reference."""
+    """Policy and reference.
+
+    The first pass over samples after the rollout engine was given weights compares what both say of them: with
+    `rollout_correction.bypass_mode`, which has no pass of its own for the old log-probabilities, the update's.
+    """
+
+    unchecked = True
+
+    def get_per_tensor_param(self, *args: Any, **kwargs: Any) -> Any:
+        self.unchecked = True
+        return super().get_per_tensor_param(*args, **kwargs)
 
     def initialize(self) -> None:
         use_all_cores()
@@ -98,9 +110,17 @@ class CPUEngineWithLMHead(FSDPEngineWithLMHead):
             self.engine_config.forward_only = forward_only
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Loss, forward_only: bool = False) -> Any:
+        rollout = data.get("rollout_log_probs", data.get("old_log_probs", None))
+        policy = not (self.engine_config.forward_only or tu.get_non_tensor_data(data, "no_lora_adapter", False))
+        check = self.unchecked and policy and rollout is not None
+        if check:
+            tu.assign_non_tensor(data, return_model_output=True)
         output = in_order_of_length(super().forward_backward_batch, data, loss_function, forward_only)
-        if forward_only and not self.engine_config.forward_only and "rollout_log_probs" in data:
-            check_agreement(data, output["model_output"]["log_probs"])
+        if check:
+            value = agreement(data["responses"], rollout, output["model_output"]["log_probs"])
+            self.unchecked = False
+            if not forward_only:  # for the other pass verl has a metric
+                output["metrics"]["rollout_actor_probs_pearson_corr"] = [value]
         return output
 
 
