@@ -180,7 +180,7 @@ def test_the_run_folder_is_whole(resumed):
     assert summary["versions"]["verl"] == "0.9.1"
     assert {"start", "train", "evaluate", "export", "total"} <= summary["seconds"].keys()
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "What is missing" not in (run_dir / "report.html").read_text().split("<section", 2)[1]
+    assert "<figcaption>Accuracy by test set" in (run_dir / "report.html").read_text()
     assert "WorkerDict" in (run_dir / "log.txt").read_text()
     assert "WorkerDict" not in resumed["second"].output  # verl's flood is not on the screen
 
