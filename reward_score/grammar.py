@@ -46,7 +46,7 @@ NOT_AN_EXPRESSION = frozenset({"no_answer", "too_long", "syntax"})
 
 WHITE_SPACE = " \t\n\r\v\f"
 _TAG = re.compile(r"<(?:think|/think|answer|/answer)>")
-_SIGNS = str.maketrans("×÷−＋－＊／（）＝", "*/-+-*/()=")
+SIGNS = str.maketrans("×÷−＋－＊／（）＝", "*/-+-*/()=")
 _NUMBER_OR_SIGN = r"\s*(?:(0|[1-9][0-9]*)(?![0-9])|([-+*/()]"
 _TOKEN = re.compile(_NUMBER_OR_SIGN + "))", re.ASCII)
 _LATEX_TOKEN = re.compile(_NUMBER_OR_SIGN + r"|\\[dt]?frac\{|\}\{|\}))", re.ASCII)
@@ -117,7 +117,7 @@ def parse(
         ExpressionError: the text is something else.
     """
     if unicode_signs:
-        text = text.translate(_SIGNS)
+        text = text.translate(SIGNS)
     if equals_target:
         head, _, tail = text.partition("=")
         if tail.strip(WHITE_SPACE) == str(target):

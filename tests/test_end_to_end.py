@@ -183,6 +183,7 @@ def test_the_run_folder_is_whole(resumed):
     assert summary["versions"]["verl"] == "0.9.1"
     assert {"start", "train", "evaluate", "export", "total"} <= summary["seconds"].keys()
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "<figcaption>Accuracy by test set" in (run_dir / "report.html").read_text()
     assert "WorkerDict" in (run_dir / "log.txt").read_text()
     assert "WorkerDict" not in resumed["second"].output  # verl's flood is not on the screen
 

@@ -9,6 +9,7 @@
         model/         the trained model in Hugging Face's format
         summary.json   base and trained model side by side, seconds by stage, versions
         curves.png     reward, accuracy, length and agreement over the steps
+    report.html    all of it on one page (verl_recipes/report.py)
 
 The trainer is verl's own, in a process of its own (verl_recipes/supervise.py). It evaluates the base model before the
 first step and the trained one after the last, on the test problems, with the sampler and the reward of training.
@@ -35,6 +36,7 @@ from verl_recipes.checks import preflight, reason
 from verl_recipes.cluster import check_nodes, in_job, join
 from verl_recipes.curves import draw
 from verl_recipes.progress import Progress
+from verl_recipes.report import write_report
 from verl_recipes.summary import read_samples, summarize
 from verl_recipes.supervise import locked, run_verl
 
@@ -159,7 +161,12 @@ def show(summary: dict[str, Any], run_dir: Path, console: Console) -> None:
             name, *(f"{value:.3f}" if value < 10 else f"{value:.1f}" for value in (base, summary["trained"][name]))
         )
     seconds = ", ".join(f"{stage} {value:.0f}" for stage, value in summary["seconds"].items())
-    console.print(table, f"seconds: {seconds}", f"{run_dir}: model/ summary.json curves.png samples/ log.txt", sep="\n")
+    console.print(
+        table,
+        f"seconds: {seconds}",
+        f"{run_dir}: report.html model/ summary.json curves.png samples/ log.txt",
+        sep="\n",
+    )
 
 
 def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
@@ -193,6 +200,10 @@ def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
     partial = run_dir / "summary.partial"
     partial.write_text(json.dumps(summary, indent=2) + "\n")
     os.replace(partial, run_dir / "summary.json")
+    try:
+        write_report([run_dir], run_dir / "report.html")
+    except Exception as error:  # the run is whole without it
+        console.print(f"no report.html: {error!r}; `python -m verl_recipes.report {run_dir}` tries again", markup=False)
     return summary
 
 

@@ -1,0 +1,441 @@
+"""The report of a run in a real browser, headless Chromium, from disk; and what it is made from."""
+
+import json
+import math
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from data_prep.cli import CONFIGS, UserError
+from verl_recipes.report import PAGE_BYTES, as_script_data, interval, write_report
+
+ROOT = CONFIGS.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# Of Chromium's own background work, which would look for hosts of its maker's.
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+
+THOUGHTS = ["11+18=29,29-25=4 no\n18-11=7,7*25=175 yes", "11*18=190,190-25=165 no", "先凑出7：18-11=7，7*25=175，对了"]
+
+
+def sample(step, problem, i, response=None):
+    right = (problem + i + step) % 3 == 0
+    return {
+        "step": step,
+        "prompt_id": f"p{problem}",
+        "prompt": "Make it.",
+        "response": response or f"{THOUGHTS[(i + step) % 3]}</think>\n<answer> (18-11)*25 </answer>",
+        "ground_truth": {"numbers": [11, 18, 25], "target": 170 + problem},
+        "response_tokens": 30 + step,
+        "truncated": i == 3,
+        "score": float(right),
+        "acc": float(right),
+        "format": 1.0,
+        "reason": "right" if right else "wrong_value",
+    }
+
+
+def write_samples(run, split, step, rows):
+    path = run / "samples" / split / f"{step}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_run(run, steps=6, seed=0, **config):
+    """A folder as a run of so many steps leaves it; returns it."""
+    run.mkdir(parents=True)
+    metrics = [{"step": 0, "data": {"val-core/countdown/acc/mean@1": 0.2}}]
+    for step in range(1, steps + 1):
+        data = {"reward/score": step / 10 + seed / 100, "reward/acc": step / 10, "reward/format": 0.9}
+        data |= {"reward/reason/wrong_value": 0.5, "response_length/mean": 30 + step, "response_length/clip_ratio": 0.1}
+        data |= {"actor/kl_loss": 0.01 * step, "actor/entropy": 0.3, "actor/grad_norm": 0.2, "perf/throughput": 900.0}
+        data |= {"reward/groups_without_signal": 0.2, "timing_s/step": 36.0, "timing_s/gen": 20.0}
+        data |= {"training/rollout_actor_probs_pearson_corr": 0.9999}
+        metrics.append({"step": step, "data": data})
+        write_samples(run, "train", step, [sample(step, problem, i) for problem in range(4) for i in range(4)])
+    metrics[-1]["data"]["val-core/countdown/acc/mean@1"] = 0.5
+    for step in (0, steps):
+        write_samples(run, "validation", step, [sample(step, problem, i) for problem in range(9) for i in range(4)])
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    trainer = {"n_gpus_per_node": 2, "nnodes": 1, "device": "cuda", "total_training_steps": steps}
+    settings = {"name": run.name, "seed": seed, "run_dir": str(run), "trainer": trainer, "plan": {"price": [5, 7]}}
+    (run / "config.yaml").write_text(json.dumps(settings | config))  # JSON is YAML
+    summary = {"versions": {"verl": "0.9.1"}, "git_commit": "abc", "seconds": {"total": 360.0}, "resumed_from": 0}
+    (run / "summary.json").write_text(json.dumps(summary))
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp("runs") / "plain")
+    write_report([run], run / "report.html")
+    return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.fail("no Chromium here: `apt-get install chromium` (Debian), or put `chromium` on PATH", pytrace=False)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def open_page(browser, path, **context):
+    """The page of a file, with what was wrong in `trouble` and what was asked for in `asked`."""
+    page = browser.new_context(**context).new_page()
+    page.trouble, page.asked = [], []
+    page.on("console", lambda message: page.trouble.append(message.text))
+    page.on("pageerror", lambda error: page.trouble.append(str(error)))
+    page.on("dialog", lambda dialog: (page.trouble.append("a dialog"), dialog.dismiss()))
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(path.resolve().as_uri())
+    return page
+
+
+@pytest.fixture
+def visit(browser):
+    """A function that opens a file and gives the page; afterwards all must have been quiet."""
+    pages = []
+
+    def visit(path, **context):
+        pages.append(open_page(browser, path, **context))
+        return pages[-1]
+
+    yield visit
+    for page in pages:
+        page.context.close()
+        assert page.trouble == []
+        assert page.asked == [page.url]
+
+
+@pytest.fixture(scope="module")
+def one_page(browser, run):
+    return open_page(browser, run / "report.html")
+
+
+@pytest.fixture
+def plain(one_page):
+    """The page of a whole run, as it is when opened; afterwards all must have been quiet."""
+    one_page.evaluate("form.reset(); filter()")
+    yield one_page
+    assert one_page.trouble == []
+    assert one_page.asked == [one_page.url]
+
+
+def draw_all(page):
+    for figure in page.query_selector_all("figure[data-chart]"):
+        figure.scroll_into_view_if_needed()
+        page.wait_for_function("figure => figure.dataset.drawn", arg=figure)
+
+
+def test_every_chart_is_drawn_and_has_its_table(plain):
+    page = plain
+    draw_all(page)
+    counts = page.evaluate(
+        "figures.map(figure => [figure.querySelectorAll('.scatterlayer .trace').length, "
+        "charts[figure.dataset.chart].lines.length])"
+    )
+    assert len(counts) >= 16
+    assert all(drawn == lines > 0 for drawn, lines in counts)
+    page.get_by_text("Table: Reward, training batch").click()
+    assert page.locator("figure table").inner_text().split()[:4] == ["step", "score", "1", "0.1"]
+
+
+def test_filters_and_search_narrow_the_samples(plain):
+    page = plain
+    count = page.locator("#count")
+    assert count.inner_text() == f"{6 * 16 + 2 * 36} of {6 * 16 + 2 * 36} samples"
+    page.get_by_role("combobox", name="Part").select_option("validation")
+    assert count.inner_text().startswith("72 of")
+    page.get_by_role("combobox", name="Step").select_option("6")
+    page.get_by_role("combobox", name="Verdict").select_option("right")
+    assert count.inner_text().startswith("12 of")
+    page.get_by_role("combobox", name="Problem").first.select_option("[11, 18, 25] → 171")
+    assert {text.strip() for text in page.locator("#list .right").all_inner_texts()} == {"✓ right"}
+    page.get_by_role("searchbox", name="Search in responses").fill("凑出")
+    assert set(page.locator("#list pre").all_inner_texts()) == {THOUGHTS[2] + "</think>\n<answer> (18-11)*25 </answer>"}
+    page.get_by_role("combobox", name="Reason").select_option("wrong_value")
+    assert count.inner_text().startswith("0 of")
+
+
+def test_thought_answer_false_arithmetic_and_verdict_are_marked(plain):
+    page = plain
+    page.get_by_role("searchbox", name="Search in responses").fill("11*18=190")
+    assert page.locator("#list pre").first.locator(".false").all_inner_texts() == ["11*18=190"]
+    assert page.locator("#list pre").first.locator(".answer").inner_text() == " (18-11)*25 "
+    assert "✗ wrong_value" in page.locator("#list").inner_text()
+
+
+def test_a_problem_is_seen_at_the_first_and_the_last_step(plain):
+    page = plain
+    page.locator("#pair").select_option("[11, 18, 25] → 173")
+    sides = page.locator("#sides > section")
+    assert [side.locator("p").first.inner_text()[:6] for side in sides.all()] == ["Step 0", "Step 6"]
+    assert [side.locator("article").count() for side in sides.all()] == [4, 4]
+
+
+def test_the_keyboard_reaches_everything(plain):
+    page = plain
+    everything = page.evaluate(
+        "(() => { const all = [...document.querySelectorAll('a, select, input, button, summary, [tabindex=\"0\"]')]"
+        ".filter(each => each.checkVisibility()); all.forEach((each, i) => each.dataset.stop = i);"
+        " return all.length })()"
+    )
+    reached = []
+    for _ in range(everything + 20):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.dataset.stop"))
+    assert {int(stop) for stop in reached if stop is not None} == set(range(everything))
+    page.locator("#more").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#list article").count() == 40
+    assert page.evaluate("document.activeElement === document.querySelectorAll('#list pre')[20]")
+    page.locator("figure summary").last.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("figure details").last.locator("table").count() == 1
+
+
+def test_a_screen_reader_finds_landmarks_names_and_headings(plain):
+    page = plain
+    for landmark in ("header", "nav[aria-label]", "main", "footer"):
+        assert page.locator(landmark).count() >= 1
+    nameless = page.evaluate(
+        "[...document.querySelectorAll('select, input, [role=img], [role=region], section')].filter(each => "
+        "!(each.labels?.length || each.getAttribute('aria-label')"
+        " || document.getElementById(each.getAttribute('aria-labelledby'))?.textContent)).map(each => each.outerHTML)"
+    )
+    assert nameless == []
+    label = page.locator("figure:has-text('Reward, training batch') [role=img]").get_attribute("aria-label")
+    assert "score from 0.1 at step 1 to 0.6 at step 6" in label
+    levels = page.evaluate("[...document.querySelectorAll('h1, h2, h3')].map(each => +each.tagName[1])")
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def luminance(colour):
+    parts = [int(each) / 255 for each in re.findall(r"\d+", colour)[:3]]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_both_schemes_and_nothing_is_wider_than_a_phone(run, visit, scheme):
+    page = visit(run / "report.html", viewport={"width": 360, "height": 1200}, color_scheme=scheme)
+    page.wait_for_selector("figure[data-drawn]")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    paper = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert (paper < 0.1) == (scheme == "dark")
+    for selector in ("body", ".small", "a", ".right", ".wrong", ".rest"):
+        ink = luminance(page.locator(selector).first.evaluate("each => getComputedStyle(each).color"))
+        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5, selector
+    assert "rgb" in page.locator("figure .xtick text").first.evaluate("each => getComputedStyle(each).fill")
+
+
+def test_the_page_may_load_nothing_and_run_nothing_else(run, browser):
+    page = open_page(browser, run / "report.html")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.5)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        assert page.evaluate(f"fetch('{address}').then(() => 'loaded', () => 'refused')") == "refused"
+        page.evaluate(
+            "document.body.append(Object.assign(document.createElement('script'), {textContent: 'hacked = 1'}));"
+            f"document.body.insertAdjacentHTML('beforeend', '<img src={address}x onerror=hacked=1>');"
+            f"navigator.sendBeacon('{address}'); new WebSocket('{address}'.replace('http', 'ws'))"
+        )
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert page.evaluate("typeof hacked") == "undefined"
+    page.context.close()
+
+
+HOSTILE = [
+    "<script>hacked = 1</script><img src=x onerror='hacked = 1'>",
+    "</script><script>hacked = 1</script><!-- <script>",
+    "</pre></article></main><h1>gone</h1>",
+    "&lt;b&gt; &amp; {{ 7 * 7 }} {% raw %} ${hacked = 1} \\u003cscript\\u003e",
+    "\x00\x01\x1b[31m\x7f\x85\u2028\u2029\u202eright\u202c",
+    "lone \ud800 and \udfff and a pair \U0001f600",
+    "x" * 1_000_000,
+    "1+1=2," * 100_000,
+    "](javascript:hacked=1)",
+]
+
+
+def test_hostile_text_is_shown_as_text(tmp_path, visit):
+    evil = "</title><script>hacked = 1</script>"
+    run = make_run(tmp_path / "<img src=x onerror=hacked=1>", note=evil, data={"train_files": evil})
+    rows = [sample(0, i, 0, text) | {"reason": evil, "data_source": evil} for i, text in enumerate(HOSTILE)]
+    rows.append({"prompt": evil, "response": evil, "ground_truth": evil, "reason": None, "score": float("nan")})
+    rows.append(sample(0, 0, 0) | {"acc": 10**400, "format": math.inf, "response_tokens": "many", "score": 10**400})
+    rows.append({"response": None, "ground_truth": {"numbers": [evil], "target": 1}})
+    write_samples(run, "validation", 0, rows)
+    metrics = {"step": 1, "data": {f"reward/reason/{evil}": 0.5, "reward/score": float("nan"), "timing_s/x": "text"}}
+    (run / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+    (run / "summary.json").write_text(json.dumps({"versions": {evil: evil}, "git_commit": evil, "seconds": evil}))
+    page = visit(write_report([run], run / "report.html"))
+    for details in page.locator("details").all():
+        details.evaluate("each => each.open = true")
+    assert page.evaluate("typeof hacked") == "undefined"
+    assert page.locator("h1").all_inner_texts() == [run.name]
+    page.get_by_role("combobox", name="Part").select_option("validation")
+    page.get_by_role("combobox", name="Step").select_option("0")
+    texts = page.locator("#list pre").all_inner_texts()
+    for text in HOSTILE[:4] + HOSTILE[-1:]:
+        assert text in texts
+    assert "⟨U+0000⟩⟨U+0001⟩⟨U+001B⟩[31m⟨U+007F⟩⟨U+0085⟩" in "".join(texts)
+    assert "⟨U+202E⟩right⟨U+202C⟩" in "".join(texts)
+    assert "lone ⟨U+D800⟩ and ⟨U+DFFF⟩ and a pair \U0001f600" in texts
+    assert sum("994,000 characters left out" in text for text in texts) == 1
+    assert len((run / "report.html").read_bytes()) < 8_000_000
+    assert evil in page.locator("#setup ~ details, section[aria-labelledby=setup]").first.inner_text()
+
+
+def killed(run):
+    (run / "summary.json").unlink()
+    lines = (run / "metrics.jsonl").read_text()
+    (run / "metrics.part.jsonl").write_text(lines[: len(lines) // 2])
+    (run / "metrics.jsonl").unlink()
+    last = run / "samples" / "train" / "3.jsonl"
+    last.write_bytes(last.read_bytes()[:-300] + b"\xe5\x87")
+
+
+def without_validation(run):
+    shutil.rmtree(run / "samples" / "validation")
+
+
+def without_a_metric(run):
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text.replace("actor/grad_norm", "other").replace("actor/kl_loss", "another"))
+
+
+def emptied(run):
+    shutil.rmtree(run)
+    run.mkdir()
+
+
+def broken(run):
+    (run / "config.yaml").write_text("a: [b")
+    (run / "summary.json").write_text('{"versions": 3, "seconds": {"total": "long"}}')
+    (run / "metrics.jsonl").write_text('5\n{"step": 1}\n{"step": "x", "data": {}}\n' + "[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (killed, ["no summary.json"]),
+        (without_validation, ["no validation with samples"]),
+        (without_a_metric, ["Gradient norm: none of actor/grad_norm", "KL divergence: none of"]),
+        (
+            emptied,
+            ["no config.yaml", "no metrics.jsonl", "no summary.json", "no samples/", "Reward, training batch: none"],
+        ),
+        (broken, ["config.yaml is not readable", "no metrics.jsonl with a step"]),
+    ],
+)
+def test_a_report_is_made_from_what_there_is_and_says_what_is_missing(tmp_path, visit, damage, said):
+    run = make_run(tmp_path / "run")
+    damage(run)
+    page = visit(write_report([run], run / "report.html"))
+    missing = page.locator("section[aria-labelledby=missing]").inner_text()
+    for each in said:
+        assert each in missing
+    assert (page.locator("figure").count() == 0) == (damage is emptied)
+
+
+def test_runs_stand_side_by_side_and_seeds_of_one_recipe_are_a_band(tmp_path, visit):
+    runs = [make_run(tmp_path / f"a-seed{seed}", seed=seed) for seed in range(3)]
+    runs.append(make_run(tmp_path / "b-seed0", data={"train_batch_size": 7}))
+    page = visit(write_report(runs, tmp_path / "both.html"))
+    page.locator("figure").first.scroll_into_view_if_needed()
+    page.wait_for_selector("figure[data-drawn]")
+    line = page.evaluate("charts.find(chart => chart.title.startsWith('Reward, ')).lines")
+    assert [each["run"] for each in line] == ["a-seed0 and 2 more seeds", "b-seed0"]
+    assert (line[0]["low"][0], line[0]["y"][0], line[0]["high"][0]) == (0.1, 0.11, 0.12)
+    assert page.locator("section[aria-labelledby=headline] table").count() == 4
+    page.get_by_role("combobox", name="Run").select_option("b-seed0")
+    assert page.locator("#count").inner_text() == f"168 of {4 * 168} samples"
+
+
+def test_the_headline_and_the_cost_are_what_the_files_say(plain):
+    page = plain
+    rows = dict(
+        row.split("\t", 1) for row in page.locator("section[aria-labelledby=headline] tbody").inner_text().split("\n")
+    )
+    means = [sum(sample(0, problem, i)["acc"] for i in range(4)) / 4 for problem in range(9)]
+    mean, half = interval(means)
+    assert rows["mean@4"].startswith(f"{mean:.3f} ± {half:.3f}")
+    assert "2 × cuda" in (cost := page.locator("section[aria-labelledby=cost] tbody tr").first.inner_text())
+    assert "0.200 (the whole run)" in cost  # two devices for 360 s
+    assert "1 to 1.4" in cost
+    assert "0.1 to 0.14 a step" in cost  # 36 s
+
+
+def test_an_interval_is_that_of_a_mean_over_problems():
+    mean, half = interval([0.0, 1.0] * 50)
+    assert mean == 0.5
+    assert half == pytest.approx(1.96 * math.sqrt(0.25 * 100 / 99 / 100))
+    assert math.isnan(interval([1.0])[1])
+
+
+def test_data_in_the_page_cannot_end_its_script():
+    text = as_script_data({"</script>": ["<!--", float("nan"), "\u2028\ud800"]})
+    assert "<" not in text
+    assert text.isascii()
+    assert json.loads(text) == {"</script>": ["<!--", None, "\u2028\ud800"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a run folder"),
+        (["nowhere"], "there is no run folder nowhere"),
+        (["a", "b"], "out=FILE"),
+        (["a", "prize=3"], "knows no prize"),
+        (["a", "price=much"], "price is a number"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, arguments, message):
+    from verl_recipes.report import main
+
+    with pytest.raises(UserError, match=message):
+        main(arguments)
+
+
+def test_the_command_writes_the_page_and_replaces_it_whole(run):
+    command = [sys.executable, "-m", "verl_recipes.report", str(run), "price=2", "currency=EUR"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert Path(printed.strip()) == run / "report.html"
+    assert "0.4 EUR" in (run / "report.html").read_text()
+    assert not list(run.glob(".*"))
+
+
+def make_large_run(run):
+    """A run with a hundred thousand training samples of some 2,000 characters."""
+    make_run(run)
+    prose = "First 18-11=7, then 7*25=175, which is not what was asked for. " * 30
+    for step in range(1, 101):
+        rows = [sample(step, i // 8, i % 8, f"{prose}</think><answer>{i}+{step}</answer>") for i in range(1000)]
+        write_samples(run, "train", step, rows)
+    return run
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_samples_stay_under_20_megabytes_and_the_page_says_that_it_samples(tmp_path, visit):
+    run = make_large_run(tmp_path / "run")
+    path = write_report([run], run / "report.html")
+    assert path.stat().st_size < 20_000_000
+    page = visit(path)
+    shown = re.search(r"(\d+) of 100072 samples are on this page", page.locator("body").inner_text())
+    assert 1000 < int(shown[1]) < PAGE_BYTES / 1000
+    page.get_by_role("combobox", name="Step").select_option("50")
+    assert page.locator("#list article").count() > 5
