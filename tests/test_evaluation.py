@@ -395,7 +395,7 @@ def test_a_server_of_the_exported_model_writes_what_the_rollout_engine_wrote(eva
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--host=127.0.0.1", f"--port={port}", "--enforce-eager", "--max-model-len=512"]
+    options = ["--host=127.0.0.1", f"--port={port}", "--enforce-eager", "--max-model-len=512", "--dtype=float32"]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     vllm = str(Path(sys.executable).with_name("vllm"))
     server = Command("env", *map("=".join, environment.items()), vllm, "serve", exported["float32"], *options)
