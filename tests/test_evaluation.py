@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from rich.console import Console
 from test_end_to_end import Command
 
 from data_prep.cli import CONFIGS, UserError
@@ -214,7 +215,8 @@ def refused(module, message, *arguments):
 def test_a_mistake_is_one_line_and_leaves_nothing(data, tmp_path):
     refused("verl_recipes.evaluate", "holds no model", f"model={ROOT}", f"data={data}", f"out={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()
-    refused("verl_recipes.evaluate", "holds no finished evaluation", "compare", str(tmp_path), str(tmp_path))
+    with pytest.raises(UserError, match="holds no finished evaluation"):
+        evaluate.show_comparison(tmp_path, tmp_path, Console())
 
 
 def test_other_mistakes_are_one_line_too(tmp_path, run_dir):
@@ -289,21 +291,16 @@ def test_a_model_card_says_what_is_not_known(run_dir):
     assert "This run has not measured this step." in card
 
 
-def test_the_game_ends_with_a_verdict_that_training_would_give(exported):
-    """A mistake in a line ends nothing, the end of the input ends the game."""
-    arguments = [f"model={exported['bfloat16']}", "temperature=0"]
-    result = subprocess.run(
-        [sys.executable, "-m", "verl_recipes.play", *arguments],
-        input="3 4 5\n3 4 5=12\n",
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "error: '3 4 5' is no problem" in result.stdout
-    response, verdict = result.stdout.split("[3, 4, 5] to 12\n")[1].split("\n\n")[:2]
-    assert "</think>" in response
+def test_the_game_ends_with_a_verdict_that_training_would_give(exported, monkeypatch, capsys):
+    """A mistake in a line ends nothing, an empty line ends the game."""
+    lines = iter(["3 4 5", "3 4 5=12", ""])
+    monkeypatch.setattr("builtins.input", lambda question: next(lines))
+    monkeypatch.setattr(sys, "argv", ["play", f"model={exported['bfloat16']}", "temperature=0", "max_tokens=24"])
+    play.main()
+    printed = capsys.readouterr().out
+    assert "error: '3 4 5' is no problem" in printed
+    response, verdict = printed.split("[3, 4, 5] to 12\n")[1].rstrip().rsplit("\n\n", 1)
+    assert "=" in response
     assert verdict == play.verdict(response, [3, 4, 5], 12)
 
 
@@ -398,7 +395,7 @@ def test_a_server_of_the_exported_model_writes_what_the_rollout_engine_wrote(eva
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--host=127.0.0.1", f"--port={port}", "--enforce-eager", "--max-model-len=512"]
+    options = ["--host=127.0.0.1", f"--port={port}", "--enforce-eager", "--max-model-len=512", "--dtype=float32"]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     vllm = str(Path(sys.executable).with_name("vllm"))
     server = Command("env", *map("=".join, environment.items()), vllm, "serve", exported["float32"], *options)
