@@ -437,5 +437,5 @@ def test_a_hundred_thousand_samples_stay_under_20_megabytes_and_the_page_says_th
     page = visit(path)
     shown = re.search(r"(\d+) of 100072 samples are on this page", page.locator("body").inner_text())
     assert 1000 < int(shown[1]) < PAGE_BYTES / 1000
-    page.get_by_role("combobox", name="Step").select_option("50")
+    page.get_by_role("combobox", name="Step").select_option(index=30)
     assert page.locator("#list article").count() > 5
