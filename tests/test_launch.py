@@ -307,7 +307,8 @@ def test_a_run_over_two_nodes_has_a_rank_on_each_and_a_finite_result(two_nodes, 
     steps = [line["data"] for line in lines if "training/global_step" in line["data"]]
     assert len(steps) == 2
     for data in steps:
-        assert abs(data["actor/pg_loss"]) < 1e3 and 0 < data["actor/grad_norm"] < 1e3
+        assert abs(data["actor/pg_loss"]) < 1e3
+        assert 0 < data["actor/grad_norm"] < 1e3
         assert all(data[name] > 0.999 for name in AGREEMENT if name in data)
     summary = json.loads((run_dir / "summary.json").read_text())
     assert 0 <= summary["trained"]["mean@1"] <= 1
