@@ -18,6 +18,7 @@ import pytest
 from data_prep.cli import CONFIGS
 from verl_recipes import cluster, doctor
 from verl_recipes.configuration import check_choice
+from verl_recipes.summary import AGREEMENT
 
 ROOT = CONFIGS.parent
 SCRIPTS = ["a800_x1", "a800_x2", "a800_x3", "a800_x4", "a800_x8", "rtx4090_x1", "cpu"]
@@ -307,7 +308,8 @@ def test_a_run_over_two_nodes_has_a_rank_on_each_and_a_finite_result(two_nodes, 
     assert len(steps) == 2
     for data in steps:
         assert abs(data["actor/pg_loss"]) < 1e3
-        assert data["training/rollout_actor_probs_pearson_corr"] > 0.999
+        assert 0 < data["actor/grad_norm"] < 1e3
+        assert all(data[name] > 0.999 for name in AGREEMENT if name in data)
     summary = json.loads((run_dir / "summary.json").read_text())
     assert 0 <= summary["trained"]["mean@1"] <= 1
     list_actors = (
