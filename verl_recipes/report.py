@@ -24,7 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import jinja2
@@ -34,6 +34,7 @@ from markupsafe import Markup
 from data_prep.cli import CONFIGS, UserError
 from reward_score.grammar import find_answer
 from verl_recipes.behaviours import BEHAVIOURS, behaviours, statements
+from verl_recipes.measure import figure
 
 HERE = Path(__file__).resolve().parent
 PAGE_BYTES = 4_000_000  # of samples on a page, and
@@ -127,11 +128,6 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield value
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean over problems, and half of its 95% interval by the normal approximation (NaN for a single problem)."""
-    return fmean(values), 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-
-
 def problem_of(row: dict[str, Any]) -> tuple[Any, ...]:
     """What tells problems apart: numbers and target, or the prompt where a row has none."""
     truth = row.get("ground_truth")
@@ -218,11 +214,13 @@ def headline(base: dict[str, dict[Any, float]], trained: dict[str, dict[Any, flo
         pairs = [(base[name][key], trained[name][key]) for key in base.get(name, {}) if key in trained.get(name, {})]
         gain = [after - before for before, after in pairs]
         for values in (list(base.get(name, {}).values()), list(trained.get(name, {}).values()), gain):
-            mean, half = interval(values) if values else (math.nan, math.nan)
-            sign = "+" if values is gain else ""
-            cells.append(
-                "–" if math.isnan(mean) else f"{mean:{sign}.{digits}f} ± {half:.{digits}f}".replace("± nan", "")
-            )
+            if not values:
+                cells.append("–")
+                continue
+            share = values is not gain and name != "response tokens"
+            (mean, low, high), sign = figure(values, share=share), "+" if values is gain else ""
+            ends = f" ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})" if math.isfinite(low) else ""
+            cells.append(f"{mean:{sign}.{digits}f}{ends}")
         rows.append(cells)
     return rows
 
