@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -378,7 +379,9 @@ def evaluations(run_dir, data, tmp_path_factory):
 def test_a_killed_evaluation_continues_and_one_seed_gives_one_result(evaluations):
     folder, before = evaluations["folder"], evaluations["before"]
     assert before in (24, 48, 72)  # whole batches of 8 problems, each sampled twice and once greedily
-    assert f"{before} of 108 responses are there" in evaluations["output"]
+    kept = int(re.search(r"(\d+) of 108\s+responses are there", evaluations["output"])[1])
+    assert kept >= before  # a worker may finish one batch more before it notices that it is alone
+    assert kept % 24 == 0
     for kind, rows in (("validation", 72), ("greedy", 36)):
         texts = [(folder / name / "samples" / kind / "0.jsonl").read_text() for name in ("killed", "whole")]
         assert texts[0] == texts[1]

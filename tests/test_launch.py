@@ -313,7 +313,7 @@ def test_a_run_over_two_nodes_has_a_rank_on_each_and_a_finite_result(two_nodes, 
     summary = json.loads((run_dir / "summary.json").read_text())
     assert 0 <= summary["trained"]["mean@1"] <= 1
     list_actors = (
-        "import sys; from ray.util.state import list_actors\n"
+        "import os, sys; del os.environ['RAY_ADDRESS']; from ray.util.state import list_actors\n"
         "print(*(a.node_id for a in list_actors(address=sys.argv[1], limit=1000) if 'WorkerDict' in a.class_name))"
     )
     found = two_nodes.run(sys.executable, "-c", list_actors, f"http://{two_nodes.ips[0]}:8265")
