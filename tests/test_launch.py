@@ -1,6 +1,5 @@
-"""Launch scripts, doctor, and runs on a Ray cluster of two nodes."""
+"""Launch scripts, doctor, and submission to a Ray cluster of two nodes."""
 
-import json
 import os
 import re
 import shlex
@@ -18,7 +17,6 @@ import pytest
 from data_prep.cli import CONFIGS
 from verl_recipes import cluster, doctor
 from verl_recipes.configuration import check_choice
-from verl_recipes.summary import AGREEMENT
 
 ROOT = CONFIGS.parent
 SCRIPTS = ["a800_x1", "a800_x2", "a800_x3", "a800_x4", "a800_x8", "rtx4090_x1", "cpu"]
@@ -295,26 +293,3 @@ def small_data(tmp_path_factory):
     command = [sys.executable, "-m", "data_prep", f"out={out}", "train_size=512", "test_size=16"]
     subprocess.run(command, cwd=ROOT, check=True)
     return [f"data.train_files={out}/train.parquet", f"data.val_files={out}/test.parquet"]
-
-
-@pytest.mark.end_to_end
-def test_a_run_over_two_nodes_has_a_rank_on_each_and_a_finite_result(two_nodes, tmp_path, small_data):
-    run_dir = tmp_path / "run"
-    short = ["prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.total_training_steps=2"]
-    result = two_nodes.submit("nodes=2", f"run_dir={run_dir}", *short, *small_data)
-    assert result.returncode == 0, result.stdout + result.stderr
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["data"] for line in lines if "training/global_step" in line["data"]]
-    assert len(steps) == 2
-    for data in steps:
-        assert abs(data["actor/pg_loss"]) < 1e3
-        assert 0 < data["actor/grad_norm"] < 1e3
-        assert all(data[name] > 0.999 for name in AGREEMENT if name in data)
-    summary = json.loads((run_dir / "summary.json").read_text())
-    assert 0 <= summary["trained"]["mean@1"] <= 1
-    list_actors = (
-        "import os, sys; del os.environ['RAY_ADDRESS']; from ray.util.state import list_actors\n"
-        "print(*(a.node_id for a in list_actors(address=sys.argv[1], limit=1000) if 'WorkerDict' in a.class_name))"
-    )
-    found = two_nodes.run(sys.executable, "-c", list_actors, f"http://{two_nodes.ips[0]}:8265")
-    assert len(set(found.stdout.split())) == 2, found.stdout + found.stderr
