@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import cache
 
 from data_prep.solver import solve
+from reward_score.grammar import evaluate, parse
 
 
 def total(terms):
@@ -92,7 +93,7 @@ def agree(numbers, target):
     mine, right = solve(numbers, target), verdict(numbers, target)
     if mine is None or right is None:
         return mine is right
-    value = eval(re.sub(r"\d+", r"Fraction(\g<0>)", mine.expression))  # our own solver's text
+    value = evaluate(parse(mine.expression))
     used = sorted(map(int, re.findall(r"\d+", mine.expression)))
     return (mine.solutions, mine.additive, mine.fraction) == right and value == target and used == sorted(numbers)
 

@@ -171,7 +171,7 @@ def test_responses_of_commands_that_were_killed_are_kept(tmp_path):
 
     new = tmp_path / "samples" / "validation" / "0.jsonl"
     for index in (0, 1):
-        evaluate.write(new, evaluate.as_lines([response(index)]))
+        evaluate.write_whole(new, evaluate.as_lines([response(index)]))
         assert len(evaluate.collect(tmp_path)) == index + 1
         assert not new.exists()
     assert evaluate.collect(tmp_path)["test", 1, 1] == response(1)
@@ -202,7 +202,7 @@ def run_dir(data, tmp_path_factory):
         cfg = hydra.compose("train", [*files, f"run_dir={folder}"])
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     rows = [sample(problem, problem % 2) for problem in range(16)]
-    evaluate.write(folder / "samples" / "validation" / "0.jsonl", evaluate.as_lines(rows))
+    evaluate.write_whole(folder / "samples" / "validation" / "0.jsonl", evaluate.as_lines(rows))
     return folder
 
 

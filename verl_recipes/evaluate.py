@@ -16,7 +16,6 @@ compares two evaluations, or files of samples, on the same problems.
 """
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -41,7 +40,7 @@ from data_prep.cli import CONFIGS, UserError, run
 from data_prep.sources import file_sha256
 from verl_recipes.checks import check_model, check_parquet, check_prompt, check_space
 from verl_recipes.measure import CONFIDENCE, OUT, compare, measure
-from verl_recipes.summary import read_samples, summarize
+from verl_recipes.summary import read_samples, summarize, write_whole
 from verl_recipes.supervise import locked
 from verl_recipes.train import empty, last_checkpoint, provenance, start_verl, to_hugging_face
 
@@ -128,17 +127,9 @@ def collect(out: Path) -> dict[tuple[str, int, int], dict[str, Any]]:
     new, kept = out / "samples" / "validation" / "0.jsonl", out / "samples" / ANSWERED
     rows = {place(row): row for path in (kept, new) if path.exists() for row in read_samples(path)}
     if new.exists():
-        write(kept, as_lines(list(rows.values())))
+        write_whole(kept, as_lines(list(rows.values())))
         new.unlink()
     return rows
-
-
-def write(path: Path, text: str) -> None:
-    """A file that is whole at every moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def as_lines(rows: Sequence[dict[str, Any]]) -> str:
@@ -223,7 +214,7 @@ def evaluate(cfg: DictConfig, out: Path, console: Console) -> dict[str, Any]:
             console.print(f"continuing {out}: {len(answered)} of {len(rows)} responses are there")
         missing = [row for row in rows if place(row) not in answered]
         if missing:
-            write(about, json.dumps(wanted, indent=2) + "\n")
+            write_whole(about, json.dumps(wanted, indent=2) + "\n")
             pq.write_table(pa.Table.from_pylist(missing), out / PENDING)
             training.actor_rollout_ref.model.path = str(hugging_face(weights, out / "merged", out / "log.txt"))
             training.data.train_batch_size = min(len(missing), 8)  # none is trained, but verl wants a batch
@@ -257,10 +248,10 @@ def finish(cfg: DictConfig, out: Path, responses: list[dict[str, Any]]) -> dict[
         "confidence": CONFIDENCE,
         "cost": {"responses": len(responses), "response tokens": tokens, "seconds of sampling": seconds},
     } | provenance()
-    write(out / "samples" / "validation" / "0.jsonl", as_lines(samples))
+    write_whole(out / "samples" / "validation" / "0.jsonl", as_lines(samples))
     if greedy:
-        write(out / "samples" / "greedy" / "0.jsonl", as_lines(greedy))
-    write(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_whole(out / "samples" / "greedy" / "0.jsonl", as_lines(greedy))
+    write_whole(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     for path in (out / "samples" / ANSWERED, out / PENDING):
         path.unlink(missing_ok=True)
     shutil.rmtree(out / "merged", ignore_errors=True)

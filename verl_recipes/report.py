@@ -35,6 +35,7 @@ from data_prep.cli import CONFIGS, UserError
 from reward_score.grammar import find_answer
 from verl_recipes.behaviours import BEHAVIOURS, behaviours, statements
 from verl_recipes.measure import figure
+from verl_recipes.summary import AGREEMENT
 
 HERE = Path(__file__).resolve().parent
 PAGE_BYTES = 4_000_000  # of samples on a page, and
@@ -45,7 +46,6 @@ BEHAVIOUR_ROWS = 64  # responses a step in which they are
 POINTS = 1_000  # of a curve
 
 DEGENERATE = ("groups_without_signal", "identical", "repeated", "unparsable")
-AGREEMENT = "training/rollout_actor_probs_pearson_corr"
 
 # Title, unit, and the metrics of verl's and of the run's sampler that a chart shows: patterns of names; "-" excludes
 # some, and of "a|b" the first is taken that was recorded.
@@ -61,7 +61,7 @@ CHARTS: list[tuple[str, str, list[str]]] = [
     ("Response length", "tokens", ["response_length/mean"]),
     ("Truncated responses", "share", ["response_length/clip_ratio"]),
     ("KL divergence", "nats", ["actor/kl_loss", "actor/reward_kl_penalty", "actor/ppo_kl", "rollout_corr/kl"]),
-    ("Entropy of the policy", "nats", ["actor/entropy"]),
+    ("Entropy of the policy", "nats", ["actor/entropy|actor/entropy_loss"]),
     ("Gradient norm", "norm", ["actor/grad_norm", "critic/grad_norm"]),
     (
         "Groups without signal, and degenerate output",
@@ -70,7 +70,7 @@ CHARTS: list[tuple[str, str, list[str]]] = [
     ),
     ("Throughput", "tokens a second", ["perf/throughput"]),
     ("Seconds by part of a step", "seconds", ["timing_s/*"]),
-    ("Disagreement of rollout and actor", "1 - correlation", [f"1 - {AGREEMENT}"]),
+    ("Disagreement of rollout and actor", "1 - correlation", ["|".join(f"1 - {name}" for name in AGREEMENT)]),
 ]
 BEHAVIOUR_CHARTS: list[tuple[str, str, list[str]]] = [
     ("Behaviours", "share of responses that show it", list(BEHAVIOURS)),
@@ -246,7 +246,9 @@ class Run:
             for name, value in data.items():
                 if (finite := number(value)) is not None:
                     self.curves[name][step] = finite
-        self.curves[f"1 - {AGREEMENT}"] = {step: 1 - value for step, value in self.curves.pop(AGREEMENT, {}).items()}
+        for name in AGREEMENT:
+            if values := self.curves.pop(name, None):
+                self.curves[f"1 - {name}"] = {step: 1 - value for step, value in values.items()}
         self.summary = self.read_json(folder / "summary.json")
         if not self.summary:
             self.missing.append("no summary.json: the run goes on, or was ended before its last step")

@@ -14,7 +14,6 @@ One line of the files it writes, `samples/{train,validation}/<step>.jsonl`:
 """
 
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from reward_score.components import repetition
 from verl_recipes.alarms import check_output, component_metrics
+from verl_recipes.summary import write_whole
 
 POLL_SECONDS = 0.05
 FIELDS = ["prompts", "responses", "reward_model", "data_source", "extra_info", "extra_fields", "rm_scores"]
@@ -109,10 +109,7 @@ class CountdownReplayBuffer(ReplayBuffer):
         everything = self.rows[split, step]
         everything += rows
         path = self.folder / split / f"{step}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row, ensure_ascii=False, default=plain) + "\n" for row in everything))
-        os.replace(partial, path)
+        write_whole(path, "".join(json.dumps(row, ensure_ascii=False, default=plain) + "\n" for row in everything))
         self.rows = defaultdict(list, {(split, step): everything})  # earlier steps are done
 
     def note(self, event: str, split: str, step: int) -> None:

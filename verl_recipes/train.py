@@ -9,14 +9,13 @@
         model/         the trained model in Hugging Face's format
         summary.json   base and trained model side by side, seconds by stage, versions
         curves.png     reward, accuracy, length and agreement over the steps
-    report.html    all of it on one page (verl_recipes/report.py)
+        report.html    all of it on one page (verl_recipes/report.py)
 
 The trainer is verl's own, in a process of its own (verl_recipes/supervise.py). It evaluates the base model before the
 first step and the trained one after the last, on the test problems, with the sampler and the reward of training.
 """
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -37,7 +36,7 @@ from verl_recipes.cluster import check_nodes, in_job, join
 from verl_recipes.curves import draw
 from verl_recipes.progress import Progress
 from verl_recipes.report import write_report
-from verl_recipes.summary import read_samples, summarize
+from verl_recipes.summary import read_samples, summarize, write_whole
 from verl_recipes.supervise import locked, run_verl
 
 PACKAGES = ("verl", "vllm", "ray", "torch", "transformers", "tensordict")
@@ -197,9 +196,7 @@ def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
         f"{cfg.name}: {mean} on the test problems {summary['base'][mean]:.3f} to {summary['trained'][mean]:.3f}",
     )
     summary |= provenance()
-    partial = run_dir / "summary.partial"
-    partial.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(partial, run_dir / "summary.json")
+    write_whole(run_dir / "summary.json", json.dumps(summary, indent=2) + "\n")
     try:
         write_report([run_dir], run_dir / "report.html")
     except Exception as error:  # the run is whole without it
