@@ -110,7 +110,7 @@ def test_swanlabs_files_hold_the_rewards_components(ppo):
 def test_lora_trains_and_exports_one_whole_model(data, tmp_path):  # noqa: F811
     """At a rate at which one step changes the samples, so that stale weights would show in the agreement."""
     run_dir = tmp_path / "lora"
-    fast = ["actor_rollout_ref.actor.optim.lr=3e-3", "actor_rollout_ref.actor.optim.lr_warmup_steps=-1"]
+    fast = ["actor_rollout_ref.actor.optim.lr=1e-2", "actor_rollout_ref.actor.optim.lr_warmup_steps=-1"]
     command = train(run_dir, "recipe=mini_r1", "tuning=lora", *fast, *SHORT, *data)
     assert command.wait() == 0, command.output
     command.assert_nothing_is_left()

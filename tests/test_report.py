@@ -203,6 +203,7 @@ def test_the_keyboard_reaches_everything(plain):
     assert page.evaluate("document.activeElement === document.querySelectorAll('#list pre')[20]")
     page.locator("figure summary").last.focus()
     page.keyboard.press("Enter")
+    page.locator("figure details").last.locator("table").wait_for()  # it is filled by an event
     assert page.locator("figure details").last.locator("table").count() == 1
 
 
