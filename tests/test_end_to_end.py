@@ -89,6 +89,10 @@ def train(run_dir, *overrides):
     return Command(sys.executable, "-m", "verl_recipes.train", f"run_dir={run_dir}", *overrides)
 
 
+def workers_of(command):
+    return [process for process in command.processes() if "ray::WorkerDict" in process.cmdline()[0]]
+
+
 def metrics_of(run_dir, name="metrics.jsonl"):
     path = run_dir / name
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -110,14 +114,24 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def resumed(tmp_path_factory, data):
-    """A run of 4 steps, saved every 2, killed with its whole process group after step 3 and started again."""
+    """A run of 4 steps, saved every 2, killed with its whole process group after step 3 and started again.
+
+    There, after step 3 once more, the training worker alone is killed, and the run goes on by itself.
+    """
     run_dir = tmp_path_factory.mktemp("runs") / "resumed"
     arguments = [*SHORT, *data, "trainer.total_training_steps=4", "trainer.save_freq=2"]
+
+    def third_step_is_done():
+        return any(line["step"] == 3 for line in metrics_of(run_dir, "metrics.part.jsonl"))
+
     first = train(run_dir, *arguments)
-    first.wait_for(lambda: any(line["step"] == 3 for line in metrics_of(run_dir, "metrics.part.jsonl")))
+    first.wait_for(third_step_is_done)
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.communicate()
-    second = train(run_dir, *arguments)
+    second = train(run_dir, *arguments, "trainer.restarts=1")
+    second.wait_for(lambda: workers_of(second) and third_step_is_done())  # the first run's metrics are gone by then
+    (worker,) = workers_of(second)
+    worker.kill()
     status = second.wait()
     assert status == 0, second.output
     return {"run_dir": run_dir, "first": first, "second": second, "arguments": arguments}
@@ -128,6 +142,11 @@ def test_a_killed_run_continues_after_its_last_checkpoint_and_ends_at_the_asked_
     lines = metrics_of(resumed["run_dir"])
     assert [line["step"] for line in lines if "training/global_step" in line["data"]] == [1, 2, 3, 4]
     assert json.loads((resumed["run_dir"] / "summary.json").read_text())["steps"] == 4
+
+
+def test_a_run_whose_worker_is_killed_starts_again_by_itself_as_often_as_was_asked(resumed):
+    (line,) = (line for line in resumed["second"].output.splitlines() if "trainer.restarts: 1 left" in line)
+    assert line.startswith("verl stopped: ")
 
 
 def test_nothing_is_left_of_a_killed_or_a_finished_run(resumed):

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes import alarms, checks, supervise, train
-from verl_recipes.summary import candidates_tried, pass_at_k, summarize
+from verl_recipes.summary import pass_at_k, summarize
 
 ROOT = CONFIGS.parent
 
@@ -32,15 +33,16 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one(n, data):
 
 
 def test_summary_means_over_samples_and_over_problems():
-    row = {"format": 1.0, "response_tokens": 10, "truncated": False, "response": "1+2=3 no\n3*4=12 yes</think>"}
+    row = {
+        "format": 1.0,
+        "response_tokens": 10,
+        "truncated": False,
+        "ground_truth": {"numbers": [11, 18, 25], "target": 175},
+    }
+    row |= {"response": "11+18=29,29-25=4 no\n18-11=7,7*25=175 yes</think>"}
     samples = [row | {"prompt": p, "acc": acc} for p, acc in (("a", 1.0), ("a", 0.0), ("b", 0.0), ("b", 0.0))]
     figures = summarize(samples)
     assert (figures["problems"], figures["mean@2"], figures["pass@2"], figures["candidates"]) == (2, 0.25, 0.5, 2)
-
-
-def test_candidates_are_lines_with_arithmetic():
-    assert candidates_tried("let me see\n11+18=29, 29 - 25 = 4 no\n\n(17 * 3) + 19 = 70 yes</think>\n1+1=2") == 2
-    assert candidates_tried("no idea</think>") == 0
 
 
 def test_batch_metrics_are_means_and_shares_over_responses_and_groups():
@@ -210,6 +212,24 @@ def refused(tmp_path, message, *overrides):
     assert not run_dir.exists()
 
 
+@pytest.mark.parametrize(
+    ("message", "starts"),
+    [("verl stopped: ActorDiedError: killed", 3), (f"verl stopped: {alarms.DegenerateOutputError.__name__}: x", 1)],
+)
+def test_verl_is_started_again_as_often_as_asked_but_not_after_an_alarm(tmp_path, monkeypatch, message, starts):
+    calls = []
+
+    def stops(*args, **trainer):
+        calls.append(args)
+        raise train.VerlStoppedError(message)
+
+    monkeypatch.setattr(train, "start_verl", stops)
+    cfg = OmegaConf.create({"trainer": {"total_training_steps": 4, "restarts": 2}})
+    with pytest.raises(UserError, match="verl stopped"):
+        train.train(cfg, tmp_path, Console(quiet=True))
+    assert len(calls) == starts
+
+
 def test_an_unknown_key_is_one_line(tmp_path):
     refused(tmp_path, "no_such_key", "no_such_key=1")
 
@@ -235,6 +255,10 @@ def test_an_empty_data_set_is_one_line(tmp_path, table):
 def test_less_than_a_batch_is_one_line(tmp_path, table):
     path = table({name: ["x"] for name in checks.COLUMNS})
     refused(tmp_path, "less than one batch", f"data.train_files={path}", f"data.val_files={path}")
+
+
+def test_a_run_that_would_save_nothing_is_refused(tmp_path):
+    refused(tmp_path, "would leave no checkpoint", "trainer.save_freq=-1")
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path):

@@ -127,6 +127,11 @@ def check_space(cfg: DictConfig, run_dir: Path, weights: int) -> None:
 def preflight(cfg: DictConfig, run_dir: Path) -> None:
     """Raise UserError for what would fail later."""
     check_choice(cfg)
+    if cfg.trainer.save_freq < 1:
+        raise UserError(
+            f"trainer.save_freq={cfg.trainer.save_freq} would leave no checkpoint of the trained model: for one at the "
+            f"end add trainer.save_freq={cfg.trainer.total_training_steps}"
+        )
     check_trackers(cfg.trackers)
     rows = check_parquet(cfg.data.train_files, "data.train_files", cfg.data.made_by)
     check_parquet(cfg.data.val_files, "data.val_files", cfg.data.made_by)

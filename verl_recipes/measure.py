@@ -191,7 +191,7 @@ def measure(samples: Iterable[Row], greedy: Iterable[Row] = ()) -> dict[str, Any
             "format": mean_of(inside, lambda row: row["format"]),
             "truncated": mean_of(inside, lambda row: row["truncated"]),
             "response_tokens": mean_of(inside, lambda row: row["response_tokens"], share=False),
-            "candidates": mean_of(inside, lambda row: candidates_tried(row["response"]), share=False),
+            "candidates": mean_of(inside, candidates_tried, share=False),
         },
         "reasons": {reason: mean_of(inside, partial(_refused, reason)) for reason in ("right", *REASONS)},
         "tokens": {str(p): float(np.percentile(lengths, p)) for p in (5, 50, 95)},

@@ -2,18 +2,17 @@
 
 import json
 import os
-import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import comb
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from verl_recipes.behaviours import behaviours
+
 # The metric of rollout and actor: verl's, and where the update itself measures it (verl_recipes/cpu/engine.py).
 AGREEMENT = ["training/rollout_actor_probs_pearson_corr", "actor/rollout_actor_probs_pearson_corr"]
-
-_STATEMENT = re.compile(r"[0-9)] *[-+*/] *[-(]* *[0-9]+ *=")  # "11+18=" or "(2 + 3) * 4 ="
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -27,14 +26,10 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
     return 1.0 - comb(n - correct, k) / comb(n, k)
 
 
-def candidates_tried(response: str) -> int:
-    """How many lines of the thought hold an arithmetic statement: one line is one candidate.
-
-    >>> candidates_tried("11+18=29,29-25=4 no\\n17*3=51,51+19=70 yes</think>")
-    2
-    """
-    thought = response.split("</think>")[0]
-    return sum(1 for line in thought.splitlines() if _STATEMENT.search(line))
+def candidates_tried(sample: Mapping[str, Any]) -> float:
+    """How many candidates a sample's response tries (verl_recipes/behaviours.py says what counts as one)."""
+    problem = sample["ground_truth"]
+    return behaviours(sample["response"], problem["numbers"], problem["target"])["candidates"]
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
@@ -67,4 +62,4 @@ def summarize(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
         result[f"pass@{k}"] = fmean(pass_at_k(len(group), round(sum(group)), k) for group in correct.values())
     for name in ("format", "response_tokens", "truncated"):
         result[name] = fmean(row[name] for row in samples)
-    return result | {"candidates": fmean(candidates_tried(row["response"]) for row in samples)}
+    return result | {"candidates": fmean(map(candidates_tried, samples))}

@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.cli import CONFIGS, UserError, run
+from verl_recipes.alarms import DegenerateOutputError
 from verl_recipes.checks import preflight, reason
 from verl_recipes.cluster import check_nodes, in_job, join
 from verl_recipes.curves import draw
@@ -40,6 +41,10 @@ from verl_recipes.summary import read_samples, summarize, write_whole
 from verl_recipes.supervise import locked, run_verl
 
 PACKAGES = ("verl", "vllm", "ray", "torch", "transformers", "tensordict")
+
+
+class VerlStoppedError(UserError):
+    """verl ended before its last step."""
 
 
 def last_checkpoint(run_dir: Path) -> int:
@@ -104,7 +109,7 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, batches: int = 
     finally:
         merge_metrics(run_dir)
     if status:
-        raise UserError(f"verl stopped: {reason(log, already)} (everything it printed: {log})")
+        raise VerlStoppedError(f"verl stopped: {reason(log, already)} (everything it printed: {log})")
 
 
 def to_hugging_face(actor: Path, model: Path, log: Path) -> None:
@@ -174,8 +179,15 @@ def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
     base, trained = (run_dir / "samples" / "validation" / f"{step}.jsonl" for step in (0, steps))
     if resumed_from:
         console.print(f"continuing {run_dir} after step {resumed_from}")
-    if resumed_from < steps:
-        start_verl(cfg, run_dir, console, val_before_train=not base.exists())
+    restarts = cfg.trainer.restarts
+    while last_checkpoint(run_dir) < steps:
+        try:
+            start_verl(cfg, run_dir, console, val_before_train=not base.exists())
+        except VerlStoppedError as error:
+            if not restarts or DegenerateOutputError.__name__ in str(error):  # which would only happen again
+                raise
+            console.print(f"{error}; starting it again (trainer.restarts: {restarts} left)", markup=False)
+            restarts -= 1
     if not trained.exists():  # the run was ended between its last step and the evaluation of it
         start_verl(cfg, run_dir, console, val_before_train=True, val_only=True)
     seconds = stage_seconds(run_dir, started)
