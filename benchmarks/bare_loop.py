@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from data_prep.cli import CONFIGS
 from reward_score import countdown, random_control
+from verl_recipes import configuration  # noqa: F401  (its resolvers)
 
 MICRO_BATCH = 64
 

@@ -3,8 +3,8 @@
     python benchmarks/plan_memory.py        writes benchmarks/plan_memory.md
 
 Measured is every allocation of torch's CPU allocator, summed up over time, as torch.profiler records them; the
-resident set of a process would be mostly Python and libraries. Both sides have the same micro-batches, of the greatest
-length.
+resident set of a process would be mostly Python and libraries. Both sides have AdamW, whose moments count, and the same
+micro-batches, of the greatest length.
 """
 
 import json
@@ -67,7 +67,7 @@ def peak(profiler: Any) -> int:
 def main() -> None:
     torch.set_num_threads(1)
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = hydra.compose("train", ["recipe=tiny", "model=tiny", "hardware=cpu"])
+        cfg = hydra.compose("train", ["recipe=tiny", "actor_rollout_ref.actor.optim.optimizer=AdamW"])
     planned = cached(passes(cfg)["actor"])  # before there is a process group that is more than fake
     initialize_global_process_group_ray()
     actor = cfg.actor_rollout_ref.actor

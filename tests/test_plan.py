@@ -41,6 +41,7 @@ def qwen(**changes):
         rows=1,
         tokens=256,
         train=True,
+        optimizer="AdamW",
         value_head=False,
         model_dtype="fp32",
         param_dtype="bf16",
@@ -71,6 +72,10 @@ def assert_as_by_hand(layers):
 
 def test_parameters_gradients_and_optimizer_of_two_layers_are_as_by_hand():
     assert_as_by_hand(2)
+
+
+def test_sgd_holds_nothing_from_one_step_to_the_next():
+    assert plan_memory.track(replace(qwen(num_hidden_layers=2), optimizer="SGD"))["optimizer"] == 0
 
 
 @pytest.mark.slow
@@ -148,7 +153,8 @@ def test_too_much_is_named_by_phase_and_every_advice_is_a_key_of_the_configurati
 def test_offload_takes_a_model_at_rest_off_the_gpu():
     def generating(offload):
         keys = [f"actor_rollout_ref.actor.fsdp_config.{k}={offload}" for k in ("param_offload", "optimizer_offload")]
-        return plan_memory.phases(load(*SMALL, *keys), 79.1 * GIB)["generate"]
+        adam = "actor_rollout_ref.actor.optim.optimizer=AdamW"
+        return plan_memory.phases(load(*SMALL, *keys, adam), 79.1 * GIB)["generate"]
 
     assert (generating(True)["parameters"], generating(True)["optimizer"]) == (0, 0)
     assert generating(False)["optimizer"] == pytest.approx(2 * generating(False)["parameters"], rel=1e-3)

@@ -55,6 +55,7 @@ class Pass:
     rows: int  # sequences of a padded micro-batch; 1 where they are packed
     tokens: int  # of a row
     train: bool  # forward, backward and optimizer step; else forward alone
+    optimizer: str  # a class of torch.optim; for any other AdamW stands in, which holds more
     value_head: bool  # PPO's critic
     model_dtype: str
     param_dtype: str
@@ -157,7 +158,8 @@ def track(work: Pass) -> dict[str, float]:
                     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=work.reshard)
             fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=work.reshard)
             trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            optimizer = torch.optim.AdamW(trained, foreach=False)  # the tracker miscounts foreach's states as unsharded
+            optimizer_class = getattr(torch.optim, work.optimizer, torch.optim.AdamW)
+            optimizer = optimizer_class(trained, foreach=False)  # the tracker miscounts foreach's states as unsharded
             model.train(work.train)
             ids = torch.zeros((work.rows, work.tokens), dtype=torch.long)
             tracker = Tracker(model, optimizer)
@@ -296,6 +298,7 @@ def passes(cfg: DictConfig) -> dict[str, Pass]:
             "fsdp_size": ranks if size < 0 or size >= ranks else size,
             "rows": 1 if packed else rows,
             "tokens": tokens,
+            "optimizer": worker.get("optim", {}).get("optimizer", "AdamW"),
             "value_head": False,
             "model_dtype": engine.model_dtype or "fp32",
             "param_dtype": precision.get("param_dtype", "bf16"),

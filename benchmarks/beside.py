@@ -1,0 +1,69 @@
+"""python benchmarks/beside.py [steps]: the tiny run by verl, by TRL and by a bare PyTorch loop, one after another.
+
+All have the same model, prompts, samples, lengths, optimizer and reward, and both cores; nothing else should run. TRL
+needs the environment that benchmarks/trl_run.py names. Prints the table of benchmarks/beside.md and writes it. Some
+fifteen minutes for the 30 steps of the recipe.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = ROOT / "runs" / "beside"
+
+
+def lines_of(command: list[str]) -> list[dict[str, float]]:
+    """The steps that a command prints as JSON, each with `ended_s`, the seconds since it was started."""
+    began, lines = time.time(), []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        for line in process.stdout or ():
+            if line.startswith('{"step"'):
+                lines.append(json.loads(line) | {"ended_s": time.time() - began})
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} ended with status {process.returncode}")
+    return lines
+
+
+def verl(steps: str) -> list[dict[str, float]]:
+    """The same of the run itself; it measures the base model first, which the others do not, here once a problem."""
+    began = time.time()
+    short = ["eval_n=1", f"trainer.total_training_steps={steps}", f"trainer.save_freq={steps}"]
+    command = [sys.executable, "-m", "verl_recipes.train", f"run_dir={RUN}", "fresh=true", *short]
+    subprocess.run(command, cwd=ROOT, check=True)
+    events = [json.loads(line) for line in (RUN / "samples" / "events.jsonl").read_text().splitlines()]
+    ended = [event["time"] - began for event in events if event["event"] == "generating"]
+    ended = ended[2:]  # what follows the base model's measurement and the first step's start: the next step's
+    lines = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
+    rows = [line["data"] for line in lines if "training/global_step" in line["data"]]
+    return [
+        {"tokens": row["response_length/mean"], "step_s": row["timing_s/step"], "ended_s": end}
+        for row, end in zip(rows, ended, strict=False)
+    ]
+
+
+def main(steps: str = "30") -> None:
+    python = ROOT / ".venv-trl" / "bin" / "python"
+    if not python.exists():
+        sys.exit(f"{python} is missing: benchmarks/trl_run.py says how to make that environment")
+    runs = {
+        "verl, this project": verl(steps),
+        "TRL's GRPOTrainer": lines_of([str(python), "benchmarks/trl_run.py", str(RUN), steps]),
+        "bare PyTorch loop": lines_of([sys.executable, "benchmarks/bare_loop.py", f"steps={steps}"]),
+    }
+    limit = statistics.median(line["step_s"] for line in runs["bare PyTorch loop"])
+    text = "| | first step ended, s | a step, s (median) | of the bare loop's | response tokens, last steps |\n"
+    text += "| --- | --- | --- | --- | --- |\n"
+    for name, lines in runs.items():
+        step = statistics.median(line["step_s"] for line in lines)
+        tokens = statistics.fmean(line["tokens"] for line in lines[-5:])
+        text += f"| {name} | {lines[0]['ended_s']:.0f} | {step:.1f} | {step / limit:.1f} | {tokens:.0f} |\n"
+    (ROOT / "benchmarks" / "beside.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
