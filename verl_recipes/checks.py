@@ -145,9 +145,10 @@ def preflight(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def reason(log: Path, offset: int = 0) -> str:
-    """The last exception that a log tells of, from `offset` bytes on, as one line."""
+    """The last exception that a log tells of, from `offset` bytes on, as one line; the cause, where it tells of one."""
     with log.open(errors="replace") as file:
         file.seek(offset)
         lines = [_WHO.sub("", _COLOUR.sub("", line)).strip() for line in file]
-    exceptions = [line for line in lines if _EXCEPTION.match(line) and not any(c in line for c in CONSEQUENCES)]
-    return exceptions[-1] if exceptions else "it told of no error"
+    exceptions = [line for line in lines if _EXCEPTION.match(line)]
+    causes = [line for line in exceptions if not any(c in line for c in CONSEQUENCES)]
+    return (causes or exceptions or ["it told of no error"])[-1]

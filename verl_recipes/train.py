@@ -186,8 +186,9 @@ def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
         except VerlStoppedError as error:
             if not restarts or DegenerateOutputError.__name__ in str(error):  # which would only happen again
                 raise
-            console.print(f"{error}; starting it again (trainer.restarts: {restarts} left)", markup=False)
             restarts -= 1
+            line = f"{str(error).removeprefix('error: ')}; starting it again (trainer.restarts: {restarts} left)"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not trained.exists():  # the run was ended between its last step and the evaluation of it
         start_verl(cfg, run_dir, console, val_before_train=True, val_only=True)
     seconds = stage_seconds(run_dir, started)
