@@ -24,8 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from data_prep.cli import CONFIGS
 from reward_score import countdown, random_control
 from verl_recipes import configuration  # noqa: F401  (its resolvers)
-
-MICRO_BATCH = 64
+from verl_recipes.cpu import MICRO_BATCH
 
 
 def generate(model: Any, prompts: list[list[int]], n: int, most: int, pad: int) -> list[list[int]]:

@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from verl_recipes.summary import read_samples
+
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "runs" / "beside"
 
@@ -34,11 +36,10 @@ def verl(steps: str) -> list[dict[str, float]]:
     short = ["eval_n=1", f"trainer.total_training_steps={steps}", f"trainer.save_freq={steps}"]
     command = [sys.executable, "-m", "verl_recipes.train", f"run_dir={RUN}", "fresh=true", *short]
     subprocess.run(command, cwd=ROOT, check=True)
-    events = [json.loads(line) for line in (RUN / "samples" / "events.jsonl").read_text().splitlines()]
+    events = read_samples(RUN / "samples" / "events.jsonl")
     ended = [event["time"] - began for event in events if event["event"] == "generating"]
     ended = ended[2:]  # what follows the base model's measurement and the first step's start: the next step's
-    lines = [json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()]
-    rows = [line["data"] for line in lines if "training/global_step" in line["data"]]
+    rows = [line["data"] for line in read_samples(RUN / "metrics.jsonl") if "training/global_step" in line["data"]]
     return [
         {"tokens": row["response_length/mean"], "step_s": row["timing_s/step"], "ended_s": end}
         for row, end in zip(rows, ended, strict=False)

@@ -179,15 +179,16 @@ def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
     base, trained = (run_dir / "samples" / "validation" / f"{step}.jsonl" for step in (0, steps))
     if resumed_from:
         console.print(f"continuing {run_dir} after step {resumed_from}")
-    restarts = cfg.trainer.restarts
-    while last_checkpoint(run_dir) < steps:
+    for left in reversed(range(cfg.trainer.restarts + 1)):
+        if last_checkpoint(run_dir) >= steps:
+            break
         try:
             start_verl(cfg, run_dir, console, val_before_train=not base.exists())
+            break
         except VerlStoppedError as error:
-            if not restarts or DegenerateOutputError.__name__ in str(error):  # which would only happen again
+            if not left or DegenerateOutputError.__name__ in str(error):  # which would only happen again
                 raise
-            restarts -= 1
-            line = f"{str(error).removeprefix('error: ')}; starting it again (trainer.restarts: {restarts} left)"
+            line = f"{str(error).removeprefix('error: ')}; starting it again (trainer.restarts: {left - 1} left)"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not trained.exists():  # the run was ended between its last step and the evaluation of it
         start_verl(cfg, run_dir, console, val_before_train=True, val_only=True)
