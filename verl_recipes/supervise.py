@@ -9,8 +9,10 @@ import ctypes
 import fcntl
 import os
 import re
+import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -82,14 +85,23 @@ def run_verl(config_dir: Path, log: Path, environment: dict[str, str], watch: Ca
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with log.open("a") as output:
-            verl = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # it must not outlive this process
-            )
+
+            def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+                return subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # not to outlive this process
+                    **options,
+                )
+
+            if environment.get("VERL_PLATFORM") == "cpu" and not in_job():
+                python = start_forkserver(scratch, start)
+                environment["COUNTDOWN_ZERO_PYTHON"] = str(python)
+                command.append(f"++ray_kwargs.ray_init.runtime_env.py_executable={python}")
+            verl = start(command)
         while verl.poll() is None:
             watch()
             time.sleep(0.2)
@@ -102,6 +114,18 @@ def run_verl(config_dir: Path, log: Path, environment: dict[str, str], watch: Ca
         shutil.rmtree(scratch, ignore_errors=True)
         for each, handler in handlers.items():
             signal.signal(each, handler)
+
+
+def start_forkserver(scratch: Path, start: Callable[..., Any]) -> Path:
+    """Start the server of cpu/forkserver.py with `start`, and return the executable that asks it for processes."""
+    python, address = scratch / "python", scratch / "python.socket"
+    program = str(Path(__file__).parent / "cpu" / "forkserver.py")
+    ask = shlex.join([sys.executable, "-IS", program, str(address)])
+    python.write_text(f'#!/bin/sh\nexec {ask} "$@"\n')
+    python.chmod(0o755)
+    with socket.create_server(str(address), family=socket.AF_UNIX, backlog=64) as server:
+        start([sys.executable, "-P", program, "--serve", str(server.fileno())], pass_fds=[server.fileno()])
+    return python
 
 
 def end_descendants(patience: float = 10) -> None:

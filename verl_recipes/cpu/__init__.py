@@ -9,7 +9,7 @@ import os
 
 from verl_recipes.cpu import platform  # noqa: F401  registers the platform `cpu`
 
-MICRO_BATCH = 16  # sequences; larger ones do not run faster on two cores, and hold more padding
+MICRO_BATCH = 32  # sequences; larger ones do not run faster on two cores, and hold more padding
 
 if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
     import wrapt

@@ -1,5 +1,7 @@
 """vLLM rollouts on a CPU: verl's replica, with the engine arguments that a processor needs."""
 
+import multiprocessing
+import os
 from typing import Any
 
 import ray
@@ -19,6 +21,11 @@ def load_replica() -> type[RolloutReplica]:
 
     class CPUServer(vLLMHttpServer):
         """verl's server, which can also answer many prompts in one call (batch_rollout.py)."""
+
+        async def launch_server(self, *args: Any, **kwargs: Any) -> None:
+            if python := os.environ.get("COUNTDOWN_ZERO_PYTHON"):  # forkserver.py
+                multiprocessing.set_executable(python)
+            await super().launch_server(*args, **kwargs)
 
         async def generate_batch(
             self, prompts: list[list[int]], sampling: list[dict[str, Any]]

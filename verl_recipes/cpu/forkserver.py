@@ -1,0 +1,182 @@
+"""A `python` that starts in milliseconds, as verl, torch and vLLM are imported already.
+
+A run on a CPU starts a dozen processes, mostly one after another, and each would spend ten seconds on much the same
+imports (docs/performance.md). One process imports everything once, and an executable that takes the arguments of
+`python` (verl_recipes/supervise.py, start_forkserver) asks it for a fork, which goes on with these arguments and with the
+caller's environment, folder and open files. Ray starts its workers with that executable (its
+`runtime_env.py_executable`), and vLLM its engine (`multiprocessing.set_executable`). Where the server is gone or has
+failed, the executable becomes the real Python, and the run is slower and nothing else.
+
+This file is both sides. The executable's runs by path, without site-packages, and imports next to nothing.
+"""
+
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+from importlib import import_module
+from typing import Any
+
+HEADER = struct.Struct("!I")
+FILES = 250  # Linux passes 253 in one message
+# What the processes of a run import: the trainer's, a training worker's, vLLM's server's and its engine's. Ray reads some
+# of its environment when it is loaded (the job and the raylet's process, ray_internal_flag_def.h), and the first caller
+# brings that.
+BEFORE_RAY = ("pandas", "pyarrow", "torch", "transformers", "tensordict", "datasets", "peft", "vllm")
+MODULES = (
+    "ray._private.workers.default_worker",
+    "verl.trainer.main_ppo",
+    "verl.trainer.ppo.v1",
+    "verl.workers.rollout.vllm_rollout.vllm_async_server",
+    "vllm.v1.worker.cpu_model_runner",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.qwen2",
+    "verl_recipes.cpu.batch_rollout",
+    "verl_recipes.cpu.engine",
+    "verl_recipes.cpu.worker_extension",
+    "verl_recipes.sampler",
+)
+
+
+def open_files() -> list[int]:
+    """The numbers of this process's open files, the one that lists them left out."""
+    listed = [int(name) for name in os.listdir("/proc/self/fd")]
+    return [fd for fd in listed if os.path.exists(f"/proc/self/fd/{fd}")]
+
+
+def ask(path: str, arguments: list[str]) -> None:
+    """The executable: have the server fork, wait for the child, and end as it does. Returns if there is no server."""
+    files = open_files()
+    if len(files) > FILES:
+        return
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(path)
+        request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "files": files}
+        body = json.dumps(request).encode()
+        socket.send_fds(connection, [HEADER.pack(len(body))], files)
+        connection.sendall(body)
+        answer = connection.recv(HEADER.size, socket.MSG_WAITALL)
+    except OSError:
+        return
+    if len(answer) < HEADER.size:  # it died before it forked
+        return
+    (child,) = HEADER.unpack(answer)
+    for fd in files:  # their other ends must see the child's end, not this process's
+        if fd > 2:
+            os.close(fd)
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda number, _: os.kill(child, number))
+    status = connection.recv(HEADER.size, socket.MSG_WAITALL)
+    code = os.waitstatus_to_exitcode(HEADER.unpack(status)[0]) if len(status) == HEADER.size else 1
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """A request and its open files, at other numbers than it had them."""
+    header, files, _, _ = socket.recv_fds(connection, HEADER.size, FILES)
+    (length,) = HEADER.unpack(header)
+    body = connection.recv(length, socket.MSG_WAITALL)
+    return json.loads(body), files
+
+
+def become(request: dict[str, Any], files: list[int]) -> None:
+    """In the fork: take over the caller's files, environment and folder, and run what it was to run."""
+    import fcntl
+
+    wanted = request["files"]
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, max(wanted) + 1) for fd in files]  # out of the way of every number
+    os.closerange(3, max(wanted) + 1)
+    for source, target in zip(high, wanted, strict=True):
+        os.dup2(source, target, inheritable=True)
+    os.closerange(max(wanted) + 1, 65536)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    import torch
+    from ray._raylet import Config
+
+    # What was read from the environment at the import.
+    Config.initialize("")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    torch._dynamo.config.disable = os.environ.get("TORCHDYNAMO_DISABLE") == "1"
+    run(request["arguments"])
+
+
+def run(arguments: list[str]) -> None:
+    """As `python ARGUMENTS` does, with the interpreter's own options left out."""
+    import runpy
+
+    rest = list(arguments)
+    while rest[0].startswith("-") and rest[0] not in ("-c", "-m"):
+        rest = rest[2:] if rest[0] in ("-X", "-W") else rest[1:]
+    if rest[0] == "-c":
+        import __main__
+
+        sys.argv = ["-c", *rest[2:]]
+        sys.path.insert(0, "")
+        exec(rest[1], __main__.__dict__)
+    elif rest[0] == "-m":
+        sys.argv = rest[1:]
+        sys.path.insert(0, os.getcwd())
+        runpy.run_module(rest[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = rest
+        sys.path.insert(0, os.path.dirname(os.path.abspath(rest[0])))
+        runpy.run_path(rest[0], run_name="__main__")
+
+
+def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Fork for every caller; who comes before the imports are done waits. Returns in a fork, with what it is to become."""
+    import gc
+
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARN")  # verl's, for its workers; vLLM reads it when it is imported
+    for name in BEFORE_RAY:
+        import_module(name)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who run something
+    selector = selectors.DefaultSelector()
+    selector.register(server, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fileobj is not server:  # a child has ended: its status for who asked for it
+                child, connection = key.data
+                selector.unregister(key.fileobj)
+                os.close(key.fd)
+                _, status = os.waitpid(child, 0)
+                try:
+                    connection.sendall(HEADER.pack(status))
+                except OSError:
+                    pass  # it was killed
+                connection.close()
+                continue
+            connection, _ = server.accept()
+            request, files = receive(connection)
+            if "ray" not in sys.modules:
+                os.environ.update(request["environment"])
+                for name in MODULES:
+                    import_module(name)
+                gc.collect()
+                gc.freeze()  # so that collections in the forks do not copy every page
+            child = os.fork()
+            if child == 0:
+                selector.close()
+                return request, files
+            for fd in files:
+                os.close(fd)
+            connection.sendall(HEADER.pack(child))
+            selector.register(os.pidfd_open(child), selectors.EVENT_READ, (child, connection))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        become(*serve(socket.socket(fileno=int(sys.argv[2]))))
+    else:  # the executable
+        ask(sys.argv[1], sys.argv[2:])
+        os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
