@@ -1,7 +1,7 @@
 """python benchmarks/gain.py [seed ...]: the gain of the tiny run for several seeds, and of the random-reward control.
 
 Runs what README's first command runs, once a seed, and once more with `reward=random`; writes the table of benchmarks/
-gain.md, which README repeats. Some eight minutes a run on two cores. A run that is complete is read, not repeated.
+gain.md, which README repeats. Some five minutes a run on two cores. A run that is complete is read, not repeated.
 """
 
 import json

@@ -28,21 +28,23 @@ from reward_score import countdown  # noqa: E402
 OPTIMIZERS = {"AdamW": "adamw_torch", "SGD": "sgd"}  # torch's name and the Trainer's
 
 
-def rewards(
-    completions: list[str], data_source: list[str], reward_model: list[dict[str, Any]], **_: Any
-) -> list[float]:
-    """One score a completion, as verl gets it."""
-    return [
-        countdown.compute_score(source, text, model["ground_truth"])["score"]
-        for source, text, model in zip(data_source, completions, reward_model, strict=True)
-    ]
-
-
 class Lines(TrainerCallback):
-    """Prints a line a step and keeps the seconds."""
+    """Scores completions, prints a line a step, and keeps the seconds."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.right: list[float] = []  # of the step
+
+    def rewards(
+        self, completions: list[str], data_source: list[str], reward_model: list[dict[str, Any]], **_: Any
+    ) -> list[float]:
+        """One score a completion, as verl gets it."""
+        scored = [
+            countdown.compute_score(source, text, model["ground_truth"])
+            for source, text, model in zip(data_source, completions, reward_model, strict=True)
+        ]
+        self.right += [verdict["acc"] for verdict in scored]
+        return [verdict["score"] for verdict in scored]
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.began = time.time()
@@ -52,11 +54,12 @@ class Lines(TrainerCallback):
             self.seconds.append(time.time() - self.began)
             line = {
                 "step": state.global_step,
-                "reward": round(logs["reward"], 3),
+                "acc": round(statistics.fmean(self.right), 3),
                 "tokens": round(logs["completions/mean_length"], 1),
                 "step_s": round(self.seconds[-1], 2),
             }
             print(json.dumps(line), flush=True)
+            self.right.clear()
 
 
 def main(run_dir: str, steps: str = "30") -> None:
@@ -99,7 +102,7 @@ def main(run_dir: str, steps: str = "30") -> None:
     )
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     GRPOTrainer(
-        model, rewards, args=settings, train_dataset=data, processing_class=tokenizer, callbacks=[lines]
+        model, lines.rewards, args=settings, train_dataset=data, processing_class=tokenizer, callbacks=[lines]
     ).train()
     print(json.dumps({"median_step_s": round(statistics.median(lines.seconds), 2)}))
 

@@ -24,6 +24,11 @@ def test_the_readme_repeats_the_measured_table(name):
     assert MEASURED.read_text() in (ROOT / name).read_text()
 
 
+@pytest.mark.parametrize("name", ["docs/performance.md", "docs/zh/performance.md"])
+def test_the_performance_page_repeats_the_measured_table(name):
+    assert (ROOT / "benchmarks" / "beside.md").read_text() in (ROOT / name).read_text()
+
+
 @pytest.mark.parametrize("name", [*READMES, "CONTRIBUTING.md", *DOCS, "assets/tiny_base/README.md"])
 def test_paths_that_a_document_names_exist(name):
     text = (ROOT / name).read_text()

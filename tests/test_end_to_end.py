@@ -130,11 +130,12 @@ def resumed(tmp_path_factory, data):
     first.process.communicate()
     second = train(run_dir, *arguments, "trainer.restarts=1")
     second.wait_for(lambda: workers_of(second) and third_step_is_done())  # the first run's metrics are gone by then
-    (worker,) = workers_of(second)
+    worker = workers_of(second)[0]
+    parent = worker.parent().cmdline()
     worker.kill()
     status = second.wait()
     assert status == 0, second.output
-    return {"run_dir": run_dir, "first": first, "second": second, "arguments": arguments}
+    return {"run_dir": run_dir, "first": first, "second": second, "arguments": arguments, "parent": parent}
 
 
 def test_a_killed_run_continues_after_its_last_checkpoint_and_ends_at_the_asked_step(resumed):
@@ -147,6 +148,10 @@ def test_a_killed_run_continues_after_its_last_checkpoint_and_ends_at_the_asked_
 def test_a_run_whose_worker_is_killed_starts_again_by_itself_as_often_as_was_asked(resumed):
     (line,) = (line for line in resumed["second"].output.splitlines() if "trainer.restarts: 0 left" in line)
     assert line.startswith("verl stopped: ray.exceptions.ActorDiedError: The actor died unexpectedly")
+
+
+def test_the_workers_of_a_run_are_forks(resumed):
+    assert str(ROOT / "verl_recipes/cpu/forkserver.py") in resumed["parent"]
 
 
 def test_nothing_is_left_of_a_killed_or_a_finished_run(resumed):
@@ -237,13 +242,13 @@ def test_evaluate_measures_a_run_as_the_run_measured_itself(resumed, data, tmp_p
     assert ours["pass@8"] >= ours["pass@4"] >= ours["mean@8"] == pytest.approx(ours["pass@1"])
 
 
-def test_two_ranks_with_a_critic_and_a_reference(data, tmp_path):
-    """PPO (GAE) with a KL loss, out of distribution: all of verl's kinds of worker, on two ranks, an engine each."""
+def test_one_rank_with_a_critic_and_a_reference(data, tmp_path):
+    """PPO (GAE) with a KL loss, out of distribution: all of verl's kinds of worker; the other tests have two ranks."""
     run_dir, others = tmp_path / "ppo", Path(data[0].partition("=")[2]).parent
     files = ",".join(map(str, sorted(others.glob("ood_*.parquet"))))
     command = train(
         *(run_dir, *SHORT, f"data.train_files=[{files}]", f"data.val_files=[{files}]", "data.max_prompt_length=64"),
-        *("trainer.total_training_steps=2", "trainer.n_gpus_per_node=2", "trainer.save_freq=2"),
+        *("trainer.total_training_steps=2", "trainer.n_gpus_per_node=1", "trainer.save_freq=2"),
         *("algorithm.adv_estimator=gae", "actor_rollout_ref.actor.use_kl_loss=true", "critic.ppo_mini_batch_size=8"),
     )
     assert command.wait() == 0, command.output
@@ -258,7 +263,7 @@ def test_two_ranks_with_a_critic_and_a_reference(data, tmp_path):
     for step in steps:
         assert {"critic/vf_loss", "actor/kl_loss", "actor/grad_norm"} <= step.keys()
     assert steps[0]["actor/kl_loss"] < 1e-6  # before the first update the policy is its own reference
-    assert len(list((run_dir / "checkpoints/global_step_2/actor").glob("model_world_size_2_rank_*.pt"))) == 2
+    assert len(list((run_dir / "checkpoints/global_step_2/actor").glob("model_world_size_1_rank_*.pt"))) == 1
 
 
 def test_somebody_elses_data_and_reward_train_on_the_stock_command(tmp_path):
@@ -319,6 +324,20 @@ def test_an_interrupted_run_leaves_nothing(data, tmp_path):
     assert command.wait(timeout=90) != 0
     assert command.output.strip().splitlines()[-1] == "interrupted"
     assert "Traceback" not in command.output
+    command.assert_nothing_is_left()
+
+
+def test_a_run_that_a_scheduler_ends_saves_the_step_that_it_is_in(data, tmp_path):
+    run_dir = tmp_path / "run"
+    command = train(run_dir, *SHORT, *data, "trainer.total_training_steps=1000", "trainer.save_freq=500")
+    command.wait_for(lambda: metrics_of(run_dir, "metrics.part.jsonl")[1:])
+    command.process.terminate()
+    assert command.wait(timeout=90) == 128 + signal.SIGTERM
+    last = metrics_of(run_dir)[-1]["step"]
+    saved = int((run_dir / "checkpoints" / "latest_checkpointed_iteration.txt").read_text())
+    assert 1 <= saved == last
+    assert f"ended by SIGTERM; the same command goes on after step {saved}" in command.output
+    assert not (run_dir / "stop").exists()
     command.assert_nothing_is_left()
 
 

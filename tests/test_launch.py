@@ -281,7 +281,7 @@ def test_a_dropped_connection_is_taken_up_again_and_the_exit_status_is_the_jobs(
 
 @pytest.mark.end_to_end
 def test_a_node_count_that_is_not_met_is_said_within_a_minute(two_nodes, tmp_path, small_data):
-    result = two_nodes.submit("nodes=3", f"run_dir={tmp_path / 'run'}", *small_data)
+    result = two_nodes.submit("nodes=3", "gpus.all=1", f"run_dir={tmp_path / 'run'}", *small_data)
     assert result.returncode != 0
     assert "3 nodes of 1 GPUs (3 in all) are wanted, and the Ray cluster has nodes of [1, 1] GPUs" in result.stdout
     assert not (tmp_path / "run").exists()

@@ -61,7 +61,9 @@ class CountdownReplayBuffer(ReplayBuffer):
             **kwargs,
         )
         self.sampler_kwargs = sampler_kwargs
+        self.trainer = kwargs["refill_fn"].__self__  # verl's PPOTrainer; the function is a method of it
         self.folder = Path(sampler_kwargs["samples_dir"])
+        self.stop = self.folder.parent / "stop"
         self.tokenizer = AutoTokenizer.from_pretrained(sampler_kwargs["tokenizer"])
         self.rows: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
         self.history: dict[int, dict[str, float]] = {}  # metrics of the training steps
@@ -69,6 +71,7 @@ class CountdownReplayBuffer(ReplayBuffer):
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, float]]:
         split = "validation" if partition_id == "val" else partition_id
         self.note("generating", split, global_steps)
+        self.end_if_asked()
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
         self.note("generated", split, global_steps)
         rows = self.read(batch, global_steps)
@@ -78,7 +81,14 @@ class CountdownReplayBuffer(ReplayBuffer):
             self.history[global_steps] = shares
             alarm = self.sampler_kwargs["alarm"]
             check_output(self.history, alarm["limits"], alarm["steps"], Path(self.sampler_kwargs["checkpoints_dir"]))
+            if self.stop.exists():  # what the trainer reads after each step: now it saves this one
+                self.trainer.config.trainer.save_freq = 1
         return batch, metrics | shares
+
+    def end_if_asked(self) -> None:
+        """End verl where a scheduler asked for it (verl_recipes/supervise.py) and the step before this one is saved."""
+        if self.stop.exists() and self.trainer.config.trainer.save_freq == 1:
+            raise RuntimeError("ended by SIGTERM, after a checkpoint")
 
     def read(self, batch: KVBatchMeta, step: int) -> list[dict[str, Any]]:
         """The samples of a batch as rows."""

@@ -52,7 +52,9 @@ def locked(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def run_verl(config_dir: Path, log: Path, environment: dict[str, str], watch: Callable[[], None]) -> int:
+def run_verl(
+    config_dir: Path, log: Path, environment: dict[str, str], watch: Callable[[], None], notice: float = 0
+) -> int:
     """Run `python -m verl.trainer.main_ppo` on `config_dir`/config.yaml until it ends.
 
     Args:
@@ -60,6 +62,8 @@ def run_verl(config_dir: Path, log: Path, environment: dict[str, str], watch: Ca
         log: receives the output of every process.
         environment: added to this process's own.
         watch: called about five times a second; it shows the progress.
+        notice: seconds that verl gets to end by itself after SIGTERM, told by the file `config_dir`/stop
+            (verl_recipes/sampler.py).
 
     Returns:
         verl's exit status. Any exception, Ctrl-C and SIGTERM included, ends verl before it goes on.
@@ -82,7 +86,15 @@ def run_verl(config_dir: Path, log: Path, environment: dict[str, str], watch: Ca
     environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else {"RAY_ADDRESS": "local"})
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    deadline, stop = float("inf"), config_dir / "stop"
+    stop.unlink(missing_ok=True)
+
+    def terminated(*_: object) -> None:
+        nonlocal deadline
+        stop.touch()
+        deadline = min(deadline, time.time() + notice)
+
+    signal.signal(signal.SIGTERM, terminated)
     try:
         with log.open("a") as output:
 
@@ -102,13 +114,16 @@ def run_verl(config_dir: Path, log: Path, environment: dict[str, str], watch: Ca
                 environment["COUNTDOWN_ZERO_PYTHON"] = str(python)
                 command.append(f"++ray_kwargs.ray_init.runtime_env.py_executable={python}")
             verl = start(command)
-        while verl.poll() is None:
+        while verl.poll() is None and time.time() < deadline:
             watch()
             time.sleep(0.2)
+        if stop.exists():
+            sys.exit(128 + signal.SIGTERM)
         return verl.returncode
     finally:
         for each in handlers:
             signal.signal(each, signal.SIG_IGN)  # whoever asks twice shall not cut the cleaning short
+        stop.unlink(missing_ok=True)
         end_descendants()
         remove_segments(since=started)
         shutil.rmtree(scratch, ignore_errors=True)

@@ -18,6 +18,7 @@ first step and the trained one after the last, on the test problems, with the sa
 import json
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -40,6 +41,7 @@ from verl_recipes.report import write_report
 from verl_recipes.summary import read_samples, summarize, write_whole
 from verl_recipes.supervise import locked, run_verl
 
+NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
 PACKAGES = ("verl", "vllm", "ray", "torch", "transformers", "tensordict")
 
 
@@ -105,7 +107,12 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, batches: int = 
         with Progress(
             console, run_dir, last_checkpoint(run_dir), cfg.trainer.total_training_steps, batches
         ) as progress:
-            status = run_verl(run_dir, log, environment, progress.update)
+            notice = 0 if config["trainer"].get("val_only") else NOTICE
+            status = run_verl(run_dir, log, environment, progress.update, notice)
+    except SystemExit as error:
+        if error.code == 128 + signal.SIGTERM:
+            console.print(f"ended by SIGTERM; the same command goes on after step {last_checkpoint(run_dir)}")
+        raise
     finally:
         merge_metrics(run_dir)
     if status:

@@ -2,8 +2,8 @@
 
 A run on a CPU starts a dozen processes, mostly one after another, and each would spend ten seconds on much the same
 imports (docs/performance.md). One process imports everything once, and an executable that takes the arguments of
-`python` (verl_recipes/supervise.py, start_forkserver) asks it for a fork, which goes on with these arguments and with the
-caller's environment, folder and open files. Ray starts its workers with that executable (its
+`python` (verl_recipes/supervise.py, start_forkserver) asks it for a fork, which goes on with these arguments and with
+the caller's environment, folder and open files. Ray starts its workers with that executable (its
 `runtime_env.py_executable`), and vLLM its engine (`multiprocessing.set_executable`). Where the server is gone or has
 failed, the executable becomes the real Python, and the run is slower and nothing else.
 
@@ -17,14 +17,15 @@ import signal
 import socket
 import struct
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
 HEADER = struct.Struct("!I")
 FILES = 250  # Linux passes 253 in one message
-# What the processes of a run import: the trainer's, a training worker's, vLLM's server's and its engine's. Ray reads some
-# of its environment when it is loaded (the job and the raylet's process, ray_internal_flag_def.h), and the first caller
-# brings that.
+# What the processes of a run import: the trainer's, a training worker's, vLLM's server's and its engine's. Ray reads
+# some of its environment only when it is loaded (the job and the raylet's process, ray_internal_flag_def.h), and the
+# first caller brings that.
 BEFORE_RAY = ("pandas", "pyarrow", "torch", "transformers", "tensordict", "datasets", "peft", "vllm")
 MODULES = (
     "ray._private.workers.default_worker",
@@ -101,10 +102,9 @@ def become(request: dict[str, Any], files: list[int]) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     import torch
-    from ray._raylet import Config
 
     # What was read from the environment at the import.
-    Config.initialize("")
+    import_module("ray._raylet").Config.initialize("")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     torch._dynamo.config.disable = os.environ.get("TORCHDYNAMO_DISABLE") == "1"
     run(request["arguments"])
@@ -134,7 +134,7 @@ def run(arguments: list[str]) -> None:
 
 
 def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Fork for every caller; who comes before the imports are done waits. Returns in a fork, with what it is to become."""
+    """Fork for every caller; who comes before the imports are done waits. Returns in a fork: what it is to become."""
     import gc
 
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARN")  # verl's, for its workers; vLLM reads it when it is imported
@@ -150,11 +150,8 @@ def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 selector.unregister(key.fileobj)
                 os.close(key.fd)
                 _, status = os.waitpid(child, 0)
-                try:
+                with connection, suppress(OSError):  # who asked may have been killed
                     connection.sendall(HEADER.pack(status))
-                except OSError:
-                    pass  # it was killed
-                connection.close()
                 continue
             connection, _ = server.accept()
             request, files = receive(connection)
