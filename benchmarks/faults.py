@@ -1,11 +1,11 @@
-"""python benchmarks/faults.py [times]: `kill -9` of each kind of process of a run, at random moments; nothing may be lost.
+"""python benchmarks/faults.py [times]: `kill -9` of each kind of process of a run, at random; nothing may be lost.
 
-One run of the tiny recipe, small, with `trainer.restarts`, and its processes are killed one after another, each kind
-`times` times (3), some steps apart and at any moment of a step, a checkpoint's saving included. `command` is the command
-that a person typed, killed with its whole process group, and typed again. An undisturbed run of the same steps stands
-beside it: the prompts of every step must be the same, none repeated and none left out, every step must be there once,
-and the run must end at its last step with nothing left on the machine. Prints the table of benchmarks/faults.md and
-writes it. Some minutes for each round of kinds on two cores.
+One run of the tiny recipe, small, with `trainer.restarts`: its processes are killed one after another, each kind
+`times` times (3), some steps apart and at any moment of a step, a checkpoint's saving included. `command` is the
+command that a person typed, killed with its whole process group, and typed again. An undisturbed run of the same steps
+stands beside it: the prompts of every step must be the same, none repeated and none left out, every step must be there
+once, and the run must end at its last step with nothing left on the machine. Prints the table of benchmarks/faults.md
+and writes it. Some minutes for each round of kinds on two cores.
 """
 
 import json
