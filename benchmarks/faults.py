@@ -23,12 +23,14 @@ import psutil
 
 from verl_recipes.summary import read_samples
 from verl_recipes.supervise import SCRATCH, TEMPORARY
+from verl_recipes.train import last_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = {  # what a process of this kind has in its command line
     "verl's driver": "verl.trainer.main_ppo",
     "trainer": "ray::TaskRunner",
     "training worker": "ray::WorkerDict",
+    "training worker, while it saves": "ray::WorkerDict",
     "vLLM's server": "ray::CPUServer",
     "vLLM's engine": "VLLM::EngineCore",
     "fork server": "forkserver.py --serve",
@@ -54,6 +56,12 @@ def last_step(run_dir: Path) -> int:
     files = [run_dir / "metrics.jsonl", run_dir / "metrics.part.jsonl"]
     lines = [line for file in files if file.exists() for line in file.read_text().splitlines() if line.endswith("}")]
     return max((json.loads(line)["step"] for line in lines), default=0)
+
+
+def is_saving(run_dir: Path) -> bool:
+    """Whether there is a checkpoint's folder that verl does not count yet."""
+    folder, counted = run_dir / "checkpoints", last_checkpoint(run_dir)
+    return any(int(path.name.removeprefix("global_step_")) > counted for path in folder.glob("global_step_*"))
 
 
 def of_kind(command: psutil.Popen, kind: str) -> list[psutil.Process]:
@@ -93,7 +101,11 @@ def main(times: int) -> None:
     command = start(run_dir, steps)
     for number, kind in enumerate(faults):
         wait_for_step(command, run_dir, last_step(run_dir) + random.randint(1, APART - 2))
-        time.sleep(random.uniform(0, 3))
+        if kind.endswith("saves"):
+            while not is_saving(run_dir):
+                time.sleep(0.002)
+        else:
+            time.sleep(random.uniform(0, 3))
         before, killed = last_step(run_dir), time.time()
         if kind == "command":
             os.killpg(command.pid, signal.SIGKILL)

@@ -4,23 +4,27 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from netrc import NetrcParseError, netrc
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import DictConfig
+from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError
+from data_prep.sources import file_sha256
 from verl_recipes.configuration import check_choice
 
 COLUMNS = {"data_source", "prompt", "reward_model"}
-CPU_MEMORY_GIB = 8  # what the tiny run takes at its peak, rounded up (README.md)
+CPU_MEMORY_GIB = 8  # what the tiny run takes at its peak with its two ranks, rounded up (README.md)
 GIB = 2**30
 
 # What verl and Ray say because something else went wrong before.
@@ -54,6 +58,12 @@ def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "p
             columns = set(pq.read_schema(path).names)
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{key}: {path} is not a whole parquet file ({str(error).splitlines()[0]})") from None
+        said = manifest_beside(path).get("files", {}).get(path.name, {}).get("sha256")
+        if said and said != file_sha256(path):
+            raise UserError(
+                f"{key}: {path} is not the file that its manifest.json tells of; make it again with `{made_by}`, or "
+                "delete the manifest if you changed the data yourself"
+            )
         if missing := COLUMNS - columns:
             raise UserError(f"{key}: {path} has no column {', '.join(sorted(missing))}; it has {', '.join(columns)}")
         rows += metadata.num_rows
@@ -62,11 +72,24 @@ def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "p
     return rows
 
 
+def read_json(path: Path, advice: str) -> Any:
+    """What a JSON file holds; UserError with this advice where it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); {advice}") from None
+
+
+def manifest_beside(path: Path) -> dict[str, Any]:
+    """The manifest of the folder that a data file lies in, where it has one (data_prep/command.py)."""
+    manifest = path.parent / "manifest.json"
+    return read_json(manifest, "make the data again") if manifest.exists() else {}
+
+
 def check_prompt(files: str | Sequence[str] | None, template: str | None) -> None:
     """The chat template of the run is that of the prompt which the data was made with, as its manifest says."""
     for name in [files] if isinstance(files, str) else files or []:
-        manifest = Path(name).parent / "manifest.json"
-        made = json.loads(manifest.read_text()).get("configuration", {}).get("prompt") if manifest.exists() else None
+        made = manifest_beside(Path(name)).get("configuration", {}).get("prompt")
         if made and made.get("chat_template") != template:
             raise UserError(
                 f"{name} was made with prompt={made['name']}, which has another chat template; add that here too"
@@ -81,7 +104,32 @@ def check_model(path: str) -> int:
     weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
     if not (folder / "config.json").is_file() or not weights:
         raise UserError(f"{path} holds no model: config.json and *.safetensors are expected in that folder")
+    for file in folder.glob("*.json"):
+        read_json(file, "fetch or export the model again")
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "numpy"):
+                pass
+        except SafetensorError as error:
+            raise UserError(f"{file} is damaged ({error}); fetch or export the model again") from None
     return sum(file.stat().st_size for file in weights)
+
+
+def check_checkpoint(checkpoints: Path, step: int) -> None:
+    """The files of a checkpoint of verl's are whole: torch keeps a checksum of everything in them."""
+    folder = checkpoints / f"global_step_{step}"
+    files = sorted(folder.rglob("*.pt"))
+    for file in files or [folder]:
+        try:
+            with zipfile.ZipFile(file) as content:
+                damaged = content.testzip()
+        except (zipfile.BadZipFile, OSError) as error:
+            damaged = str(error)
+        if damaged:
+            steps = sorted(int(path.parent.name.rpartition("_")[2]) for path in checkpoints.glob("global_step_*/actor"))
+            tracker = checkpoints / "latest_checkpointed_iteration.txt"
+            other = [f"`echo {each} > {tracker}` to go on after step {each}" for each in steps if each < step]
+            raise UserError(f"{file} is damaged ({damaged}); {other[-1] if other else 'fresh=true to start anew'}")
 
 
 def has_login(host: str, *files: str) -> bool:
@@ -112,7 +160,7 @@ def check_space(cfg: DictConfig, run_dir: Path, weights: int) -> None:
     """Enough memory (on a CPU) and disk for a model whose weights have this many bytes."""
     ranks = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
     # Beside what the processes themselves take: parameters, gradients and two Adam moments, and vLLM's own copy.
-    memory = CPU_MEMORY_GIB * GIB + (ranks - 1) * GIB + 5 * weights
+    memory = CPU_MEMORY_GIB * GIB + max(0, ranks - 2) * GIB + 5 * weights
     available = psutil.virtual_memory().available
     if cfg.trainer.device == "cpu" and available < memory:
         raise UserError(f"{available / GIB:.1f} GiB of memory are free, and this run needs about {memory / GIB:.1f}")

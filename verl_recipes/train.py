@@ -33,7 +33,7 @@ from rich.table import Table
 
 from data_prep.cli import CONFIGS, UserError, run
 from verl_recipes.alarms import DegenerateOutputError
-from verl_recipes.checks import preflight, reason
+from verl_recipes.checks import check_checkpoint, preflight, read_json, reason
 from verl_recipes.cluster import check_nodes, in_job, join
 from verl_recipes.curves import draw
 from verl_recipes.progress import Progress
@@ -52,7 +52,10 @@ class VerlStoppedError(UserError):
 def last_checkpoint(run_dir: Path) -> int:
     """The step of the last whole checkpoint, 0 where there is none."""
     tracker = run_dir / "checkpoints" / "latest_checkpointed_iteration.txt"
-    return int(tracker.read_text()) if tracker.exists() else 0
+    text = tracker.read_text() if tracker.exists() else "0"
+    if not text.strip().isdecimal():
+        raise UserError(f"{tracker} is damaged: write the step of the newest whole global_step_* there into it")
+    return int(text)
 
 
 def empty(run_dir: Path) -> None:
@@ -185,6 +188,7 @@ def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
     started, steps, resumed_from = time.time(), cfg.trainer.total_training_steps, last_checkpoint(run_dir)
     base, trained = (run_dir / "samples" / "validation" / f"{step}.jsonl" for step in (0, steps))
     if resumed_from:
+        check_checkpoint(run_dir / "checkpoints", resumed_from)
         console.print(f"continuing {run_dir} after step {resumed_from}")
     for left in reversed(range(cfg.trainer.restarts + 1)):
         if last_checkpoint(run_dir) >= steps:
@@ -235,7 +239,8 @@ def main(cfg: DictConfig) -> None:
         if cfg.fresh:
             empty(run_dir)
         summary_file = run_dir / "summary.json"
-        summary = json.loads(summary_file.read_text()) if summary_file.exists() else None
+        again = "delete it, and the same command writes it again"
+        summary = read_json(summary_file, again) if summary_file.exists() else None
         if summary and summary["steps"] >= cfg.trainer.total_training_steps:
             console.print(f"{run_dir} is complete; fresh=true starts it anew, trainer.total_training_steps=N goes on")
         else:
