@@ -1,0 +1,101 @@
+"""python benchmarks/scale.py: rollouts inside verl beside vLLM called directly, and a step with four times the samples.
+
+The tiny run with a learning rate of 0, so that its responses stay as long as they are: eight steps with the recipe's 32
+prompts, six with 128. Beside them as many vLLM engines as the run has ranks, each in a process of its own, answer the
+same prompts with the same sampling, at the same time. Prints the table of benchmarks/scale.md and writes it. Some five
+minutes on two cores, with nothing else running.
+"""
+
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from datasets import load_dataset
+from omegaconf import OmegaConf
+
+from verl_recipes.summary import read_samples
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCHES = 8
+
+
+def run(prompts: int, steps: int) -> tuple[Path, list[dict[str, float]]]:
+    """A run that learns nothing, and verl's metrics of its steps but the first, which warms up."""
+    run_dir = ROOT / "runs" / "scale" / str(prompts)
+    short = [f"trainer.total_training_steps={steps}", f"trainer.save_freq={steps}", "eval_n=1", f"prompts={prompts}"]
+    still = ["actor_rollout_ref.actor.optim.lr=0", "fresh=true", f"run_dir={run_dir}"]
+    subprocess.run([sys.executable, "-m", "verl_recipes.train", *short, *still], cwd=ROOT, check=True)
+    lines = [line["data"] for line in read_samples(run_dir / "metrics.jsonl")]
+    return run_dir, [line for line in lines if "timing_s/gen" in line][1:]
+
+
+def engine(rank: int, ranks: int, cfg: Any, together: Any, answers: Any) -> None:
+    """One vLLM engine, which answers its share of each batch when all engines are ready."""
+    from verl_recipes.cpu.platform import PlatformCPU
+
+    os.environ |= PlatformCPU().rollout_env_vars()
+    from transformers import AutoTokenizer
+    from vllm import LLM, SamplingParams
+
+    model, rollout, count = cfg.actor_rollout_ref.model, cfg.actor_rollout_ref.rollout, cfg.data.train_batch_size
+    tokenizer = AutoTokenizer.from_pretrained(model.path)
+    rows = load_dataset("parquet", data_files=cfg.data.train_files, split="train").select(range(BATCHES * count))
+    prompts = [
+        tokenizer.apply_chat_template(
+            row["prompt"], chat_template=model.custom_chat_template, add_generation_prompt=True, return_dict=False
+        )
+        for row in rows
+    ]
+    longest = cfg.data.max_prompt_length + cfg.data.max_response_length
+    llm = LLM(model.path, dtype="float32", enforce_eager=True, max_model_len=longest, max_num_seqs=rollout.max_num_seqs)
+    sampling = SamplingParams(n=rollout.n, temperature=1.0, max_tokens=cfg.data.max_response_length, logprobs=0)
+    for batch in range(BATCHES):
+        share = prompts[batch * count : (batch + 1) * count][rank::ranks]
+        together.wait()
+        began = time.time()
+        outputs = llm.generate([{"prompt_token_ids": ids} for ids in share], sampling, use_tqdm=False)
+        together.wait()
+        tokens = sum(len(each.token_ids) for output in outputs for each in output.outputs)
+        answers.put((batch, time.time() - began, tokens))
+
+
+def direct(run_dir: Path) -> float:
+    """Tokens a second of the engines called directly, the median over batches but the first."""
+    cfg = OmegaConf.load(run_dir / "config.yaml")
+    ranks = cfg.trainer.n_gpus_per_node
+    spawn = multiprocessing.get_context("spawn")
+    together, answers = spawn.Barrier(ranks), spawn.Queue()
+    processes = [spawn.Process(target=engine, args=(rank, ranks, cfg, together, answers)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    said = [answers.get(timeout=300) for _ in range(ranks * BATCHES)]
+    for process in processes:
+        process.join()
+    rates = []
+    for batch in range(1, BATCHES):
+        seconds, tokens = zip(*((s, t) for b, s, t in said if b == batch), strict=True)
+        rates.append(sum(tokens) / max(seconds))
+    return statistics.median(rates)
+
+
+def main() -> None:
+    (run_dir, once), (_, four) = run(32, BATCHES), run(128, 6)
+    n = OmegaConf.load(run_dir / "config.yaml").actor_rollout_ref.rollout.n
+    inside = statistics.median(32 * n * line["response_length/mean"] / line["timing_s/gen"] for line in once)
+    outside = direct(run_dir)
+    step, larger = (statistics.median(line["timing_s/step"] for line in lines) for lines in (once, four))
+    text = "| | | | |\n| --- | --- | --- | --- |\n"
+    text += f"| rollout tokens a second | vLLM directly {outside:.0f} | inside verl {inside:.0f} |"
+    text += f" {outside / inside:.2f} times |\n"
+    text += f"| a step, s | 32 prompts {step:.1f} | 128 prompts {larger:.1f} | {larger / step:.1f} times |\n"
+    (ROOT / "benchmarks" / "scale.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
