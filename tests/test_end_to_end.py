@@ -50,6 +50,7 @@ class Command:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # `sh -c "... &"` has it ignored
         )
 
     def wait(self, timeout=900):
