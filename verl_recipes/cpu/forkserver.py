@@ -74,7 +74,8 @@ def ask(path: str, arguments: list[str]) -> None:
     status = connection.recv(HEADER.size, socket.MSG_WAITALL)
     code = os.waitstatus_to_exitcode(HEADER.unpack(status)[0]) if len(status) == HEADER.size else 1
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        with suppress(OSError):  # SIGKILL has no other way
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
 
