@@ -18,6 +18,7 @@ from typing import Any
 from datasets import load_dataset
 from omegaconf import OmegaConf
 
+from verl_recipes.cpu.platform import PlatformCPU
 from verl_recipes.summary import read_samples
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,9 +37,6 @@ def run(prompts: int, steps: int) -> tuple[Path, list[dict[str, float]]]:
 
 def engine(rank: int, ranks: int, cfg: Any, together: Any, answers: Any) -> None:
     """One vLLM engine, which answers its share of each batch when all engines are ready."""
-    from verl_recipes.cpu.platform import PlatformCPU
-
-    os.environ |= PlatformCPU().rollout_env_vars()
     from transformers import AutoTokenizer
     from vllm import LLM, SamplingParams
 
@@ -68,6 +66,7 @@ def direct(run_dir: Path) -> float:
     """Tokens a second of the engines called directly, the median over batches but the first."""
     cfg = OmegaConf.load(run_dir / "config.yaml")
     ranks = cfg.trainer.n_gpus_per_node
+    os.environ |= PlatformCPU().rollout_env_vars()  # before a process loads OpenMP, so here
     spawn = multiprocessing.get_context("spawn")
     together, answers = spawn.Barrier(ranks), spawn.Queue()
     processes = [spawn.Process(target=engine, args=(rank, ranks, cfg, together, answers)) for rank in range(ranks)]

@@ -25,9 +25,12 @@ def test_the_readme_repeats_the_measured_tables(name, table):
     assert (ROOT / "benchmarks" / table).read_text() in (ROOT / name).read_text()
 
 
-@pytest.mark.parametrize("name", ["docs/performance.md", "docs/zh/performance.md"])
-def test_the_performance_page_repeats_the_measured_table(name):
-    assert (ROOT / "benchmarks" / "beside.md").read_text() in (ROOT / name).read_text()
+@pytest.mark.parametrize("folder", ["docs", "docs/zh"])
+@pytest.mark.parametrize(
+    ("page", "table"), [("performance", "beside"), ("performance", "scale"), ("reliability", "faults")]
+)
+def test_a_page_repeats_the_table_that_its_benchmark_wrote(folder, page, table):
+    assert (ROOT / "benchmarks" / f"{table}.md").read_text() in (ROOT / folder / f"{page}.md").read_text()
 
 
 @pytest.mark.parametrize("name", [*READMES, "CONTRIBUTING.md", *DOCS, "assets/tiny_base/README.md"])
