@@ -1,4 +1,4 @@
-"""python benchmarks/faults.py [times]: `kill -9` of each kind of process of a run, at random; nothing may be lost.
+"""python benchmarks/faults.py [times [kind ...]]: `kill -9` of the processes of a run, at random; nothing may be lost.
 
 One run of the tiny recipe, small, with `trainer.restarts`: its processes are killed one after another, each kind
 `times` times (3), some steps apart and at any moment of a step, a checkpoint's saving included. `command` is the
@@ -89,8 +89,8 @@ def prompts_of(run_dir: Path, step: int) -> list[str]:
     return sorted({row["prompt"] for row in read_samples(run_dir / "samples" / "train" / f"{step}.jsonl")})
 
 
-def main(times: int) -> None:
-    faults = [kind for kind in KINDS for _ in range(times)]
+def main(times: int = 3, *kinds: str) -> None:
+    faults = [kind for kind in kinds or KINDS for _ in range(times)]
     random.Random(0).shuffle(faults)
     steps = APART * (len(faults) + 1)
     run_dir, undisturbed = (ROOT / "runs" / "faults" / name for name in ("killed", "undisturbed"))
@@ -128,12 +128,11 @@ def main(times: int) -> None:
     assert not list(TEMPORARY.glob(f"{SCRATCH}*")), "scratch folders are left"
     text = "| killed | times | steps or prompts lost or repeated | seconds until a new step, median and most |\n"
     text += "| --- | --- | --- | --- |\n"
-    for kind in KINDS:
-        seconds = recovered[kind]
+    for kind, seconds in recovered.items():
         text += f"| {kind} | {len(seconds)} | 0 | {statistics.median(seconds):.0f}, {max(seconds):.0f} |\n"
     (ROOT / "benchmarks" / "faults.md").write_text(text)
     print(text)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+    main(*map(int, sys.argv[1:2]), *sys.argv[2:])

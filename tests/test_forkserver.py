@@ -90,3 +90,18 @@ def test_without_its_server_the_executable_is_python(tmp_path):
         assert told(python, tmp_path) == told(sys.executable, tmp_path)
     finally:
         shutil.rmtree(folder)
+
+
+def test_a_process_outlives_its_server_and_the_executable_waits_for_it(server):
+    """The last test that has the server."""
+    environment = os.environ | {"VERL_PLATFORM": "cpu"}
+    code = "import sys; print('started', flush=True); sys.stdin.read(); print('ended')"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen([server[0], "-c", code], env=environment, text=True, **pipes)
+    assert process.stdout.readline() == "started\n"
+    server[1].kill()
+    server[1].wait()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    assert process.communicate(timeout=30)[0] == "ended\n"
+    assert process.returncode == 1  # how it ended, only the server could say

@@ -12,6 +12,7 @@ This file is both sides. The executable's runs by path, without site-packages, a
 
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -72,7 +73,11 @@ def ask(path: str, arguments: list[str]) -> None:
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda number, _: os.kill(child, number))
     status = connection.recv(HEADER.size, socket.MSG_WAITALL)
-    code = os.waitstatus_to_exitcode(HEADER.unpack(status)[0]) if len(status) == HEADER.size else 1
+    if len(status) < HEADER.size:  # the server was killed, and the fork goes on
+        with suppress(ProcessLookupError):
+            select.select([os.pidfd_open(child)], [], [])
+        os._exit(1)
+    code = os.waitstatus_to_exitcode(HEADER.unpack(status)[0])
     if code < 0:
         with suppress(OSError):  # SIGKILL has no other way
             signal.signal(-code, signal.SIG_DFL)
