@@ -11,9 +11,9 @@ and writes it. Some minutes for each round of kinds on two cores.
 import json
 import os
 import random
+import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -65,7 +65,11 @@ def is_saving(run_dir: Path) -> bool:
 
 
 def of_kind(command: psutil.Popen, kind: str) -> list[psutil.Process]:
-    """The run's processes of a kind."""
+    """The run's processes of a kind; ends the program where there is none, as that fault would not be injected.
+
+    A fork that does not name itself, as vLLM's engine, has the fork server's command line; the server is the one that
+    the command itself started.
+    """
     found = []
     for process in command.children(recursive=True):
         try:
@@ -73,7 +77,9 @@ def of_kind(command: psutil.Popen, kind: str) -> list[psutil.Process]:
                 found.append(process)
         except psutil.Error:
             continue
-    return found
+    if kind == "fork server":
+        found = [process for process in found if process.ppid() == command.pid]
+    return found or sys.exit(f"no process of the kind {kind!r} was found")
 
 
 def wait_for_step(command: psutil.Popen, run_dir: Path, step: int) -> None:
@@ -95,7 +101,7 @@ def main(times: int = 3, *kinds: str) -> None:
     steps = APART * (len(faults) + 1)
     run_dir, undisturbed = (ROOT / "runs" / "faults" / name for name in ("killed", "undisturbed"))
     for folder in (run_dir, undisturbed):
-        subprocess.run(["rm", "-rf", folder], check=True)
+        shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
     recovered = defaultdict(list)
     command = start(run_dir, steps)
@@ -112,8 +118,7 @@ def main(times: int = 3, *kinds: str) -> None:
             command.wait()
             command = start(run_dir, steps)
         else:
-            for process in of_kind(command, kind)[:1]:
-                process.kill()
+            of_kind(command, kind)[0].kill()
         wait_for_step(command, run_dir, min(steps, before + 1))
         recovered[kind].append(time.time() - killed)
         print(f"{number + 1} of {len(faults)}: {kind}, {recovered[kind][-1]:.0f} s until a new step", flush=True)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError
 from data_prep.sources import file_sha256
+from verl_recipes.alarms import last_good_checkpoint
 from verl_recipes.configuration import check_choice
 
 COLUMNS = {"data_source", "prompt", "reward_model"}
@@ -126,10 +127,10 @@ def check_checkpoint(checkpoints: Path, step: int) -> None:
         except (zipfile.BadZipFile, OSError) as error:
             damaged = str(error)
         if damaged:
-            steps = sorted(int(path.parent.name.rpartition("_")[2]) for path in checkpoints.glob("global_step_*/actor"))
-            tracker = checkpoints / "latest_checkpointed_iteration.txt"
-            other = [f"`echo {each} > {tracker}` to go on after step {each}" for each in steps if each < step]
-            raise UserError(f"{file} is damaged ({damaged}); {other[-1] if other else 'fresh=true to start anew'}")
+            before, tracker = last_good_checkpoint(checkpoints, step + 1), "latest_checkpointed_iteration.txt"
+            number = before.name.removeprefix("global_step_") if before else ""
+            advice = f"`echo {number} > {checkpoints / tracker}` to go on after step {number}"
+            raise UserError(f"{file} is damaged ({damaged}); {advice if before else 'fresh=true to start anew'}")
 
 
 def has_login(host: str, *files: str) -> bool:

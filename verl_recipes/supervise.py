@@ -31,6 +31,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 # The folder of everything temporary of a run. Ray's sockets lie below it, and a socket's path has at most 107 bytes, of
 # which they take 106 where process numbers have seven digits. So the name is short, and TMPDIR is not asked.
 TEMPORARY, SCRATCH = Path("/tmp"), "czero-"
+PYTHON = "COUNTDOWN_ZERO_PYTHON"  # names the executable that cpu/forkserver.py answers
 SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names in /dev/shm
 
 
@@ -111,7 +112,7 @@ def run_verl(
 
             if environment.get("VERL_PLATFORM") == "cpu" and not in_job():
                 python = start_forkserver(scratch, start)
-                environment["COUNTDOWN_ZERO_PYTHON"] = str(python)
+                environment[PYTHON] = str(python)
                 command.append(f"++ray_kwargs.ray_init.runtime_env.py_executable={python}")
             verl = start(command)
         while verl.poll() is None and time.time() < deadline:

@@ -7,6 +7,8 @@ from typing import Any
 import ray
 from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry
 
+from verl_recipes.supervise import PYTHON
+
 
 def register() -> None:
     """Make `actor_rollout_ref.rollout.name=vllm` mean the replica below."""
@@ -23,7 +25,7 @@ def load_replica() -> type[RolloutReplica]:
         """verl's server, which can also answer many prompts in one call (batch_rollout.py)."""
 
         async def launch_server(self, *args: Any, **kwargs: Any) -> None:
-            if python := os.environ.get("COUNTDOWN_ZERO_PYTHON"):  # forkserver.py
+            if python := os.environ.get(PYTHON):  # forkserver.py
                 multiprocessing.set_executable(python)
             await super().launch_server(*args, **kwargs)
 
