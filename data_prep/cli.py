@@ -1,5 +1,6 @@
 """What every command of this project does alike: Hydra composes, and a user's mistake is one line and a failed exit."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -30,6 +31,11 @@ def run(main: Callable[[], object]) -> None:
         if isinstance(error, MissingConfigException) and error.options:
             first_lines.append(f"(known: {', '.join(error.options)})")
         raise UserError(" ".join(dict.fromkeys(first_lines))) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" at {error.filename}" if error.filename else ""
+        raise UserError(f"the disk is full{where}; free some of it, and the same command goes on") from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -1,16 +1,19 @@
 """Damaged files: each is named in one line before anything starts. What kills processes is in benchmarks/faults.py."""
 
+import copy
 import json
 import random
 import shutil
 import subprocess
 import sys
 
+import hydra
 import pytest
+from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
-from verl_recipes.checks import check_checkpoint, check_model, check_parquet, check_prompt
-from verl_recipes.train import last_checkpoint
+from verl_recipes.checks import FIXED, check_model, check_parquet, check_prompt, check_resume, last_checkpoint
+from verl_recipes.train import clear
 
 ROOT = CONFIGS.parent
 TIMES = 25
@@ -67,42 +70,83 @@ def test_a_damaged_manifest_is_named(data):
     refusals(file, lambda: check_prompt(str(data / "train.parquet"), template), "foreign")
 
 
+@pytest.fixture(scope="module")
+def composed():
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return hydra.compose("train")
+
+
 @pytest.fixture
-def checkpoints(tmp_path):
-    """Two of verl's, by their names, and where the tensors of a file begin and end."""
+def cfg(composed):
+    return copy.deepcopy(composed)
+
+
+@pytest.fixture
+def checkpoints(tmp_path, cfg):
+    """Two of verl's, by their names, in the folder of a run."""
     import torch
 
     for step in (4, 8):
-        actor = tmp_path / "checkpoints" / f"global_step_{step}" / "actor"
-        actor.mkdir(parents=True)
-        for rank in (0, 1):
-            torch.save({"weight": torch.full((64, 64), 0.5)}, actor / f"model_world_size_2_rank_{rank}.pt")
+        folder = tmp_path / "checkpoints" / f"global_step_{step}"
+        (folder / "actor").mkdir(parents=True)
+        for name in ("actor/model_world_size_2_rank_0.pt", "actor/model_world_size_2_rank_1.pt", "data.pt"):
+            torch.save({"weight": torch.full((64, 64), 0.5)}, folder / name)
     (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("8")
+    OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
     return tmp_path / "checkpoints"
 
 
 @pytest.mark.parametrize("kind", ["flipped", "truncated", "foreign"])
-def test_a_damaged_checkpoint_is_named_with_the_way_to_the_one_before(checkpoints, kind):
+def test_a_damaged_checkpoint_is_named_with_the_way_to_the_one_before(checkpoints, cfg, kind):
     file = checkpoints / "global_step_8" / "actor" / "model_world_size_2_rank_1.pt"
     tensor = b"\x00\x00\x00\x3f" * 64 * 64  # 0.5 in fp32
     start = file.read_bytes().index(tensor)
-    refusals(file, lambda: check_checkpoint(checkpoints, 8), kind, start, start + len(tensor))
+    refusals(file, lambda: check_resume(cfg, checkpoints.parent, 8), kind, start, start + len(tensor))
     file.write_bytes(b"")
     with pytest.raises(UserError, match=r"echo 4 > \S+latest_checkpointed_iteration.txt` to go on after step 4"):
-        check_checkpoint(checkpoints, 8)
+        check_resume(cfg, checkpoints.parent, 8)
 
 
-def test_a_checkpoint_that_is_not_there_is_named(checkpoints):
+def test_a_checkpoint_that_is_not_there_is_named(checkpoints, cfg):
     shutil.rmtree(checkpoints / "global_step_8")
-    with pytest.raises(UserError, match=r"global_step_8 .*go on after step 4"):
-        check_checkpoint(checkpoints, 8)
+    with pytest.raises(UserError, match=r"global_step_8\S+ .*go on after step 4"):
+        check_resume(cfg, checkpoints.parent, 8)
 
 
 @pytest.mark.parametrize("text", ["", "eight", "8\x00", "-1"])
 def test_a_damaged_number_of_the_last_checkpoint_is_named(checkpoints, text):
     (checkpoints / "latest_checkpointed_iteration.txt").write_text(text)
-    with pytest.raises(UserError, match=r"latest_checkpointed_iteration\.txt is damaged"):
+    (checkpoints / "global_step_8" / "data.pt").unlink()  # so this one is not whole
+    with pytest.raises(UserError, match=r"latest_checkpointed_iteration\.txt is damaged; `echo 4 > "):
         last_checkpoint(checkpoints.parent)
+
+
+@pytest.mark.parametrize("key", FIXED)
+def test_what_a_checkpoint_depends_on_may_not_change(checkpoints, cfg, key):
+    OmegaConf.update(cfg, key, not cfg.data.shuffle if key == "data.shuffle" else 3)
+    with pytest.raises(UserError, match=f"{key} was .* and is .* set it back"):
+        check_resume(cfg, checkpoints.parent, 8)
+
+
+@pytest.mark.parametrize("key", ["actor_rollout_ref.actor.optim.lr", "trainer.total_training_steps", "eval_n"])
+def test_the_rest_of_a_configuration_may_change(checkpoints, cfg, key):
+    OmegaConf.update(cfg, key, 3)
+    check_resume(cfg, checkpoints.parent, 8)
+
+
+@pytest.mark.parametrize(("counted", "keep", "left"), [(8, 2, {4, 8}), (8, 1, {8}), (4, 2, {4}), (8, None, {4, 8})])
+def test_before_a_resume_old_and_half_written_checkpoints_go(checkpoints, counted, keep, left):
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(counted))
+    clear(checkpoints.parent, keep)
+    assert {path.name for path in checkpoints.glob("global_step_*")} == {f"global_step_{step}" for step in left}
+
+
+def test_before_a_resume_half_a_line_of_events_goes(tmp_path):
+    events = tmp_path / "samples" / "events.jsonl"
+    events.parent.mkdir()
+    events.write_text('{"step": 1}\n{"st')
+    clear(tmp_path, 2)
+    assert events.read_text() == '{"step": 1}\n'
 
 
 def test_a_damaged_summary_is_named(tmp_path):

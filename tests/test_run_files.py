@@ -115,18 +115,21 @@ def test_fresh_deletes_no_folder_that_is_not_a_run(tmp_path):
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_only_our_own_new_and_unused_segments_are_removed():
-    before = time.time()
-    used, unused = (shared_memory.SharedMemory(create=True, size=8) for _ in range(2))
+def test_only_our_own_new_and_unused_segments_are_removed(tmp_path):
+    used, unused, older = (shared_memory.SharedMemory(create=True, size=8) for _ in range(3))
     unused.close()
+    older.close()
+    (tmp_path / "segments").write_text(older.name)
     try:
-        supervise.remove_segments(since=before - 1)
+        supervise.remove(tmp_path)
         names = os.listdir("/dev/shm")
         assert used.name in names
+        assert older.name in names
         assert unused.name not in names
     finally:
         used.close()
         used.unlink()
+        older.unlink()
 
 
 def test_what_a_killed_run_left_goes_at_the_next_start(monkeypatch, tmp_path):
@@ -135,10 +138,11 @@ def test_what_a_killed_run_left_goes_at_the_next_start(monkeypatch, tmp_path):
     segment = shared_memory.SharedMemory(create=True, size=8)
     segment.close()
     monkeypatch.setattr(supervise, "TEMPORARY", tmp_path)
-    killed, ours = (tmp_path / f"{supervise.SCRATCH}{p}-{int(time.time()) - 1}-x" for p in (dead.pid, os.getpid()))
+    killed, ours = (tmp_path / f"{supervise.SCRATCH}{process}-x" for process in (dead.pid, os.getpid()))
     foreign = tmp_path / f"{supervise.SCRATCH}notes"
     for folder in (killed, ours, foreign):
         folder.mkdir()
+    (killed / "segments").touch()
     supervise.remove_what_the_killed_left()
     assert set(tmp_path.iterdir()) == {ours, foreign}
     assert segment.name not in os.listdir("/dev/shm")

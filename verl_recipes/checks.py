@@ -16,17 +16,34 @@ from urllib.parse import urlsplit
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError
 from data_prep.sources import file_sha256
-from verl_recipes.alarms import last_good_checkpoint
 from verl_recipes.configuration import check_choice
 
 COLUMNS = {"data_source", "prompt", "reward_model"}
 CPU_MEMORY_GIB = 8  # what the tiny run takes at its peak with its two ranks, rounded up (README.md)
 GIB = 2**30
+TRACKER = "latest_checkpointed_iteration.txt"  # verl writes the step into it when a checkpoint is whole
+# What may not change between a checkpoint and a resume: the model's parts and how they are sharded, the optimizer's
+# kind, and the order of the data.
+FIXED = (
+    "actor_rollout_ref.model.path",
+    "actor_rollout_ref.model.lora_rank",
+    "actor_rollout_ref.actor.strategy",
+    "actor_rollout_ref.actor.optim.optimizer",
+    "algorithm.adv_estimator",
+    "trainer.n_gpus_per_node",
+    "trainer.nnodes",
+    "trainer.v1.trainer_mode",
+    "data.train_files",
+    "data.train_max_samples",
+    "data.train_batch_size",
+    "data.shuffle",
+    "data.seed",
+)
 
 # What verl and Ray say because something else went wrong before.
 CONSEQUENCES = (
@@ -116,21 +133,56 @@ def check_model(path: str) -> int:
     return sum(file.stat().st_size for file in weights)
 
 
-def check_checkpoint(checkpoints: Path, step: int) -> None:
-    """The files of a checkpoint of verl's are whole: torch keeps a checksum of everything in them."""
-    folder = checkpoints / f"global_step_{step}"
-    files = sorted(folder.rglob("*.pt"))
-    for file in files or [folder]:
+def checkpoint_steps(checkpoints: Path) -> list[int]:
+    """The steps of the checkpoints that are there, the newest first; of one that verl removed, the folder stays."""
+    folders = [path.parent for path in checkpoints.glob("global_step_*/actor")]
+    return sorted((int(folder.name.removeprefix("global_step_")) for folder in folders), reverse=True)
+
+
+def damage(checkpoint: Path) -> str:
+    """Which file of a checkpoint of verl's is damaged, "" for none: torch keeps a checksum of everything in them."""
+    for file in [checkpoint / "data.pt", *sorted(checkpoint.rglob("*.pt"))]:  # data.pt is what verl writes last
         try:
             with zipfile.ZipFile(file) as content:
                 damaged = content.testzip()
         except (zipfile.BadZipFile, OSError) as error:
             damaged = str(error)
         if damaged:
-            before, tracker = last_good_checkpoint(checkpoints, step + 1), "latest_checkpointed_iteration.txt"
-            number = before.name.removeprefix("global_step_") if before else ""
-            advice = f"`echo {number} > {checkpoints / tracker}` to go on after step {number}"
-            raise UserError(f"{file} is damaged ({damaged}); {advice if before else 'fresh=true to start anew'}")
+            return f"{file} is damaged ({damaged})"
+    return ""
+
+
+def way_on(checkpoints: Path, below: float = float("inf")) -> str:
+    """The command after which a run goes on from its newest whole checkpoint of a step less than `below`."""
+    steps = (step for step in checkpoint_steps(checkpoints) if step < below)
+    for step in steps:
+        if not damage(checkpoints / f"global_step_{step}"):
+            return f"`echo {step} > {checkpoints / TRACKER}` to go on after step {step}"
+    return "fresh=true to start anew"
+
+
+def last_checkpoint(run_dir: Path) -> int:
+    """The step of the last whole checkpoint, 0 where there is none."""
+    checkpoints = run_dir / "checkpoints"
+    text = (checkpoints / TRACKER).read_text() if (checkpoints / TRACKER).exists() else "0"
+    if not text.strip().isdecimal():
+        raise UserError(f"{checkpoints / TRACKER} is damaged; {way_on(checkpoints)}")
+    return int(text)
+
+
+def check_resume(cfg: DictConfig, run_dir: Path, step: int) -> None:
+    """The run can go on after a step: its checkpoint is whole, and what the checkpoint depends on is as it was."""
+    checkpoints = run_dir / "checkpoints"
+    if damaged := damage(checkpoints / f"global_step_{step}"):
+        raise UserError(f"{damaged}; {way_on(checkpoints, below=step)}")
+    before = OmegaConf.load(run_dir / "config.yaml")
+    for key in FIXED:
+        was, now = OmegaConf.select(before, key), OmegaConf.select(cfg, key)
+        if was != now:
+            raise UserError(
+                f"{key} was {was} in {run_dir} and is {now} now, which its checkpoint does not allow: set it back, or "
+                "name=another for a new run (verl_recipes.export gives it this one's model)"
+            )
 
 
 def has_login(host: str, *files: str) -> bool:

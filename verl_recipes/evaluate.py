@@ -38,11 +38,11 @@ from rich.table import Table
 
 from data_prep.cli import CONFIGS, UserError, run
 from data_prep.sources import file_sha256
-from verl_recipes.checks import check_model, check_parquet, check_prompt, check_space
+from verl_recipes.checks import check_model, check_parquet, check_prompt, check_space, last_checkpoint
 from verl_recipes.measure import CONFIDENCE, OUT, compare, measure
 from verl_recipes.summary import read_samples, summarize, write_whole
 from verl_recipes.supervise import locked
-from verl_recipes.train import empty, last_checkpoint, provenance, start_verl, to_hugging_face
+from verl_recipes.train import empty, provenance, start_verl, to_hugging_face
 
 PENDING, ANSWERED = "pending.parquet", "answered.jsonl"
 OF_THE_RUN = ("data.max_prompt_length", "data.max_response_length", "actor_rollout_ref.model.custom_chat_template")

@@ -76,13 +76,13 @@ class Progress:
                     f"measuring the model at step {event['step']}: responses to the test problems{self.left(event)}"
                 )
             elif event["event"] == "generating" and self.training_since is None:
-                self.training_since = event["time"]
+                self.training_since = time.monotonic()
                 self.say("training")
         for line in self.metrics.read():
             step, data = line["step"], line["data"]
             if "training/global_step" not in data or self.training_since is None:
                 continue
-            each = (time.time() - self.training_since) / (step - self.first_step)
+            each = (time.monotonic() - self.training_since) / (step - self.first_step)
             left = each * (self.steps - step)
             self.bar.update(self.task, completed=step)
             self.say(

@@ -31,6 +31,9 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 # The folder of everything temporary of a run. Ray's sockets lie below it, and a socket's path has at most 107 bytes, of
 # which they take 106 where process numbers have seven digits. So the name is short, and TMPDIR is not asked.
 TEMPORARY, SCRATCH = Path("/tmp"), "czero-"
+# Ray starts a cluster of its own and joins none that runs here for others; and, as on Windows and macOS, all of it
+# listens on the loopback address alone. A job of a cluster joins that one.
+LOCAL = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 PYTHON = "COUNTDOWN_ZERO_PYTHON"  # names the executable that cpu/forkserver.py answers
 SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names in /dev/shm
 
@@ -80,12 +83,11 @@ def run_verl(
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of verl's become children of this process, where they are found
     remove_what_the_killed_left()
-    started = time.time()
-    scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-{int(started)}-", dir=TEMPORARY))
-    # All temporary files go with the folder; "local" keeps Ray from joining a cluster that runs here for others. A
-    # job of a cluster joins that one (RAY_ADDRESS is Ray's own there).
+    scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=TEMPORARY))
+    (scratch / "segments").write_text("\n".join(path.name for path in segments()))
+    # All temporary files go with the folder.
     environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else {"RAY_ADDRESS": "local"})
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else LOCAL)
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     deadline, stop = float("inf"), config_dir / "stop"
     stop.unlink(missing_ok=True)
@@ -93,7 +95,7 @@ def run_verl(
     def terminated(*_: object) -> None:
         nonlocal deadline
         stop.touch()
-        deadline = min(deadline, time.time() + notice)
+        deadline = min(deadline, time.monotonic() + notice)
 
     signal.signal(signal.SIGTERM, terminated)
     try:
@@ -115,7 +117,7 @@ def run_verl(
                 environment[PYTHON] = str(python)
                 command.append(f"++ray_kwargs.ray_init.runtime_env.py_executable={python}")
             verl = start(command)
-        while verl.poll() is None and time.time() < deadline:
+        while verl.poll() is None and time.monotonic() < deadline:
             watch()
             time.sleep(0.2)
         if stop.exists():
@@ -126,8 +128,7 @@ def run_verl(
             signal.signal(each, signal.SIG_IGN)  # whoever asks twice shall not cut the cleaning short
         stop.unlink(missing_ok=True)
         end_descendants()
-        remove_segments(since=started)
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove(scratch)
         for each, handler in handlers.items():
             signal.signal(each, handler)
 
@@ -157,22 +158,34 @@ def end_descendants(patience: float = 10) -> None:
 def remove_what_the_killed_left() -> None:
     """Remove the scratch folders, and the segments, of runs that were killed before they could do it themselves."""
     for scratch in TEMPORARY.glob(f"{SCRATCH}*"):
-        name = re.fullmatch(rf"{SCRATCH}(\d+)-(\d+)-.*", scratch.name)  # the process, and when it started
+        name = re.fullmatch(rf"{SCRATCH}(\d+)-.*", scratch.name)
         if name and not psutil.pid_exists(int(name[1])):
-            remove_segments(since=int(name[2]))
-            shutil.rmtree(scratch, ignore_errors=True)
+            remove(scratch)
 
 
-def remove_segments(since: float) -> None:
-    """Remove shared-memory segments of this user that were made after `since` and that no living process maps."""
+def segments() -> list[Path]:
+    """The shared-memory segments of this user that bear one of the names."""
+    named = [path for path in Path("/dev/shm").iterdir() if path.name.startswith(SEGMENTS)]
+    return [path for path in named if path.exists() and path.stat().st_uid == os.getuid()]
+
+
+def remove(scratch: Path) -> None:
+    """Remove a run's scratch folder, and the segments that were not there before it and that no process maps."""
+    with suppress(FileNotFoundError):
+        before = (scratch / "segments").read_text().splitlines()
+        mapped = mapped_segments()
+        for path in segments():
+            if path.name not in before and str(path) not in mapped:
+                path.unlink(missing_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def mapped_segments() -> set[str]:
+    """The paths below /dev/shm that a living process maps."""
     mapped = set()
     for process in psutil.process_iter():
         try:
             mapped |= {entry.path for entry in process.memory_maps() if entry.path.startswith("/dev/shm/")}
         except psutil.Error:
             continue
-    for path in Path("/dev/shm").iterdir():
-        if path.name.startswith(SEGMENTS) and str(path) not in mapped:
-            status = path.stat()
-            if status.st_uid == os.getuid() and status.st_mtime >= since:
-                path.unlink(missing_ok=True)
+    return mapped

@@ -33,7 +33,7 @@ from rich.table import Table
 
 from data_prep.cli import CONFIGS, UserError, run
 from verl_recipes.alarms import DegenerateOutputError
-from verl_recipes.checks import check_checkpoint, preflight, read_json, reason
+from verl_recipes.checks import check_resume, checkpoint_steps, last_checkpoint, preflight, read_json, reason
 from verl_recipes.cluster import check_nodes, in_job, join
 from verl_recipes.curves import draw
 from verl_recipes.progress import Progress
@@ -47,15 +47,6 @@ PACKAGES = ("verl", "vllm", "ray", "torch", "transformers", "tensordict")
 
 class VerlStoppedError(UserError):
     """verl ended before its last step."""
-
-
-def last_checkpoint(run_dir: Path) -> int:
-    """The step of the last whole checkpoint, 0 where there is none."""
-    tracker = run_dir / "checkpoints" / "latest_checkpointed_iteration.txt"
-    text = tracker.read_text() if tracker.exists() else "0"
-    if not text.strip().isdecimal():
-        raise UserError(f"{tracker} is damaged: write the step of the newest whole global_step_* there into it")
-    return int(text)
 
 
 def empty(run_dir: Path) -> None:
@@ -75,12 +66,29 @@ def merge_metrics(run_dir: Path) -> None:
     metrics, part = run_dir / "metrics.jsonl", run_dir / "metrics.part.jsonl"
     text = "".join(path.read_text() for path in (metrics, part) if path.exists())
     by_step: dict[int, str] = {}
-    for line in text.splitlines():
-        if line.endswith("}"):  # a killed run may leave half a line
+    for line in text.splitlines(keepends=True):
+        if line.endswith("\n"):  # a killed run may leave half a line
             step = json.loads(line)["step"]
             by_step = {done: kept for done, kept in by_step.items() if done < step} | {step: line}
-    metrics.write_text("".join(f"{line}\n" for line in by_step.values()))
+    write_whole(metrics, "".join(by_step.values()))
     part.unlink(missing_ok=True)
+
+
+def clear(run_dir: Path, keep: int | None) -> None:
+    """Leave of a run that was ended what the next start of verl builds on.
+
+    verl counts only the checkpoints of its own process when it removes all but the newest `keep`, so those of earlier
+    ones would pile up, half-written ones among them; and a line of events may be cut.
+    """
+    counted, checkpoints = last_checkpoint(run_dir), run_dir / "checkpoints"
+    steps = checkpoint_steps(checkpoints)
+    whole = [step for step in steps if step <= counted]
+    for step in set(steps) - set(whole[:keep]):
+        shutil.rmtree(checkpoints / f"global_step_{step}")
+    events = run_dir / "samples" / "events.jsonl"
+    if events.exists():
+        with events.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def start_verl(cfg: DictConfig, run_dir: Path, console: Console, batches: int = 1, **trainer: Any) -> None:
@@ -89,6 +97,7 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, batches: int = 
     `batches`: of an evaluation, for the progress that is shown.
     """
     merge_metrics(run_dir)
+    clear(run_dir, cfg.trainer.max_actor_ckpt_to_keep)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["trainer"] |= trainer
     # n samples a test problem as n prompts of one: for a prompt with several, verl bootstraps best@k and worst@k of
@@ -103,7 +112,7 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, batches: int = 
         environment["VERL_PLATFORM"] = "cpu"
     if in_job():
         join(config, environment)
-    OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
+    write_whole(run_dir / "config.yaml", OmegaConf.to_yaml(config))
     log = run_dir / "log.txt"
     already = log.stat().st_size if log.exists() else 0
     try:
@@ -143,13 +152,18 @@ def export(run_dir: Path, step: int) -> None:
     to_hugging_face(actor, run_dir / "model", run_dir / "log.txt")
 
 
-def stage_seconds(run_dir: Path, started: float) -> dict[str, float]:
-    """Seconds since `started` by stage, as the run's events tell."""
+def events_of(run_dir: Path) -> list[dict[str, Any]]:
+    """What the sampler noted (verl_recipes/sampler.py)."""
+    events = run_dir / "samples" / "events.jsonl"
+    return read_samples(events) if events.exists() else []
+
+
+def stage_seconds(events: list[dict[str, Any]], started: float) -> dict[str, float]:
+    """Seconds by stage since `started`, as the events since then tell."""
     seconds: dict[str, float] = {}
     stage, since = "start", started
-    events = run_dir / "samples" / "events.jsonl"
-    for event in map(json.loads, events.read_text().splitlines() if events.exists() else []):
-        if event["time"] >= started and event["event"] == "generating":
+    for event in events:
+        if event["event"] == "generating":
             seconds[stage] = seconds.get(stage, 0) + event["time"] - since
             stage, since = {"validation": "evaluate", "train": "train"}[event["split"]], event["time"]
     seconds[stage] = seconds.get(stage, 0) + time.time() - since
@@ -186,9 +200,10 @@ def show(summary: dict[str, Any], run_dir: Path, console: Console) -> None:
 def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
     """Bring the run to its last step, from wherever it is, and return its summary."""
     started, steps, resumed_from = time.time(), cfg.trainer.total_training_steps, last_checkpoint(run_dir)
+    earlier = len(events_of(run_dir))
     base, trained = (run_dir / "samples" / "validation" / f"{step}.jsonl" for step in (0, steps))
     if resumed_from:
-        check_checkpoint(run_dir / "checkpoints", resumed_from)
+        check_resume(cfg, run_dir, resumed_from)
         console.print(f"continuing {run_dir} after step {resumed_from}")
     for left in reversed(range(cfg.trainer.restarts + 1)):
         if last_checkpoint(run_dir) >= steps:
@@ -203,7 +218,7 @@ def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not trained.exists():  # the run was ended between its last step and the evaluation of it
         start_verl(cfg, run_dir, console, val_before_train=True, val_only=True)
-    seconds = stage_seconds(run_dir, started)
+    seconds = stage_seconds(events_of(run_dir)[earlier:], started)
     export_started = time.time()
     export(run_dir, last_checkpoint(run_dir))
     summary = {

@@ -143,6 +143,7 @@ def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Fork for every caller; who comes before the imports are done waits. Returns in a fork: what it is to become."""
     import gc
 
+    import_module("setproctitle").getproctitle()  # it finds the title's place only while the environment is unmoved
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARN")  # verl's, for its workers; vLLM reads it when it is imported
     for name in BEFORE_RAY:
         import_module(name)
