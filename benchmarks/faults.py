@@ -1,11 +1,12 @@
-"""python benchmarks/faults.py [times [kind ...]]: `kill -9` of the processes of a run, at random; nothing may be lost.
+"""python benchmarks/faults.py [times [fault ...]]: faults injected into runs on purpose; nothing may be lost.
 
-One run of the tiny recipe, small, with `trainer.restarts`: its processes are killed one after another, each kind
-`times` times (3), some steps apart and at any moment of a step, a checkpoint's saving included. `command` is the
-command that a person typed, killed with its whole process group, and typed again. An undisturbed run of the same steps
-stands beside it: the prompts of every step must be the same, none repeated and none left out, every step must be there
-once, and the run must end at its last step with nothing left on the machine. Prints the table of benchmarks/faults.md
-and writes it. Some minutes for each round of kinds on two cores.
+Processes of a run are killed (`kill -9`) one after another, each kind `times` times (3), some steps apart and at any
+moment of a step, a checkpoint's saving included, with `trainer.restarts` set. `command` is the command that a person
+typed, killed with its whole process group and typed again. The workers of verl's own agent loop are killed in a run
+that uses it. Then the CASES below, once each. An undisturbed run stands beside all of them: the prompts of every step
+must be the same, none repeated and none left out, every step must be there once, and a run must end at its last step
+with nothing left on the machine. Writes the table of benchmarks/faults.md; a row that is not asked for stays as it is.
+About 45 seconds a kill on two cores. The disk is a tmpfs (root), the clock libfaketime's (Debian's `libfaketime`).
 """
 
 import json
@@ -14,18 +15,22 @@ import random
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
 
+from verl_recipes.checks import last_checkpoint
 from verl_recipes.summary import read_samples
 from verl_recipes.supervise import SCRATCH, TEMPORARY
-from verl_recipes.train import last_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
+RUNS, TABLE = ROOT / "runs" / "faults", ROOT / "benchmarks" / "faults.md"
 KINDS = {  # what a process of this kind has in its command line
     "verl's driver": "verl.trainer.main_ppo",
     "trainer": "ray::TaskRunner",
@@ -38,24 +43,58 @@ KINDS = {  # what a process of this kind has in its command line
     "Ray's head (GCS)": "gcs/gcs_server",
     "command": "",
 }
-APART = 4  # steps for each fault
-SHORT = ["prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.save_freq=2", "trainer.restarts=9999"]
+LOOP_KINDS = {"reward worker": "ray::RewardLoopWorker", "agent loop worker": "ray::AgentLoopWorker"}
+APART = 4  # steps for each kill
+PATIENCE = 300  # seconds without a new step after which a run counts as hung
+# Adam, as its state has to survive as well.
+SHORT = ["prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.save_freq=2"]
+SHORT += ["actor_rollout_ref.actor.optim.optimizer=AdamW", "actor_rollout_ref.actor.optim.lr=1e-4"]
+RESTARTS = "trainer.restarts=9999"
+OWN_LOOP = [
+    "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",
+    "actor_rollout_ref.rollout.agent.num_workers=1",
+]
+OWN_LOOP += ["reward.num_workers=1"]
 
 
-def start(run_dir: Path, steps: int) -> psutil.Popen:
-    """The run's command, in a process group of its own."""
-    command = [sys.executable, "-m", "verl_recipes.train", f"run_dir={run_dir}", *SHORT]
-    log = (run_dir.parent / f"{run_dir.name}.log").open("a")
-    return psutil.Popen(
-        [*command, f"trainer.total_training_steps={steps}"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
-    )
+def start(run_dir: Path, steps: int, *overrides: str, **environment: str) -> psutil.Popen:
+    """A run's command, in a process group of its own."""
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable,
+        "-m",
+        "verl_recipes.train",
+        f"run_dir={run_dir}",
+        f"trainer.total_training_steps={steps}",
+    ]
+    with log_of(run_dir).open("a") as log:
+        return psutil.Popen(
+            [*command, *SHORT, *overrides],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def log_of(run_dir: Path) -> Path:
+    """What the command printed."""
+    return RUNS / f"{run_dir.name}.log"
+
+
+def fresh(name: str, folder: Path = RUNS) -> Path:
+    """A run folder that is not there yet."""
+    shutil.rmtree(folder / name, ignore_errors=True)
+    log_of(folder / name).unlink(missing_ok=True)
+    return folder / name
 
 
 def last_step(run_dir: Path) -> int:
     """The last training step that the run has finished, 0 where there is none."""
     files = [run_dir / "metrics.jsonl", run_dir / "metrics.part.jsonl"]
-    lines = [line for file in files if file.exists() for line in file.read_text().splitlines() if line.endswith("}")]
-    return max((json.loads(line)["step"] for line in lines), default=0)
+    lines = [line for file in files if file.exists() for line in file.read_text().splitlines(keepends=True)]
+    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
 
 
 def is_saving(run_dir: Path) -> bool:
@@ -64,30 +103,56 @@ def is_saving(run_dir: Path) -> bool:
     return any(int(path.name.removeprefix("global_step_")) > counted for path in folder.glob("global_step_*"))
 
 
-def of_kind(command: psutil.Popen, kind: str) -> list[psutil.Process]:
-    """The run's processes of a kind; ends the program where there is none, as that fault would not be injected.
+def is_measuring(run_dir: Path, step: int) -> bool:
+    """Whether the run is answering the test problems after this step."""
+    *_, last = [{"split": ""}, *read_samples(run_dir / "samples" / "events.jsonl")]
+    return last["split"] == "validation" and last["step"] == step
 
-    A fork that does not name itself, as vLLM's engine, has the fork server's command line; the server is the one that
-    the command itself started.
-    """
+
+def of_kind(command: psutil.Popen, kind: str) -> psutil.Process:
+    """One of the run's processes of a kind; ends the program where there is none, as that would be no fault."""
     found = []
     for process in command.children(recursive=True):
         try:
-            if KINDS[kind] in " ".join(process.cmdline()) + " ":
+            if (KINDS | LOOP_KINDS)[kind] in " ".join(process.cmdline()) + " ":
                 found.append(process)
         except psutil.Error:
             continue
-    if kind == "fork server":
+    if kind == "fork server":  # the forks that did not name themselves have its command line
         found = [process for process in found if process.ppid() == command.pid]
-    return found or sys.exit(f"no process of the kind {kind!r} was found")
+    return random.choice(found) if found else sys.exit(f"no process of the kind {kind!r} was found")
+
+
+def wait_until(condition: Callable[[], bool], command: psutil.Popen, run_dir: Path) -> None:
+    """Until the condition holds; ends the program where the run ends before or hangs."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if command.poll() is not None:
+            sys.exit(f"the run ended with status {command.returncode}: see {log_of(run_dir)}")
+        if time.monotonic() > deadline:
+            sys.exit(f"the run hangs: see {run_dir}")
+        time.sleep(0.01)
 
 
 def wait_for_step(command: psutil.Popen, run_dir: Path, step: int) -> None:
-    """Until the run has finished a step; ends the program where the run ended before."""
-    while last_step(run_dir) < step:
-        if command.poll() is not None:
-            sys.exit(f"the run ended with status {command.returncode}: see {run_dir}.log")
-        time.sleep(0.05)
+    wait_until(lambda: last_step(run_dir) >= step, command, run_dir)
+
+
+def kill(command: psutil.Popen) -> None:
+    """The command that a person typed, with its process group."""
+    os.killpg(command.pid, signal.SIGKILL)
+    command.wait()
+
+
+def ends_whole(command: psutil.Popen, run_dir: Path, steps: int, prompts: bool = True) -> None:
+    """The run ends at its last step, every step is there once, with the prompts of the undisturbed run."""
+    assert command.wait() == 0, f"see {log_of(run_dir)}"
+    lines = [line["step"] for line in read_samples(run_dir / "metrics.jsonl") if "training/global_step" in line["data"]]
+    assert lines == list(range(1, steps + 1)), "a step is missing or there twice"
+    for step in range(1, steps + 1):
+        assert not prompts or prompts_of(run_dir, step) == prompts_of(RUNS / "undisturbed", step), f"prompts of {step}"
+    assert json.loads((run_dir / "summary.json").read_text())["steps"] == steps
+    assert not list(TEMPORARY.glob(f"{SCRATCH}*")), "scratch folders are left"
 
 
 def prompts_of(run_dir: Path, step: int) -> list[str]:
@@ -95,48 +160,164 @@ def prompts_of(run_dir: Path, step: int) -> list[str]:
     return sorted({row["prompt"] for row in read_samples(run_dir / "samples" / "train" / f"{step}.jsonl")})
 
 
-def main(times: int = 3, *kinds: str) -> None:
-    faults = [kind for kind in kinds or KINDS for _ in range(times)]
-    random.Random(0).shuffle(faults)
-    steps = APART * (len(faults) + 1)
-    run_dir, undisturbed = (ROOT / "runs" / "faults" / name for name in ("killed", "undisturbed"))
-    for folder in (run_dir, undisturbed):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    recovered = defaultdict(list)
-    command = start(run_dir, steps)
+def kills(faults: list[str], name: str, *overrides: str) -> dict[str, list[float]]:
+    """Kill processes of one run, and return for each kind the seconds until a new step."""
+    steps, run_dir, recovered = APART * (len(faults) + 1), fresh(name), defaultdict(list)
+    command = start(run_dir, steps, RESTARTS, *overrides)
     for number, kind in enumerate(faults):
         wait_for_step(command, run_dir, last_step(run_dir) + random.randint(1, APART - 2))
         if kind.endswith("saves"):
-            while not is_saving(run_dir):
-                time.sleep(0.002)
+            wait_until(lambda: is_saving(run_dir), command, run_dir)
         else:
             time.sleep(random.uniform(0, 3))
         before, killed = last_step(run_dir), time.time()
         if kind == "command":
-            os.killpg(command.pid, signal.SIGKILL)
-            command.wait()
-            command = start(run_dir, steps)
+            kill(command)
+            command = start(run_dir, steps, RESTARTS, *overrides)
         else:
-            of_kind(command, kind)[0].kill()
+            of_kind(command, kind).kill()
         wait_for_step(command, run_dir, min(steps, before + 1))
         recovered[kind].append(time.time() - killed)
         print(f"{number + 1} of {len(faults)}: {kind}, {recovered[kind][-1]:.0f} s until a new step", flush=True)
-    assert command.wait() == 0, f"see {run_dir}.log"
-    assert start(undisturbed, steps).wait() == 0, f"see {undisturbed}.log"
+    ends_whole(command, run_dir, steps)
+    right = [
+        [line["data"]["reward/acc"] for line in read_samples(each / "metrics.jsonl") if "reward/acc" in line["data"]]
+        for each in (run_dir, RUNS / "undisturbed")
+    ]
+    (a, error_a), (b, error_b) = (
+        (statistics.fmean(half), statistics.stdev(half) / len(half) ** 0.5)
+        for half in (values[steps // 2 : steps] for values in right)
+    )
+    error = (error_a**2 + error_b**2) ** 0.5
+    print(
+        f"right in the second half: {a:.3f}, undisturbed {b:.3f}, difference {a - b:+.3f} (standard error {error:.3f})"
+    )
+    return recovered
 
-    lines = [line["step"] for line in read_samples(run_dir / "metrics.jsonl") if "training/global_step" in line["data"]]
-    assert lines == list(range(1, steps + 1)), "a step is missing or there twice"
-    for step in range(1, steps + 1):
-        assert prompts_of(run_dir, step) == prompts_of(undisturbed, step), f"other prompts at step {step}"
-    assert json.loads((run_dir / "summary.json").read_text())["steps"] == steps
-    assert not list(TEMPORARY.glob(f"{SCRATCH}*")), "scratch folders are left"
-    text = "| killed | times | steps or prompts lost or repeated | seconds until a new step, median and most |\n"
+
+def disk_full(name: str, left: int, steps: int = 6) -> float:
+    """All but `left` bytes of the disk are taken in mid-run; freed, the same command goes on."""
+    disk = RUNS / name
+    disk.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1600m", "tmpfs", disk], check=True)
+    try:
+        run_dir = fresh("run-" + name, disk)
+        command = start(run_dir, steps)
+        wait_for_step(command, run_dir, 3)
+        with (disk / "filler").open("wb") as filler:
+            os.posix_fallocate(filler.fileno(), 0, shutil.disk_usage(disk).free - left)
+        assert command.wait(PATIENCE) == 1, f"see {log_of(run_dir)}"
+        *_, line = log_of(run_dir).read_text().splitlines()
+        print(line)
+        assert line.startswith("error: ")
+        assert "disk is full" in line or "No space left" in line
+        (disk / "filler").unlink()
+        before, again = last_step(run_dir), time.time()
+        command = start(run_dir, steps)
+        wait_for_step(command, run_dir, before + 1)
+        seconds = time.time() - again
+        ends_whole(command, run_dir, steps)
+        return seconds
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def clock_back(steps: int = 6) -> None:
+    """An hour back, for every process at once, in mid-run."""
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
+    run_dir, clock = fresh("clock"), RUNS / "clock.txt"
+    clock.write_text("+0")
+    fake = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
+    command = start(run_dir, steps, **fake, FAKETIME_DONT_FAKE_MONOTONIC="1")
+    wait_for_step(command, run_dir, 2)
+    clock.write_text("-3600")
+    ends_whole(command, run_dir, steps)
+    times = [event["time"] for event in read_samples(run_dir / "samples" / "events.jsonl")]
+    assert min(b - a for a, b in pairwise(times)) < -3000, "the clock was not set back"
+
+
+def last_evaluation(steps: int = 4) -> float:
+    """The command is killed between its last step and the end of the evaluation that follows."""
+    run_dir = fresh("last_evaluation")
+    command = start(run_dir, steps)
+    wait_until(lambda: last_step(run_dir) >= 1 and is_measuring(run_dir, steps), command, run_dir)
+    kill(command)
+    again = time.time()
+    ends_whole(start(run_dir, steps), run_dir, steps)
+    return time.time() - again
+
+
+def more_steps(steps: int = 4) -> None:
+    """A run that is complete is asked for more."""
+    run_dir = fresh("more_steps")
+    ends_whole(start(run_dir, steps), run_dir, steps)
+    ends_whole(start(run_dir, steps + 2), run_dir, steps + 2)
+
+
+def epoch_end() -> None:
+    """An epoch of two steps; the command is killed in the second epoch, and goes on from the end of the first."""
+    run_dir, few = fresh("epoch_end"), "data.train_max_samples=16"
+    command = start(run_dir, 6, few)
+    wait_for_step(command, run_dir, 3)
+    kill(command)
+    assert last_checkpoint(run_dir) == 2
+    ends_whole(start(run_dir, 6, few), run_dir, 6, prompts=False)
+    epochs = [prompts_of(run_dir, step) + prompts_of(run_dir, step + 1) for step in (1, 3, 5)]
+    assert [len(set(epoch)) for epoch in epochs] == [16, 16, 16], "a prompt is missing in an epoch"
+    assert len({tuple(sorted(epoch)) for epoch in epochs}) == 1
+
+
+def two_at_once(steps: int = 4) -> None:
+    """Two runs on one machine."""
+    run_dirs = [fresh(f"at_once_{i}") for i in (1, 2)]
+    commands = [start(run_dir, steps) for run_dir in run_dirs]
+    assert commands[0].wait() == 0, f"see {log_of(run_dirs[0])}"  # the other one's scratch folder may still be there
+    ends_whole(commands[1], run_dirs[1], steps)
+    ends_whole(commands[0], run_dirs[0], steps)
+
+
+CASES: dict[str, Callable[[], float | None]] = {
+    "disk full at a checkpoint": lambda: disk_full("disk_checkpoint", 3_000_000),
+    "disk full at a sample dump": lambda: disk_full("disk_samples", 40_000),
+    "disk full at the next byte of any file": lambda: disk_full("disk_any", 0),
+    "clock set back by an hour": clock_back,
+    "command, while the trained model is measured": last_evaluation,
+    "command, resumed at an epoch's end": epoch_end,
+    "more steps asked of a complete run": more_steps,
+    "two runs at once": two_at_once,
+}
+
+
+def write_row(name: str, times: int, seconds: list[float]) -> None:
+    """Put a fault's row into the table, in place of its former one."""
+    rows = (
+        dict(line.strip("| ").split(" | ", 1) for line in TABLE.read_text().splitlines()[2:]) if TABLE.exists() else {}
+    )
+    recovery = f"{statistics.median(seconds):.0f}, {max(seconds):.0f}" if seconds else "-"
+    rows[name] = f"{times} | 0 | {recovery}"
+    text = "| fault | times | steps or prompts lost or repeated | seconds until a new step, median and most |\n"
     text += "| --- | --- | --- | --- |\n"
-    for kind, seconds in recovered.items():
-        text += f"| {kind} | {len(seconds)} | 0 | {statistics.median(seconds):.0f}, {max(seconds):.0f} |\n"
-    (ROOT / "benchmarks" / "faults.md").write_text(text)
-    print(text)
+    known = [each for each in (*KINDS, *LOOP_KINDS, *CASES) if each in rows]
+    TABLE.write_text(text + "".join(f"| {each} | {rows[each]} |\n" for each in known))
+
+
+def main(times: int = 3, *names: str) -> None:
+    asked = names or (*KINDS, *LOOP_KINDS, *CASES)
+    rounds = [[name for name in asked if name in kinds for _ in range(times)] for kinds in (KINDS, LOOP_KINDS)]
+    for faults in rounds:
+        random.Random(0).shuffle(faults)
+    steps = max(6, *(APART * (len(faults) + 1) for faults in rounds))
+    fresh("undisturbed")
+    assert start(RUNS / "undisturbed", steps).wait() == 0, f"see {log_of(RUNS / 'undisturbed')}"
+    for faults, overrides in zip(rounds, ([], OWN_LOOP), strict=True):
+        for kind, seconds in kills(faults, f"killed{len(overrides)}", *overrides).items() if faults else ():
+            write_row(kind, times, seconds)
+    for name in asked:
+        if name in CASES:
+            seconds = CASES[name]()
+            print(f"{name}: nothing lost", flush=True)
+            write_row(name, 1, [seconds] if seconds else [])
+    print(TABLE.read_text())
 
 
 if __name__ == "__main__":

@@ -94,6 +94,12 @@ def workers_of(command):
     return [process for process in command.processes() if "ray::WorkerDict" in process.cmdline()[0]]
 
 
+def listeners(command):
+    """Name of the process, and address, of every socket of a command that waits for connections."""
+    sockets = [(process, each) for process in command.processes() for each in process.net_connections("tcp")]
+    return [(p.cmdline()[0].split(".")[0], each.laddr.ip) for p, each in sockets if each.status == psutil.CONN_LISTEN]
+
+
 def metrics_of(run_dir, name="metrics.jsonl"):
     path = run_dir / name
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -117,10 +123,11 @@ def data(tmp_path_factory):
 def resumed(tmp_path_factory, data):
     """A run of 4 steps, saved every 2, killed with its whole process group after step 3 and started again.
 
-    There, after step 3 once more, the training worker alone is killed, and the run goes on by itself.
+    There, after step 3 once more, the training worker alone is killed, and the run goes on by itself. Two steps are an
+    epoch, so the run is twice resumed at the end of one.
     """
     run_dir = tmp_path_factory.mktemp("runs") / "resumed"
-    arguments = [*SHORT, *data, "trainer.total_training_steps=4", "trainer.save_freq=2"]
+    arguments = [*SHORT, *data, "trainer.total_training_steps=4", "trainer.save_freq=2", "data.train_max_samples=16"]
 
     def third_step_is_done():
         return any(line["step"] == 3 for line in metrics_of(run_dir, "metrics.part.jsonl"))
@@ -132,11 +139,12 @@ def resumed(tmp_path_factory, data):
     second = train(run_dir, *arguments, "trainer.restarts=1")
     second.wait_for(lambda: workers_of(second) and third_step_is_done())  # the first run's metrics are gone by then
     worker = workers_of(second)[0]
-    parent = worker.parent().cmdline()
+    parent, listening = worker.parent().cmdline(), listeners(second)
     worker.kill()
     status = second.wait()
     assert status == 0, second.output
-    return {"run_dir": run_dir, "first": first, "second": second, "arguments": arguments, "parent": parent}
+    seen = {"parent": parent, "listening": listening}
+    return {"run_dir": run_dir, "first": first, "second": second, "arguments": arguments} | seen
 
 
 def test_a_killed_run_continues_after_its_last_checkpoint_and_ends_at_the_asked_step(resumed):
@@ -153,6 +161,21 @@ def test_a_run_whose_worker_is_killed_starts_again_by_itself_as_often_as_was_ask
 
 def test_the_workers_of_a_run_are_forks(resumed):
     assert str(ROOT / "verl_recipes/cpu/forkserver.py") in resumed["parent"]
+
+
+def test_nothing_listens_beyond_loopback_but_torchs_store(resumed):
+    """torch.distributed's TCPStore, one for each group of ranks, has no setting for its address."""
+    assert resumed["listening"]
+    outside = [name for name, address in resumed["listening"] if address not in ("127.0.0.1", "::1")]
+    assert outside == ["ray::WorkerDict"]
+
+
+def test_no_prompt_is_repeated_or_left_out_where_a_run_is_resumed_at_an_epochs_end(resumed):
+    folder = resumed["run_dir"] / "samples" / "train"
+    prompts = {step: {row["prompt"] for row in read_samples(folder / f"{step}.jsonl")} for step in (1, 2, 3, 4)}
+    assert {len(each) for each in prompts.values()} == {8}
+    assert len(prompts[1] | prompts[2]) == 16
+    assert prompts[3] | prompts[4] == prompts[1] | prompts[2]
 
 
 def test_nothing_is_left_of_a_killed_or_a_finished_run(resumed):

@@ -65,7 +65,7 @@ def load_replica() -> type[RolloutReplica]:
                     await self.engine.add_request(
                         f"{self.batches}-{i}",
                         {"type": "token", "prompt_token_ids": prompt},
-                        SamplingParams(**sampling, output_kind=RequestOutputKind.FINAL_ONLY),
+                        SamplingParams(**sampling, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY),
                     )
                     for i, (prompt, sampling) in enumerate(requests)
                 ]
