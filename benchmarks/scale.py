@@ -1,13 +1,15 @@
-"""python benchmarks/scale.py: rollouts inside verl beside vLLM called directly, and a step with four times the samples.
+"""python benchmarks/scale.py: how a step grows, and rollouts inside verl beside vLLM called directly.
 
 The tiny run with a learning rate of 0, so that its responses stay as long as they are: eight steps with the recipe's 32
 prompts, six with 128. Beside them as many vLLM engines as the run has ranks, each in a process of its own, answer the
-same prompts with the same sampling, at the same time. Prints the table of benchmarks/scale.md and writes it. Some five
-minutes on two cores, with nothing else running.
+same prompts with the same sampling, at the same time. Then models of three sizes with random weights, which write until
+they are cut, and three lengths. Prints the tables of benchmarks/scale.md and writes them. Some ten minutes on two
+cores, with nothing else running.
 """
 
 import multiprocessing
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,14 +27,44 @@ ROOT = Path(__file__).resolve().parent.parent
 BATCHES = 8
 
 
-def run(prompts: int, steps: int) -> tuple[Path, list[dict[str, float]]]:
+def run(name: str, steps: int, *overrides: str) -> tuple[Path, list[dict[str, float]]]:
     """A run that learns nothing, and verl's metrics of its steps but the first, which warms up."""
-    run_dir = ROOT / "runs" / "scale" / str(prompts)
-    short = [f"trainer.total_training_steps={steps}", f"trainer.save_freq={steps}", "eval_n=1", f"prompts={prompts}"]
+    run_dir = ROOT / "runs" / "scale" / name
+    short = [f"trainer.total_training_steps={steps}", f"trainer.save_freq={steps}", "eval_n=1", *overrides]
     still = ["actor_rollout_ref.actor.optim.lr=0", "fresh=true", f"run_dir={run_dir}"]
     subprocess.run([sys.executable, "-m", "verl_recipes.train", *short, *still], cwd=ROOT, check=True)
     lines = [line["data"] for line in read_samples(run_dir / "metrics.jsonl")]
     return run_dir, [line for line in lines if "timing_s/gen" in line][1:]
+
+
+def random_model(hidden: int, layers: int) -> tuple[Path, float]:
+    """A model of the tiny one's kind with random weights, and its million parameters."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tiny, path = ROOT / "assets" / "tiny_base", ROOT / "runs" / "scale" / "models" / f"{hidden}x{layers}"
+    shutil.copytree(tiny, path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = AutoConfig.from_pretrained(tiny)
+    heads = {"num_attention_heads": hidden // 32, "num_key_value_heads": hidden // 64}
+    config.update({"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers} | heads)
+    config.layer_types = ["full_attention"] * layers
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(path)
+    return path, model.num_parameters() / 1e6
+
+
+def growth() -> str:
+    """The table over sizes and lengths."""
+    text = "| million parameters | response tokens | a step, s | rollouts | update |\n| --- | --- | --- | --- | --- |\n"
+    for hidden, layers, length in ((128, 3, 64), (256, 6, 64), (512, 12, 64), (128, 3, 128), (128, 3, 256)):
+        path, parameters = random_model(hidden, layers)
+        model = [f"actor_rollout_ref.model.path={path}", f"data.max_response_length={length}"]
+        _, lines = run(f"{hidden}x{layers}-{length}", 4, *model)
+        tokens, step, gen, update = (
+            statistics.median(line[name] for line in lines)
+            for name in ("response_length/mean", "timing_s/step", "timing_s/gen", "timing_s/update_actor")
+        )
+        text += f"| {parameters:.1f} | {tokens:.0f} | {step:.1f} | {gen:.1f} | {update:.1f} |\n"
+    return text
 
 
 def engine(rank: int, ranks: int, cfg: Any, together: Any, answers: Any) -> None:
@@ -83,7 +115,7 @@ def direct(run_dir: Path) -> float:
 
 
 def main() -> None:
-    (run_dir, once), (_, four) = run(32, BATCHES), run(128, 6)
+    (run_dir, once), (_, four) = run("32", BATCHES, "prompts=32"), run("128", 6, "prompts=128")
     n = OmegaConf.load(run_dir / "config.yaml").actor_rollout_ref.rollout.n
     inside = statistics.median(32 * n * line["response_length/mean"] / line["timing_s/gen"] for line in once)
     outside = direct(run_dir)
@@ -92,6 +124,7 @@ def main() -> None:
     text += f"| rollout tokens a second | vLLM directly {outside:.0f} | inside verl {inside:.0f} |"
     text += f" {outside / inside:.2f} times |\n"
     text += f"| a step, s | 32 prompts {step:.1f} | 128 prompts {larger:.1f} | {larger / step:.1f} times |\n"
+    text += "\n" + growth()
     (ROOT / "benchmarks" / "scale.md").write_text(text)
     print(text)
 

@@ -4,14 +4,17 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from verl_recipes.cpu.forkserver import HEADER
 from verl_recipes.supervise import start_forkserver
 
 pytestmark = pytest.mark.end_to_end
@@ -75,6 +78,24 @@ def test_a_signal_passes_through_the_executable_in_both_directions(server):
         assert process.wait(timeout=30) == -send
         with pytest.raises(ProcessLookupError):
             os.kill(fork, 0)
+
+
+def test_the_server_outlives_who_is_killed_while_asking_and_ends_what_nobody_waits_for(server):
+    python, process = server
+    arguments = ["-c", "import time; time.sleep(600)"]
+    request = {"arguments": arguments, "environment": dict(os.environ), "folder": "/", "files": [2]}
+    body = json.dumps(request).encode()
+    for sent in (b"", HEADER.pack(len(body)), HEADER.pack(len(body)) + body):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(python.with_name("python.socket")))
+            if sent:
+                socket.send_fds(connection, [sent], [2])
+    assert subprocess.run([python, "-c", "pass"], env=os.environ | {"VERL_PLATFORM": "cpu"}).returncode == 0
+    assert process.poll() is None
+    deadline = time.monotonic() + 30
+    while left := psutil.Process(process.pid).children():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
 
 
 def test_without_its_server_the_executable_is_python(tmp_path):

@@ -161,7 +161,10 @@ def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
                     connection.sendall(HEADER.pack(status))
                 continue
             connection, _ = server.accept()
-            request, files = receive(connection)
+            try:
+                request, files = receive(connection)
+            except (OSError, ValueError, struct.error):  # it was killed while it asked
+                continue
             if "ray" not in sys.modules:
                 os.environ.update(request["environment"])
                 for name in MODULES:
@@ -174,7 +177,10 @@ def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 return request, files
             for fd in files:
                 os.close(fd)
-            connection.sendall(HEADER.pack(child))
+            try:
+                connection.sendall(HEADER.pack(child))
+            except OSError:  # it was killed while it waited, as Ray does with workers that take too long to start
+                os.kill(child, signal.SIGKILL)
             selector.register(os.pidfd_open(child), selectors.EVENT_READ, (child, connection))
 
 
