@@ -64,6 +64,17 @@ def test_a_damaged_file_of_a_model_is_named(tmp_path, name, kind):
     refusals(model / name, lambda: check_model(str(model)), kind)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_model_that_brings_code_is_refused_unless_it_is_trusted(tmp_path, name):
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "assets" / "tiny_base", model)
+    content = json.loads((model / name).read_text())
+    (model / name).write_text(json.dumps(content | {"auto_map": {"AutoTokenizer": ["code.Tokenizer", None]}}))
+    with pytest.raises(UserError, match=rf"{name} asks to run code"):
+        check_model(str(model))
+    assert check_model(str(model), trust_remote_code=True) > 0
+
+
 def test_a_damaged_manifest_is_named(data):
     file = data / "manifest.json"
     template = json.loads(file.read_text())["configuration"]["prompt"]["chat_template"]

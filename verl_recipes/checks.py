@@ -114,7 +114,7 @@ def check_prompt(files: str | Sequence[str] | None, template: str | None) -> Non
             )
 
 
-def check_model(path: str) -> int:
+def check_model(path: str, trust_remote_code: bool = False) -> int:
     """Size in bytes of the weights in a local model folder; 0 for the name of a model on a hub."""
     folder = Path(path)
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and os.environ.get("HF_HUB_OFFLINE") != "1":
@@ -123,7 +123,13 @@ def check_model(path: str) -> int:
     if not (folder / "config.json").is_file() or not weights:
         raise UserError(f"{path} holds no model: config.json and *.safetensors are expected in that folder")
     for file in folder.glob("*.json"):
-        read_json(file, "fetch or export the model again")
+        content = read_json(file, "fetch or export the model again")
+        # verl's reward worker loads tokenizers with trust_remote_code=True whatever the configuration says.
+        if "auto_map" in content and not trust_remote_code:
+            raise UserError(
+                f"{file} asks to run code that comes with the model (auto_map): read it, and if you trust it, add "
+                "actor_rollout_ref.model.trust_remote_code=true"
+            )
     for file in folder.glob("*.safetensors"):
         try:
             with safe_open(file, "numpy"):
@@ -242,7 +248,8 @@ def preflight(cfg: DictConfig, run_dir: Path) -> None:
         raise UserError(
             f"data.train_files: {rows} rows are less than one batch (data.train_batch_size={cfg.data.train_batch_size})"
         )
-    check_space(cfg, run_dir, check_model(cfg.actor_rollout_ref.model.path))
+    model = cfg.actor_rollout_ref.model
+    check_space(cfg, run_dir, check_model(model.path, model.trust_remote_code))
 
 
 def reason(log: Path, offset: int = 0) -> str:

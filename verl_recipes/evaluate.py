@@ -198,7 +198,11 @@ def evaluate(cfg: DictConfig, out: Path, console: Console) -> dict[str, Any]:
     names, training = [str(file) for file in files], training_config(cfg, out)
     check_parquet(names, "data")
     check_prompt(names, training.actor_rollout_ref.model.custom_chat_template)
-    check_space(training, out, 0 if is_checkpoint(weights) else check_model(str(weights)))
+    check_space(
+        training,
+        out,
+        0 if is_checkpoint(weights) else check_model(str(weights), training.actor_rollout_ref.model.trust_remote_code),
+    )
     wanted, about = identity(cfg, weights, files), out / "evaluation.json"
     with locked(out):
         if cfg.fresh:
