@@ -152,7 +152,8 @@ def ends_whole(command: psutil.Popen, run_dir: Path, steps: int, prompts: bool =
     for step in range(1, steps + 1):
         assert not prompts or prompts_of(run_dir, step) == prompts_of(RUNS / "undisturbed", step), f"prompts of {step}"
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == steps
-    assert not list(TEMPORARY.glob(f"{SCRATCH}*")), "scratch folders are left"
+    left = [path for path in TEMPORARY.glob(f"{SCRATCH}*") if not psutil.pid_exists(int(path.name.split("-")[1]))]
+    assert not left, f"scratch folders are left: {left}"
 
 
 def prompts_of(run_dir: Path, step: int) -> list[str]:
