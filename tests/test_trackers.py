@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import hydra
 import pytest
@@ -26,13 +26,13 @@ TRACKED = """
 import sys, time
 from pathlib import Path
 from verl.utils.tracking import Tracking
-tracking = Tracking("project", "run", [sys.argv[1], "file"], config={"a": {"b": 1}})
+tracking = Tracking("project", "run", [sys.argv[1], "file"], config={"trainer": {}})
+assert sys.argv[1] in tracking.logger
 tracking.log({"reward/acc": 0.0}, step=0)
 Path("ready").touch()
 while not Path("broken").exists():
     time.sleep(0.05)
-for step in (1, 2):
-    tracking.log({"reward/acc": 1.0}, step=step)
+tracking.log({"reward/acc": 1.0}, step=1)
 Path("logged").touch()
 tracking.finish()
 Path("finished").touch()
@@ -80,7 +80,8 @@ def serving(tracker, address, folder):
         wait_for(lambda: checks.answers(address), process)
         yield process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -135,9 +136,9 @@ def test_an_address_with_a_password_is_refused_without_telling_it(tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL], ids=["hangs", "gone"])
 @pytest.mark.parametrize("tracker", ["wandb", "swanlab", "mlflow"])
 def test_a_server_that_ends_in_the_midst_holds_no_step_up(tmp_path, address, tracker, how):
-    """With the shipped configuration, but for its seconds."""
-    seconds = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "WANDB_FINISH_TIMEOUT": "2"}
-    environment = environment_of(address) | seconds | {"VERL_FILE_LOGGER_PATH": str(tmp_path / "metrics.jsonl")}
+    """With the shipped configuration, but for wandb's minute at the end."""
+    more = {"WANDB_FINISH_TIMEOUT": "2", "VERL_FILE_LOGGER_PATH": str(tmp_path / "metrics.jsonl")}
+    environment = environment_of(address) | more
     with pytest.MonkeyPatch.context() as patch, hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for name, value in environment.items():
             patch.setenv(name, value)
@@ -154,12 +155,13 @@ def test_a_server_that_ends_in_the_midst_holds_no_step_up(tmp_path, address, tra
             wait_for((tmp_path / "logged").exists, run)
             assert time.monotonic() - broken < (40 if tracker == "mlflow" else 5)
             lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-            assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]
+            assert [json.loads(line)["step"] for line in lines] == [0, 1]
             if tracker == "wandb":  # SwanLab waits for ever, and MLflow's end may raise: verl_recipes/train.py
                 wait_for((tmp_path / "finished").exists, run)
                 assert time.monotonic() - broken < 15
         finally:
-            os.killpg(run.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
             run.wait()
 
 
