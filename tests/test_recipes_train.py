@@ -18,6 +18,8 @@ from verl_recipes.summary import AGREEMENT
 pytestmark = pytest.mark.end_to_end
 SHORT = ["model=tiny", "prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.total_training_steps=2"]
 TRACKERS = ("wandb", "swanlab", "tensorboard", "mlflow")
+KEY = "5ec2e7c0de" * 4
+KEYS = ("WANDB_API_KEY", "SWANLAB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN")
 
 
 def steps_of(run_dir):
@@ -36,12 +38,20 @@ def ppo(tmp_path_factory, data):  # noqa: F811
     run_dir = tmp_path_factory.mktemp("runs") / "ppo"
     trackers = f"tracker=[{','.join(TRACKERS)}]"
     command = Command(
-        *("env", "WANDB_MODE=offline", "SWANLAB_MODE=local", sys.executable, "-m", "verl_recipes.train"),
+        *("env", "WANDB_MODE=offline", "SWANLAB_MODE=local", *(f"{name}={KEY}" for name in KEYS)),
+        *(sys.executable, "-m", "verl_recipes.train"),
         *(f"run_dir={run_dir}", "recipe=tinyzero_ppo", trackers, *SHORT, *data),
     )
     assert command.wait() == 0, command.output
     command.assert_nothing_is_left()
+    assert KEY not in command.output
     return run_dir
+
+
+def test_no_file_of_a_run_holds_a_key(ppo):
+    files = [path for path in ppo.rglob("*") if path.is_file()]
+    assert {"config.yaml", "log.txt", "report.html", "mlflow.db"} <= {path.name for path in files}
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]
 
 
 def test_tinyzeros_ppo_trains_its_critic_four_times_a_step(ppo):

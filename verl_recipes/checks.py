@@ -4,14 +4,18 @@ import json
 import os
 import re
 import shutil
+import ssl
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from http.client import HTTPException
 from importlib.util import find_spec
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import psutil
 import pyarrow as pa
@@ -44,6 +48,7 @@ FIXED = (
     "data.shuffle",
     "data.seed",
 )
+ANSWER_SECONDS = 10  # for a tracker's server, before anything starts
 
 # What verl and Ray say because something else went wrong before.
 CONSEQUENCES = (
@@ -191,28 +196,66 @@ def check_resume(cfg: DictConfig, run_dir: Path, step: int) -> None:
             )
 
 
-def has_login(host: str, *files: str) -> bool:
+def has_login(hosts: Sequence[str], *files: str) -> bool:
     """Whether one of these files, below the home directory, holds a login for a host, as `wandb login` leaves it."""
     for file in files:
         with suppress(OSError, NetrcParseError):
-            if any(host in machine for machine in netrc(Path.home() / file).hosts):
+            if any(host in machine for machine in netrc(Path.home() / file).hosts for host in hosts):
                 return True
     return False
 
 
+def tracker_server(name: str, environment: Mapping[str, str]) -> str | None:
+    """The address that a tracker sends to, as its package reads it from environment and files; None for files."""
+    if name == "mlflow" and environment["MLFLOW_TRACKING_URI"].startswith("http"):
+        return environment["MLFLOW_TRACKING_URI"]
+    if name == "wandb" and environment["WANDB_MODE"] in ("online", "shared"):
+        import wandb
+
+        return str(wandb.setup().settings.base_url)
+    if name == "swanlab" and environment["SWANLAB_MODE"] in ("cloud", "online"):
+        import swanlab
+
+        return str(swanlab.Settings().api_host)
+    return None
+
+
+def answers(address: str) -> bool:
+    """Whether a server answers at all; what it says, and whether its certificate is known here, is not looked at."""
+    try:
+        urlopen(Request(address, method="HEAD"), timeout=ANSWER_SECONDS).close()
+    except (HTTPError, HTTPException):
+        pass
+    except OSError as error:
+        return isinstance(getattr(error, "reason", error), ssl.SSLError)
+    return True
+
+
 def check_trackers(trackers: DictConfig) -> None:
-    """Raise UserError where a tracker's package or key is missing."""
+    """Raise UserError where a tracker's package or key is missing, or its server does not answer."""
     for name, tracker in ((str(name), tracker) for name, tracker in trackers.items()):
         if name not in ("console", "file") and find_spec(name) is None:
             raise UserError(f"tracker={name}: the package is not installed; `pip install 'countdown-zero[trackers]'`")
-        mode = tracker.environment.get(f"{name.upper()}_MODE")
-        wandb_host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-        known = {"online": (wandb_host, ".netrc", "_netrc"), "cloud": ("", ".swanlab/.netrc")}.get(mode)
-        if known and not os.environ.get(f"{name.upper()}_API_KEY") and not has_login(*known):
+        if urlsplit(tracker.environment.get("MLFLOW_TRACKING_URI", "")).password:
             raise UserError(
-                f"tracker={name}: no key; set {name.upper()}_API_KEY, or {name.upper()}_MODE=offline and later "
-                f"`{name} sync` (configs/tracker/{name}.yaml)"
+                "MLFLOW_TRACKING_URI holds a password, which config.yaml and log.txt would hold too; take it out and "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             )
+        server = tracker_server(name, tracker.environment)
+        if server is None:
+            continue
+        instead = f"{name.upper()}_MODE=offline and later `{name} sync` (configs/tracker/{name}.yaml)"
+        login = {
+            # wandb takes a login for its former address too.
+            "wandb": has_login((urlsplit(server).hostname or "", "api.wandb.ai"), ".netrc", "_netrc"),
+            "swanlab": has_login(("",), ".swanlab/.netrc"),
+            "mlflow": True,
+        }
+        if not login[name] and not os.environ.get(f"{name.upper()}_API_KEY"):
+            raise UserError(f"tracker={name}: no key; set {name.upper()}_API_KEY, or {instead}")
+        if not answers(server):
+            instead = "unset MLFLOW_TRACKING_URI for a file" if name == "mlflow" else f"wait for it, or set {instead}"
+            raise UserError(f"tracker={name}: {server} does not answer; {instead}")
 
 
 def check_space(cfg: DictConfig, run_dir: Path, weights: int) -> None:

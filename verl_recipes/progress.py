@@ -40,6 +40,7 @@ class Progress:
         self.task = self.bar.add_task("", total=steps, completed=first_step)
         self.training_since: float | None = None
         self.measured: list[float] = []  # when each batch of an evaluation began
+        self.done: float | None = None  # when verl had told of its last step, which it does after all else
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -80,6 +81,8 @@ class Progress:
                 self.say("training")
         for line in self.metrics.read():
             step, data = line["step"], line["data"]
+            if step >= self.steps:
+                self.done = time.monotonic()
             if "training/global_step" not in data or self.training_since is None:
                 continue
             each = (time.monotonic() - self.training_since) / (step - self.first_step)

@@ -42,11 +42,17 @@ from verl_recipes.summary import read_samples, summarize, write_whole
 from verl_recipes.supervise import locked, run_verl
 
 NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
+TELLING = 120  # seconds that verl gets after its last step, to tell the trackers' servers and to end
+LATER = "`wandb sync` and `swanlab sync` send what a server missed"
 PACKAGES = ("verl", "vllm", "ray", "torch", "transformers", "tensordict")
 
 
 class VerlStoppedError(UserError):
     """verl ended before its last step."""
+
+
+class StillTellingError(Exception):
+    """verl's last step is done, and it does not end."""
 
 
 def empty(run_dir: Path) -> None:
@@ -108,6 +114,8 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, batches: int = 
     environment = {"VERL_FILE_LOGGER_PATH": str(run_dir.resolve() / "metrics.part.jsonl"), "PYTHONUNBUFFERED": "1"}
     for tracker in cfg.trackers.values():
         environment |= tracker.environment
+    if environment.get("SWANLAB_MODE") in ("offline", "local", "disabled"):
+        environment["SWANLAB_API_KEY"] = ""  # with one verl logs in, although nothing is to be sent
     if cfg.trainer.device == "cpu":
         environment["VERL_PLATFORM"] = "cpu"
     if in_job():
@@ -119,15 +127,29 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, batches: int = 
         with Progress(
             console, run_dir, last_checkpoint(run_dir), cfg.trainer.total_training_steps, batches
         ) as progress:
+
+            def watch() -> None:
+                progress.update()
+                if progress.done and time.monotonic() - progress.done > TELLING:
+                    raise StillTellingError
+
             notice = 0 if config["trainer"].get("val_only") else NOTICE
-            status = run_verl(run_dir, log, environment, progress.update, notice)
+            status = run_verl(run_dir, log, environment, watch, notice)
+            progress.update()
+    except StillTellingError:
+        line = f"verl has not ended {TELLING} s after its last step, as where a tracker's server hangs: it was ended"
+        console.print(f"{line}; {LATER}", soft_wrap=True)
+        return
     except SystemExit as error:
         if error.code == 128 + signal.SIGTERM:
             console.print(f"ended by SIGTERM; the same command goes on after step {last_checkpoint(run_dir)}")
         raise
     finally:
         merge_metrics(run_dir)
-    if status:
+    if status and progress.done:
+        line = f"verl's last step is done, and after it: {reason(log, already)} (everything it printed: {log}); {LATER}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    elif status:
         raise VerlStoppedError(f"verl stopped: {reason(log, already)} (everything it printed: {log})")
 
 
