@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ TEMPORARY, SCRATCH = Path("/tmp"), "czero-"
 # listens on the loopback address alone. A job of a cluster joins that one.
 LOCAL = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 PYTHON = "COUNTDOWN_ZERO_PYTHON"  # names the executable that cpu/forkserver.py answers
+DEAD = 60  # seconds without an engine; at the end of a run its engines end some seconds before it does
 SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names in /dev/shm
 
 
@@ -70,7 +72,8 @@ def run_verl(
             (verl_recipes/sampler.py).
 
     Returns:
-        verl's exit status. Any exception, Ctrl-C and SIGTERM included, ends verl before it goes on.
+        verl's exit status; 1 where an engine of vLLM's died, which verl may wait for without end (it does while it
+        sends weights). Any exception, Ctrl-C and SIGTERM included, ends verl before it goes on.
     """
     where = [
         f"--config-path={config_dir.resolve()}",
@@ -90,6 +93,7 @@ def run_verl(
     environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else LOCAL)
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     deadline, stop = float("inf"), config_dir / "stop"
+    engines: dict[psutil.Process, float] = {}
     stop.unlink(missing_ok=True)
 
     def terminated(*_: object) -> None:
@@ -117,12 +121,16 @@ def run_verl(
                 environment[PYTHON] = str(python)
                 command.append(f"++ray_kwargs.ray_init.runtime_env.py_executable={python}")
             verl = start(command)
-        while verl.poll() is None and time.monotonic() < deadline:
+        for look in count():
+            if verl.poll() is not None or time.monotonic() > deadline:
+                break
+            if look % 25 == 0 and engine_died(engines):
+                break
             watch()
             time.sleep(0.2)
         if stop.exists():
             sys.exit(128 + signal.SIGTERM)
-        return verl.returncode
+        return 1 if verl.returncode is None else verl.returncode
     finally:
         for each in handlers:
             signal.signal(each, signal.SIG_IGN)  # whoever asks twice shall not cut the cleaning short
@@ -131,6 +139,20 @@ def run_verl(
         remove(scratch)
         for each, handler in handlers.items():
             signal.signal(each, handler)
+
+
+def engine_died(engines: dict[psutil.Process, float]) -> bool:
+    """Whether an engine of vLLM's below this process has been gone for DEAD seconds.
+
+    Args:
+        engines: when each was last seen; this function keeps it.
+    """
+    now = time.monotonic()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith("VLLM::EngineCore"):
+                engines[process] = now
+    return any(now - seen > DEAD for seen in engines.values())
 
 
 def start_forkserver(scratch: Path, start: Callable[..., Any]) -> Path:
