@@ -13,6 +13,7 @@ import time
 from contextlib import contextmanager, suppress
 
 import hydra
+import psutil
 import pytest
 
 from data_prep.cli import CONFIGS
@@ -112,6 +113,16 @@ def test_a_server_that_takes_the_connection_and_says_nothing_does_not_answer(mon
     monkeypatch.setattr(checks, "ANSWER_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert not checks.answers(f"http://127.0.0.1:{silent.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "swanlab"])
+def test_the_question_for_an_address_starts_nothing_that_stays(monkeypatch, address, tracker):
+    """wandb's service did, and the run ended with its traceback."""
+    for name, value in environment_of(address).items():
+        monkeypatch.setenv(name, value)
+    before = psutil.Process().children(recursive=True)
+    assert checks.tracker_server(tracker, {f"{tracker.upper()}_MODE": "online"}) == address
+    assert psutil.Process().children(recursive=True) == before
 
 
 def test_a_server_that_refuses_does_answer(tmp_path, address):

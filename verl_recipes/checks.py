@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import ssl
+import subprocess
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -49,6 +51,10 @@ FIXED = (
     "data.seed",
 )
 ANSWER_SECONDS = 10  # for a tracker's server, before anything starts
+ADDRESS = {  # prints the address of a tracker's server
+    "wandb": "import wandb; print(wandb.setup().settings.base_url)",
+    "swanlab": "import swanlab; print(swanlab.Settings().api_host)",
+}
 
 # What verl and Ray say because something else went wrong before.
 CONSEQUENCES = (
@@ -209,15 +215,13 @@ def tracker_server(name: str, environment: Mapping[str, str]) -> str | None:
     """The address that a tracker sends to, as its package reads it from environment and files; None for files."""
     if name == "mlflow" and environment["MLFLOW_TRACKING_URI"].startswith("http"):
         return environment["MLFLOW_TRACKING_URI"]
-    if name == "wandb" and environment["WANDB_MODE"] in ("online", "shared"):
-        import wandb
-
-        return str(wandb.setup().settings.base_url)
-    if name == "swanlab" and environment["SWANLAB_MODE"] in ("cloud", "online"):
-        import swanlab
-
-        return str(swanlab.Settings().api_host)
-    return None
+    if name not in ADDRESS or environment[f"{name.upper()}_MODE"] not in ("online", "shared", "cloud"):
+        return None
+    # Not in this process: wandb starts its service, which the end of the run would take away from under it.
+    asked = subprocess.run([sys.executable, "-P", "-c", ADDRESS[name]], capture_output=True, text=True)
+    if asked.returncode:
+        raise UserError(f"tracker={name}: its settings cannot be read: {asked.stderr.strip().splitlines()[-1]}")
+    return asked.stdout.split()[-1]
 
 
 def answers(address: str) -> bool:
