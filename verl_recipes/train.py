@@ -34,7 +34,7 @@ from rich.table import Table
 from data_prep.cli import CONFIGS, UserError, run
 from verl_recipes.alarms import DegenerateOutputError
 from verl_recipes.checks import check_checkpoint, preflight, read_json, reason
-from verl_recipes.cluster import check_nodes, in_job, join
+from verl_recipes.cluster import RETURN, check_nodes, in_job, join
 from verl_recipes.curves import draw
 from verl_recipes.progress import Progress
 from verl_recipes.report import write_report
@@ -183,6 +183,16 @@ def show(summary: dict[str, Any], run_dir: Path, console: Console) -> None:
     )
 
 
+def await_return(cfg: DictConfig, run_dir: Path) -> None:
+    """In a job: wait for a node that the run lost; without it verl would not start, or wait for it and say nothing."""
+    if in_job():
+        try:
+            check_nodes(cfg, RETURN)
+        except UserError as error:
+            again = f"the same command goes on after step {last_checkpoint(run_dir)}"
+            raise UserError(f"{str(error).removeprefix('error: ')}; {again}") from None
+
+
 def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
     """Bring the run to its last step, from wherever it is, and return its summary."""
     started, steps, resumed_from = time.time(), cfg.trainer.total_training_steps, last_checkpoint(run_dir)
@@ -201,6 +211,7 @@ def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
                 raise
             line = f"{str(error).removeprefix('error: ')}; starting it again (trainer.restarts: {left - 1} left)"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+            await_return(cfg, run_dir)
     if not trained.exists():  # the run was ended between its last step and the evaluation of it
         start_verl(cfg, run_dir, console, val_before_train=True, val_only=True)
     seconds = stage_seconds(run_dir, started)
