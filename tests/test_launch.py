@@ -332,6 +332,22 @@ def test_a_node_count_that_is_not_met_is_said_within_a_minute(two_nodes, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.end_to_end
+def test_a_cluster_that_another_run_uses_is_refused(two_nodes):
+    code = """
+import sys, ray
+from verl_recipes import cluster
+ray.init(address=sys.argv[1])
+@ray.remote
+class Controller: pass
+controller = Controller.options(name="TransferQueueController", namespace="transfer_queue").remote()
+ray.get(controller.__ray_ready__.remote())
+cluster.await_nodes(sys.argv[1], 2, 1, 2, patience=1)
+"""
+    result = two_nodes.run(sys.executable, "-c", code, f"{two_nodes.ips[0]}:6379")
+    assert (result.returncode, result.stderr.splitlines()[-1][:37]) == (1, "error: a run is on the Ray cluster st")
+
+
 @pytest.fixture(scope="module")
 def small_data(tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "small"
@@ -372,8 +388,8 @@ def test_a_run_over_two_nodes_has_a_rank_on_each_and_ends_as_on_one(two_nodes, o
     result = two_nodes.submit(f"run_dir={run_dir}", *TWO_NODES, *RUN, *small_data)
     assert result.returncode == 0, result.stdout + result.stderr
     for node in (0, 1):
-        logs = (two_nodes.folder / str(node)).glob("session_*/logs/worker-*.out")
-        assert sum(":actor_name:WorkerDict" in log.read_text() for log in logs) == 1, node
+        logs = (two_nodes.folder / str(node)).glob("session_latest/logs/worker-*.out")
+        assert any(":actor_name:WorkerDict" in log.read_text() for log in logs), node
     assert len(list((run_dir / "checkpoints/global_step_4/actor").glob("model_world_size_2_rank_*.pt"))) == 2
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 4
     for data, there in zip(steps_of(run_dir), steps_of(on_one), strict=True):
