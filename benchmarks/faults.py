@@ -25,7 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from verl_recipes.checks import last_checkpoint
+from verl_recipes.checkpoints import last_checkpoint
 from verl_recipes.summary import read_samples
 from verl_recipes.supervise import SCRATCH, TEMPORARY
 
@@ -45,6 +45,7 @@ KINDS = {  # what a process of this kind has in its command line
 }
 LOOP_KINDS = {"reward worker": "ray::RewardLoopWorker", "agent loop worker": "ray::AgentLoopWorker"}
 APART = 4  # steps for each kill
+MARK = "COUNTDOWN_ZERO_FAULTS"  # in the environment of a run's processes
 PATIENCE = 300  # seconds without a new step after which a run counts as hung
 # Adam, as its state has to survive as well.
 SHORT = ["prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.save_freq=2"]
@@ -71,7 +72,7 @@ def start(run_dir: Path, steps: int, *overrides: str, **environment: str) -> psu
         return psutil.Popen(
             [*command, *SHORT, *overrides],
             cwd=ROOT,
-            env=os.environ | environment,
+            env=os.environ | {MARK: str(run_dir)} | environment,
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -154,6 +155,13 @@ def ends_whole(command: psutil.Popen, run_dir: Path, steps: int, prompts: bool =
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == steps
     left = [path for path in TEMPORARY.glob(f"{SCRATCH}*") if not psutil.pid_exists(int(path.name.split("-")[1]))]
     assert not left, f"scratch folders are left: {left}"
+    left = [process for process in psutil.process_iter(["environ"]) if is_of(process, run_dir)]
+    assert not left, f"processes are left: {left}"
+
+
+def is_of(process: psutil.Process, run_dir: Path) -> bool:
+    """Whether a run's command started a process, itself or by others."""
+    return (process.info["environ"] or {}).get(MARK) == str(run_dir) and process.status() != psutil.STATUS_ZOMBIE
 
 
 def prompts_of(run_dir: Path, step: int) -> list[str]:
@@ -197,22 +205,22 @@ def kills(faults: list[str], name: str, *overrides: str) -> dict[str, list[float
 
 
 def disk_full(name: str, left: int, steps: int = 6) -> float:
-    """All but `left` bytes of the disk are taken in mid-run; freed, the same command goes on."""
+    """All but `left` bytes of the disk are gone in mid-run; with more room the same command goes on."""
     disk = RUNS / name
     disk.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1600m", "tmpfs", disk], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", disk], check=True)
     try:
         run_dir = fresh("run-" + name, disk)
         command = start(run_dir, steps)
         wait_for_step(command, run_dir, 3)
-        with (disk / "filler").open("wb") as filler:
-            os.posix_fallocate(filler.fileno(), 0, shutil.disk_usage(disk).free - left)
+        size = shutil.disk_usage(disk).used + left
+        subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
         assert command.wait(PATIENCE) == 1, f"see {log_of(run_dir)}"
         *_, line = log_of(run_dir).read_text().splitlines()
         print(line)
         assert line.startswith("error: ")
         assert "disk is full" in line or "No space left" in line
-        (disk / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,size=2g", disk], check=True)
         before, again = last_step(run_dir), time.time()
         command = start(run_dir, steps)
         wait_for_step(command, run_dir, before + 1)

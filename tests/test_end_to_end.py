@@ -139,11 +139,12 @@ def resumed(tmp_path_factory, data):
     second = train(run_dir, *arguments, "trainer.restarts=1")
     second.wait_for(lambda: workers_of(second) and third_step_is_done())  # the first run's metrics are gone by then
     worker = workers_of(second)[0]
+    names = {process.cmdline()[0].split(".")[0] for process in second.processes()}
     parent, listening = worker.parent().cmdline(), listeners(second)
     worker.kill()
     status = second.wait()
     assert status == 0, second.output
-    seen = {"parent": parent, "listening": listening}
+    seen = {"parent": parent, "listening": listening, "names": names}
     return {"run_dir": run_dir, "first": first, "second": second, "arguments": arguments} | seen
 
 
@@ -161,6 +162,10 @@ def test_a_run_whose_worker_is_killed_starts_again_by_itself_as_often_as_was_ask
 
 def test_the_workers_of_a_run_are_forks(resumed):
     assert str(ROOT / "verl_recipes/cpu/forkserver.py") in resumed["parent"]
+
+
+def test_processes_say_what_they_are(resumed):
+    assert {"ray::TaskRunnerV1", "ray::WorkerDict", "VLLM::EngineCore"} <= resumed["names"]
 
 
 def test_nothing_listens_beyond_loopback_but_torchs_store(resumed):

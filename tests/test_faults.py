@@ -6,14 +6,24 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import hydra
 import pytest
 from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
-from verl_recipes.checks import FIXED, check_model, check_parquet, check_prompt, check_resume, last_checkpoint
-from verl_recipes.train import clear
+from verl_recipes.checkpoints import last_checkpoint
+from verl_recipes.checks import (
+    FIXED,
+    check_code,
+    check_model,
+    check_parquet,
+    check_prompt,
+    check_resume,
+    hashes,
+)
+from verl_recipes.train import remove_old, whole_lines
 
 ROOT = CONFIGS.parent
 TIMES = 25
@@ -70,9 +80,11 @@ def test_a_model_that_brings_code_is_refused_unless_it_is_trusted(tmp_path, name
     shutil.copytree(ROOT / "assets" / "tiny_base", model)
     content = json.loads((model / name).read_text())
     (model / name).write_text(json.dumps(content | {"auto_map": {"AutoTokenizer": ["code.Tokenizer", None]}}))
+    settings = OmegaConf.create({"path": str(model), "trust_remote_code": False})
     with pytest.raises(UserError, match=rf"{name} asks to run code"):
-        check_model(str(model))
-    assert check_model(str(model), trust_remote_code=True) > 0
+        check_code(settings)
+    settings.trust_remote_code = True
+    check_code(settings)
 
 
 def test_a_damaged_manifest_is_named(data):
@@ -103,6 +115,9 @@ def checkpoints(tmp_path, cfg):
         for name in ("actor/model_world_size_2_rank_0.pt", "actor/model_world_size_2_rank_1.pt", "data.pt"):
             torch.save({"weight": torch.full((64, 64), 0.5)}, folder / name)
     (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("8")
+    cfg.data.train_files = str(tmp_path / "train.parquet")
+    (tmp_path / "train.parquet").write_text("data")
+    (tmp_path / "data.json").write_text(json.dumps(hashes(cfg.data.train_files)))
     OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
     return tmp_path / "checkpoints"
 
@@ -134,7 +149,9 @@ def test_a_damaged_number_of_the_last_checkpoint_is_named(checkpoints, text):
 
 @pytest.mark.parametrize("key", FIXED)
 def test_what_a_checkpoint_depends_on_may_not_change(checkpoints, cfg, key):
-    OmegaConf.update(cfg, key, not cfg.data.shuffle if key == "data.shuffle" else 3)
+    OmegaConf.update(
+        cfg, key, not OmegaConf.select(cfg, key) if key in ("data.shuffle", "data.filter_overlong_prompts") else 3
+    )
     with pytest.raises(UserError, match=f"{key} was .* and is .* set it back"):
         check_resume(cfg, checkpoints.parent, 8)
 
@@ -145,19 +162,53 @@ def test_the_rest_of_a_configuration_may_change(checkpoints, cfg, key):
     check_resume(cfg, checkpoints.parent, 8)
 
 
-@pytest.mark.parametrize(("counted", "keep", "left"), [(8, 2, {4, 8}), (8, 1, {8}), (4, 2, {4}), (8, None, {4, 8})])
-def test_before_a_resume_old_and_half_written_checkpoints_go(checkpoints, counted, keep, left):
+@pytest.mark.parametrize(
+    ("counted", "keep", "mode", "left"),
+    [
+        (8, 2, "auto", {4, 8}),
+        (8, 1, "auto", {8}),
+        (8, 0, "auto", {4, 8}),  # verl keeps all, and so with -1
+        (8, -1, "auto", {4, 8}),
+        (8, None, "auto", {4, 8}),
+        (4, 1, "auto", {4, 8}),  # half-written or not wanted, the next one takes its place
+        (8, 1, "resume_path", {4, 8}),
+    ],
+)
+def test_before_a_resume_what_verl_would_have_removed_goes_and_no_more(checkpoints, cfg, counted, keep, mode, left):
     (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(counted))
-    clear(checkpoints.parent, keep)
-    assert {path.name for path in checkpoints.glob("global_step_*")} == {f"global_step_{step}" for step in left}
+    (checkpoints / "global_step_4_good" / "actor").mkdir(parents=True)
+    cfg.trainer.max_actor_ckpt_to_keep, cfg.trainer.resume_mode = keep, mode
+    remove_old(cfg, checkpoints.parent)
+    found = {path.name for path in checkpoints.glob("global_step_*")}
+    assert found == {"global_step_4_good"} | {f"global_step_{step}" for step in left}
 
 
-def test_before_a_resume_half_a_line_of_events_goes(tmp_path):
-    events = tmp_path / "samples" / "events.jsonl"
-    events.parent.mkdir()
+def test_nothing_is_removed_where_no_checkpoint_counts(checkpoints, cfg):
+    (checkpoints / "latest_checkpointed_iteration.txt").unlink()
+    cfg.trainer.max_actor_ckpt_to_keep = 1
+    remove_old(cfg, checkpoints.parent)
+    assert len(list(checkpoints.glob("global_step_*"))) == 2
+
+
+def test_half_a_line_goes_before_its_file_is_read(tmp_path):
+    events = tmp_path / "events.jsonl"
+    assert whole_lines(events) == 0
     events.write_text('{"step": 1}\n{"st')
-    clear(tmp_path, 2)
+    assert whole_lines(events) == 1
     assert events.read_text() == '{"step": 1}\n'
+
+
+def test_a_checkpoint_without_the_file_of_a_rank_is_not_whole(checkpoints, cfg):
+    for rank in (1, 0):
+        (checkpoints / "global_step_8" / "actor" / f"model_world_size_2_rank_{rank}.pt").unlink()
+        with pytest.raises(UserError, match=r"_rank_\d.pt is damaged .*go on after step 4"):
+            check_resume(cfg, checkpoints.parent, 8)
+
+
+def test_other_data_under_the_same_name_is_refused(checkpoints, cfg):
+    Path(cfg.data.train_files).write_text("made again")
+    with pytest.raises(UserError, match=r"not what .* was trained on so far"):
+        check_resume(cfg, checkpoints.parent, 8)
 
 
 def test_a_damaged_summary_is_named(tmp_path):

@@ -1,11 +1,14 @@
-"""Launch scripts, doctor, and submission to a Ray cluster of two nodes."""
+"""Launch scripts, doctor, and runs on a Ray cluster of two nodes."""
 
+import json
 import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import time
 import uuid
 from contextlib import suppress
 from itertools import pairwise
@@ -14,9 +17,10 @@ from pathlib import Path
 import hydra
 import pytest
 
-from data_prep.cli import CONFIGS
-from verl_recipes import cluster, doctor
+from data_prep.cli import CONFIGS, UserError
+from verl_recipes import cluster, doctor, train
 from verl_recipes.configuration import check_choice
+from verl_recipes.summary import AGREEMENT, read_samples
 
 ROOT = CONFIGS.parent
 SCRIPTS = ["a800_x1", "a800_x2", "a800_x3", "a800_x4", "a800_x8", "rtx4090_x1", "cpu"]
@@ -130,6 +134,33 @@ def test_a_cluster_without_enough_nodes_is_told_from_one_with():
     assert cluster.missing([node(2), node(2)], 2, 2, 6) != ""
 
 
+def test_another_run_in_the_cluster_is_known_by_its_queue():
+    server, queue = ({"name": "any", "namespace": namespace} for namespace in ("of a job", "transfer_queue"))
+    assert cluster.occupied([server]) == ""
+    assert "a run is on the Ray cluster still" in cluster.occupied([server, queue])
+
+
+def test_a_node_that_ray_still_calls_alive_must_answer():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        node = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": server.getsockname()[1]}
+        assert cluster.answers(node)
+    assert not cluster.answers(node)
+
+
+def test_a_node_that_stays_away_ends_the_run_with_one_line_that_says_how_to_go_on(tmp_path, monkeypatch):
+    def check_nodes(cfg, patience):
+        raise UserError(f"2 nodes are wanted; waited {patience} s")
+
+    monkeypatch.setattr(train, "check_nodes", check_nodes)
+    train.await_return(None, tmp_path)  # not in a job
+    monkeypatch.setattr(train, "in_job", lambda: True)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("40")
+    with pytest.raises(UserError) as error:
+        train.await_return(None, tmp_path)
+    assert str(error.value) == "error: 2 nodes are wanted; waited 600 s; the same command goes on after step 40"
+
+
 def test_a_job_joins_its_cluster_with_its_environment():
     config = {
         "ray_kwargs": {"ray_init": {"num_cpus": 16, "num_gpus": 8, "object_store_memory": 1, "log_to_driver": True}}
@@ -175,29 +206,42 @@ class Cluster:
     def on(self, node, *command):
         return [*(["ip", "netns", "exec", self.names[node]] if self.apart else []), *command]
 
+    def mark(self, node):
+        """A variable in the environment of every process of a node, by which they are found."""
+        return {"COUNTDOWN_ZERO_NODE": f"{self.token}{node}"}
+
     def run(self, *command, timeout=600, node=0):
+        environment = self.environment | self.mark(node)
         return subprocess.run(
-            self.on(node, *command), cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout
+            self.on(node, *command), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
         )
 
-    def submit(self, *arguments, **options):
-        return self.run("bash", "launch/ray_submit.sh", f"http://{self.ips[0]}:8265", *arguments, **options)
+    def submission(self, *arguments):
+        return ["bash", "launch/ray_submit.sh", f"http://{self.ips[0]}:8265", *arguments]
 
-    def start(self):
+    def submit(self, *arguments):
+        return self.run(*self.submission(*arguments))
+
+    def start(self, node):
+        # A folder for each: a node that unpacks a job's files first deletes those that are there, and a process whose
+        # working folder is gone cannot load torch ("oneMKL FATAL ERROR: Cannot load libtorch_cpu.so").
         common = ["--num-gpus=1", "--num-cpus=16", "--object-store-memory=500000000", "--disable-usage-stats"]
-        head = ["ray", "start", "--head", f"--node-ip-address={self.ips[0]}", "--port=6379", "--dashboard-host=0.0.0.0"]
-        worker = ["ray", "start", f"--address={self.ips[0]}:6379", f"--node-ip-address={self.ips[1]}"]
-        for node, command in enumerate(([*head, f"--temp-dir={self.folder}"], worker)):
-            result = self.run(*command, *common, node=node)
-            assert result.returncode == 0, result.stdout + result.stderr
+        common += [f"--node-ip-address={self.ips[node]}", f"--temp-dir={self.folder}/{node}"]
+        head, worker = ["--head", "--port=6379", "--dashboard-host=0.0.0.0"], [f"--address={self.ips[0]}:6379"]
+        result = self.run("ray", "start", *(worker if node else head), *common, node=node)
+        assert result.returncode == 0, result.stdout + result.stderr
 
-    def stop(self):
-        """End what carries the cluster's token, and only that."""
-        mark = f"RAY_AUTH_TOKEN={self.token}".encode()
+    def kill(self, node):
+        """`kill -9` of all that runs on a node."""
+        ((name, value),) = self.mark(node).items()
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                if int(path.name) != os.getpid() and mark in (path / "environ").read_bytes():
+                if f"{name}={value}".encode() in (path / "environ").read_bytes():
                     os.kill(int(path.name), 9)
+
+    def stop(self):
+        for node in (1, 0):
+            self.kill(node)
         for name in self.names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -208,7 +252,8 @@ def two_nodes():
     folder = Path(f"/tmp/cz-{uuid.uuid4().hex[:8]}")  # Ray's sockets need a short one
     running = Cluster(folder)
     try:
-        running.start()
+        for node in (0, 1):
+            running.start(node)
         yield running
     finally:
         running.stop()
@@ -287,9 +332,95 @@ def test_a_node_count_that_is_not_met_is_said_within_a_minute(two_nodes, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.end_to_end
+def test_a_cluster_that_another_run_uses_is_refused(two_nodes):
+    code = """
+import sys, ray
+from verl_recipes import cluster
+ray.init(address=sys.argv[1])
+@ray.remote
+class Controller: pass
+controller = Controller.options(name="TransferQueueController", namespace="transfer_queue").remote()
+ray.get(controller.__ray_ready__.remote())
+cluster.await_nodes(sys.argv[1], 2, 1, 2, patience=1)
+"""
+    result = two_nodes.run(sys.executable, "-c", code, f"{two_nodes.ips[0]}:6379")
+    assert (result.returncode, result.stderr.splitlines()[-1][:37]) == (1, "error: a run is on the Ray cluster st")
+
+
 @pytest.fixture(scope="module")
 def small_data(tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "small"
     command = [sys.executable, "-m", "data_prep", f"out={out}", "train_size=512", "test_size=16"]
     subprocess.run(command, cwd=ROOT, check=True)
     return [f"data.train_files={out}/train.parquet", f"data.val_files={out}/test.parquet"]
+
+
+RUN = ["prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.total_training_steps=4", "trainer.save_freq=2"]
+TWO_NODES = ["nodes=2", "gpus.all=1"]
+
+
+def steps_of(run_dir):
+    """The metrics of every training step that a run has finished, in the order of its files."""
+    files = [path for name in ("metrics", "metrics.part") if (path := run_dir / f"{name}.jsonl").exists()]
+    lines = [json.loads(line) for path in files for line in path.read_text().splitlines() if line.endswith("}")]
+    return [line["data"] for line in lines if "training/global_step" in line["data"]]
+
+
+def samples_of(run_dir, *keys):
+    """Of each step, these keys of all responses, sorted."""
+    files = [run_dir / "samples" / "train" / f"{step}.jsonl" for step in range(1, len(steps_of(run_dir)) + 1)]
+    return [sorted(tuple(row[key] for key in keys) for row in read_samples(file)) for file in files]
+
+
+@pytest.fixture(scope="module")
+def on_one(tmp_path_factory, small_data):
+    """The run folder of the same run on one machine, with two ranks as well."""
+    run_dir = tmp_path_factory.mktemp("one") / "run"
+    command = [sys.executable, "-m", "verl_recipes.train", f"run_dir={run_dir}", *RUN, *small_data]
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    return run_dir
+
+
+@pytest.mark.end_to_end
+def test_a_run_over_two_nodes_has_a_rank_on_each_and_ends_as_on_one(two_nodes, on_one, tmp_path, small_data):
+    run_dir = tmp_path / "run"
+    result = two_nodes.submit(f"run_dir={run_dir}", *TWO_NODES, *RUN, *small_data)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for node in (0, 1):
+        logs = (two_nodes.folder / str(node)).glob("session_latest/logs/worker-*.out")
+        assert any(":actor_name:WorkerDict" in log.read_text() for log in logs), node
+    assert len(list((run_dir / "checkpoints/global_step_4/actor").glob("model_world_size_2_rank_*.pt"))) == 2
+    assert json.loads((run_dir / "summary.json").read_text())["steps"] == 4
+    for data, there in zip(steps_of(run_dir), steps_of(on_one), strict=True):
+        assert 0 < data["actor/grad_norm"] == pytest.approx(there["actor/grad_norm"], rel=1e-4)
+        assert min(data[name] for name in AGREEMENT if name in data) >= 0.999
+    assert samples_of(run_dir, "prompt", "response") == samples_of(on_one, "prompt", "response")
+
+
+@pytest.mark.end_to_end
+def test_a_node_that_dies_is_waited_for_and_no_step_is_lost_or_repeated(two_nodes, on_one, tmp_path, small_data):
+    run_dir, output = tmp_path / "run", tmp_path / "output.txt"
+    command = two_nodes.submission(f"run_dir={run_dir}", "trainer.restarts=2", *TWO_NODES, *RUN, *small_data)
+
+    def wait_for(condition, seconds=240):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert client.poll() is None, output.read_text()
+            assert time.monotonic() < deadline, output.read_text()
+            time.sleep(0.1)
+
+    with output.open("w") as file:
+        client = subprocess.Popen(
+            two_nodes.on(0, *command), cwd=ROOT, env=two_nodes.environment, stdout=file, stderr=file
+        )
+    try:
+        wait_for(lambda: len(steps_of(run_dir)) == 3)
+        two_nodes.kill(1)
+        wait_for(lambda: "nodes of [1] GPUs; waiting" in output.read_text())
+        two_nodes.start(1)
+        assert client.wait(timeout=240) == 0, output.read_text()
+    finally:
+        client.kill()
+    assert [data["training/global_step"] for data in steps_of(run_dir)] == [1, 2, 3, 4]
+    assert samples_of(run_dir, "prompt") == samples_of(on_one, "prompt")

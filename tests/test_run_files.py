@@ -228,7 +228,9 @@ def test_verl_is_started_again_as_often_as_asked_but_not_after_an_alarm(tmp_path
         raise train.VerlStoppedError(message)
 
     monkeypatch.setattr(train, "start_verl", stops)
-    cfg = OmegaConf.create({"trainer": {"total_training_steps": 4, "restarts": 2}})
+    (tmp_path / "train.parquet").touch()
+    data = {"train_files": str(tmp_path / "train.parquet"), "val_batch_size": None}
+    cfg = OmegaConf.create({"trainer": {"total_training_steps": 4, "restarts": 2}, "data": data})
     with pytest.raises(UserError, match="verl stopped"):
         train.train(cfg, tmp_path, Console(quiet=True))
     assert len(calls) == starts

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from verl_recipes.checkpoints import checkpoint_steps
+
 
 class DegenerateOutputError(RuntimeError):
     """Ends verl; verl_recipes.checks.reason finds it in the log."""
@@ -41,12 +43,8 @@ def component_metrics(rows: list[dict[str, Any]], prefix: str) -> dict[str, floa
 
 
 def last_good_checkpoint(checkpoints: Path, first_bad_step: int) -> Path | None:
-    """The last checkpoint whose own output was good: the weights of step k wrote the responses of step k + 1.
-
-    Of a checkpoint that verl removed to keep few, the folder stays, without `actor`.
-    """
-    steps = [int(path.parent.name.removeprefix("global_step_")) for path in checkpoints.glob("global_step_*/actor")]
-    good = [step for step in steps if step + 1 < first_bad_step]
+    """The last checkpoint whose own output was good: the weights of step k wrote the responses of step k + 1."""
+    good = [step for step in checkpoint_steps(checkpoints) if step + 1 < first_bad_step]
     return checkpoints / f"global_step_{max(good)}" if good else None
 
 

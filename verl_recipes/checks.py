@@ -7,7 +7,6 @@ import shutil
 import ssl
 import subprocess
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from http.client import HTTPException
@@ -27,17 +26,19 @@ from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError
 from data_prep.sources import file_sha256
+from verl_recipes.checkpoints import damage, way_on
 from verl_recipes.configuration import check_choice
 
 COLUMNS = {"data_source", "prompt", "reward_model"}
 CPU_MEMORY_GIB = 8  # what the tiny run takes at its peak with its two ranks, rounded up (README.md)
 GIB = 2**30
-TRACKER = "latest_checkpointed_iteration.txt"  # verl writes the step into it when a checkpoint is whole
 # What may not change between a checkpoint and a resume: the model's parts and how they are sharded, the optimizer's
 # kind, and the order of the data.
 FIXED = (
     "actor_rollout_ref.model.path",
     "actor_rollout_ref.model.lora_rank",
+    "actor_rollout_ref.model.lora_alpha",
+    "actor_rollout_ref.model.target_modules",
     "actor_rollout_ref.actor.strategy",
     "actor_rollout_ref.actor.optim.optimizer",
     "algorithm.adv_estimator",
@@ -46,6 +47,8 @@ FIXED = (
     "trainer.v1.trainer_mode",
     "data.train_files",
     "data.train_max_samples",
+    "data.max_prompt_length",
+    "data.filter_overlong_prompts",
     "data.train_batch_size",
     "data.shuffle",
     "data.seed",
@@ -105,7 +108,7 @@ def read_json(path: Path, advice: str) -> Any:
     """What a JSON file holds; UserError with this advice where it is damaged."""
     try:
         return json.loads(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); {advice}") from None
 
 
@@ -125,7 +128,7 @@ def check_prompt(files: str | Sequence[str] | None, template: str | None) -> Non
             )
 
 
-def check_model(path: str, trust_remote_code: bool = False) -> int:
+def check_model(path: str) -> int:
     """Size in bytes of the weights in a local model folder; 0 for the name of a model on a hub."""
     folder = Path(path)
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and os.environ.get("HF_HUB_OFFLINE") != "1":
@@ -134,13 +137,7 @@ def check_model(path: str, trust_remote_code: bool = False) -> int:
     if not (folder / "config.json").is_file() or not weights:
         raise UserError(f"{path} holds no model: config.json and *.safetensors are expected in that folder")
     for file in folder.glob("*.json"):
-        content = read_json(file, "fetch or export the model again")
-        # verl's reward worker loads tokenizers with trust_remote_code=True whatever the configuration says.
-        if "auto_map" in content and not trust_remote_code:
-            raise UserError(
-                f"{file} asks to run code that comes with the model (auto_map): read it, and if you trust it, add "
-                "actor_rollout_ref.model.trust_remote_code=true"
-            )
+        read_json(file, "fetch or export the model again")
     for file in folder.glob("*.safetensors"):
         try:
             with safe_open(file, "numpy"):
@@ -150,41 +147,19 @@ def check_model(path: str, trust_remote_code: bool = False) -> int:
     return sum(file.stat().st_size for file in weights)
 
 
-def checkpoint_steps(checkpoints: Path) -> list[int]:
-    """The steps of the checkpoints that are there, the newest first; of one that verl removed, the folder stays."""
-    folders = [path.parent for path in checkpoints.glob("global_step_*/actor")]
-    return sorted((int(folder.name.removeprefix("global_step_")) for folder in folders), reverse=True)
+def check_code(model: DictConfig) -> None:
+    """A model folder that brings code is trusted: verl's reward worker loads tokenizers with trust_remote_code=True."""
+    for file in Path(model.path).glob("*.json"):
+        if "auto_map" in read_json(file, "fetch or export the model again") and not model.trust_remote_code:
+            raise UserError(
+                f"{file} asks to run code that comes with the model (auto_map): read it, and if you trust it, add "
+                "actor_rollout_ref.model.trust_remote_code=true"
+            )
 
 
-def damage(checkpoint: Path) -> str:
-    """Which file of a checkpoint of verl's is damaged, "" for none: torch keeps a checksum of everything in them."""
-    for file in [checkpoint / "data.pt", *sorted(checkpoint.rglob("*.pt"))]:  # data.pt is what verl writes last
-        try:
-            with zipfile.ZipFile(file) as content:
-                damaged = content.testzip()
-        except (zipfile.BadZipFile, OSError) as error:
-            damaged = str(error)
-        if damaged:
-            return f"{file} is damaged ({damaged})"
-    return ""
-
-
-def way_on(checkpoints: Path, below: float = float("inf")) -> str:
-    """The command after which a run goes on from its newest whole checkpoint of a step less than `below`."""
-    steps = (step for step in checkpoint_steps(checkpoints) if step < below)
-    for step in steps:
-        if not damage(checkpoints / f"global_step_{step}"):
-            return f"`echo {step} > {checkpoints / TRACKER}` to go on after step {step}"
-    return "fresh=true to start anew"
-
-
-def last_checkpoint(run_dir: Path) -> int:
-    """The step of the last whole checkpoint, 0 where there is none."""
-    checkpoints = run_dir / "checkpoints"
-    text = (checkpoints / TRACKER).read_text() if (checkpoints / TRACKER).exists() else "0"
-    if not text.strip().isdecimal():
-        raise UserError(f"{checkpoints / TRACKER} is damaged; {way_on(checkpoints)}")
-    return int(text)
+def hashes(files: str | Sequence[str]) -> dict[str, str]:
+    """The hash of each data file."""
+    return {name: file_sha256(Path(name)) for name in ([files] if isinstance(files, str) else files)}
 
 
 def check_resume(cfg: DictConfig, run_dir: Path, step: int) -> None:
@@ -200,6 +175,11 @@ def check_resume(cfg: DictConfig, run_dir: Path, step: int) -> None:
                 f"{key} was {was} in {run_dir} and is {now} now, which its checkpoint does not allow: set it back, or "
                 "name=another for a new run (verl_recipes.export gives it this one's model)"
             )
+    if read_json(run_dir / "data.json", "fresh=true to start anew") != hashes(cfg.data.train_files):
+        raise UserError(
+            f"data.train_files are not what {run_dir} was trained on so far, so their order cannot go on: bring them "
+            "back, or name=another for a new run"
+        )
 
 
 def has_login(hosts: Sequence[str], *files: str) -> bool:
@@ -295,8 +275,8 @@ def preflight(cfg: DictConfig, run_dir: Path) -> None:
         raise UserError(
             f"data.train_files: {rows} rows are less than one batch (data.train_batch_size={cfg.data.train_batch_size})"
         )
-    model = cfg.actor_rollout_ref.model
-    check_space(cfg, run_dir, check_model(model.path, model.trust_remote_code))
+    check_space(cfg, run_dir, check_model(cfg.actor_rollout_ref.model.path))
+    check_code(cfg.actor_rollout_ref.model)
 
 
 def reason(log: Path, offset: int = 0) -> str:

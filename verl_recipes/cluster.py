@@ -4,6 +4,7 @@ python -m verl_recipes.cluster ADDRESS NODES GPUS_PER_NODE    waits for them, a 
 """
 
 import os
+import socket
 import sys
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from data_prep.cli import UserError
 
 PATIENCE = 30  # seconds that nodes may take to join
+RETURN = 600  # seconds that one may take to come back, where a run has lost it: a machine starts in minutes
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "object_store_memory", "include_dashboard")
 
 
@@ -35,34 +37,59 @@ def missing(nodes: list[dict[str, Any]], wanted: int, gpus: int, in_all: int) ->
     return f"{wanted} nodes of {gpus} GPUs ({in_all} in all) are wanted, and the Ray cluster has nodes of {held} GPUs"
 
 
-def await_nodes(address: str, wanted: int, gpus: int, in_all: int) -> None:
-    """Return once the cluster has the nodes; UserError where that takes longer than PATIENCE seconds."""
+def answers(node: dict[str, Any]) -> bool:
+    """Whether a node of `ray.nodes()` is there: of one that died Ray says "Alive" for half a minute more."""
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=3).close()
+    except OSError:
+        return False
+    return True
+
+
+def occupied(actors: list[dict[str, str]]) -> str:
+    """Another run in a cluster, as a sentence; "" for none. verl's queue has one name there: two runs would share it.
+
+    Args:
+        actors: as from `ray.util.list_named_actors(all_namespaces=True)`.
+    """
+    if all(actor["namespace"] != "transfer_queue" for actor in actors):
+        return ""
+    return "a run is on the Ray cluster still, and its queue (verl's TransferQueue) would be this run's too"
+
+
+def await_nodes(address: str, wanted: int, gpus: int, in_all: int, patience: float = PATIENCE) -> None:
+    """Return once the cluster has the nodes and no run; UserError where that takes longer than `patience` seconds."""
     import ray
 
-    deadline = time.monotonic() + PATIENCE
+    deadline, said = time.monotonic() + patience, ""
     while True:
         try:
             if not ray.is_initialized():
                 ray.init(address=address, logging_level="error", log_to_driver=False)
-            lack = missing(ray.nodes(), wanted, gpus, in_all)
+            nodes = [node for node in ray.nodes() if node["Alive"] and answers(node)]
+            actors = ray.util.list_named_actors(all_namespaces=True)
+            lack = missing(nodes, wanted, gpus, in_all) or occupied(actors)
         except ConnectionError as error:
             lack = str(error).splitlines()[0]
         if not lack or time.monotonic() > deadline:
             break
+        if lack != said:
+            print(f"{lack}; waiting {patience} s at most", flush=True)
+            said = lack
         time.sleep(1)
     ray.shutdown()
     if lack:
-        raise UserError(f"{lack}; waited {PATIENCE} s. `ray status` shows what joined")
+        raise UserError(f"{lack}; waited {patience} s. `ray status` shows what joined")
 
 
-def check_nodes(cfg: DictConfig) -> None:
-    """In a job: the run's nodes are there."""
+def check_nodes(cfg: DictConfig, patience: float = PATIENCE) -> None:
+    """In a job: the run's nodes are there and free, or come within `patience` seconds."""
     split = cfg.trainer.v1.trainer_mode == "separate_async"
     rollout = cfg.actor_rollout_ref.rollout
     in_all = cfg.trainer.nnodes * cfg.trainer.n_gpus_per_node + (
         rollout.nnodes * rollout.n_gpus_per_node if split else 0
     )
-    await_nodes(os.environ["RAY_ADDRESS"], cfg.trainer.nnodes, cfg.trainer.n_gpus_per_node, in_all)
+    await_nodes(os.environ["RAY_ADDRESS"], cfg.trainer.nnodes, cfg.trainer.n_gpus_per_node, in_all, patience)
 
 
 def join(config: dict[str, Any], environment: dict[str, str]) -> None:

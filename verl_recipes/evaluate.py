@@ -38,7 +38,8 @@ from rich.table import Table
 
 from data_prep.cli import CONFIGS, UserError, run
 from data_prep.sources import file_sha256
-from verl_recipes.checks import check_model, check_parquet, check_prompt, check_space, last_checkpoint
+from verl_recipes.checkpoints import last_checkpoint
+from verl_recipes.checks import check_code, check_model, check_parquet, check_prompt, check_space
 from verl_recipes.measure import CONFIDENCE, OUT, compare, measure
 from verl_recipes.summary import read_samples, summarize, write_whole
 from verl_recipes.supervise import locked
@@ -198,11 +199,8 @@ def evaluate(cfg: DictConfig, out: Path, console: Console) -> dict[str, Any]:
     names, training = [str(file) for file in files], training_config(cfg, out)
     check_parquet(names, "data")
     check_prompt(names, training.actor_rollout_ref.model.custom_chat_template)
-    check_space(
-        training,
-        out,
-        0 if is_checkpoint(weights) else check_model(str(weights), training.actor_rollout_ref.model.trust_remote_code),
-    )
+    check_space(training, out, 0 if is_checkpoint(weights) else check_model(str(weights)))
+    check_code(training.actor_rollout_ref.model)
     wanted, about = identity(cfg, weights, files), out / "evaluation.json"
     with locked(out):
         if cfg.fresh:

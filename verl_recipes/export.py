@@ -23,7 +23,8 @@ from rich.console import Console
 
 from data_prep.cli import CONFIGS, UserError, run
 from data_prep.folder import replaced
-from verl_recipes.checks import check_model, last_checkpoint
+from verl_recipes.checkpoints import last_checkpoint
+from verl_recipes.checks import check_model
 from verl_recipes.evaluate import find_weights, hugging_face, run_of, text
 from verl_recipes.measure import measure
 from verl_recipes.summary import read_samples

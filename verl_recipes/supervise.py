@@ -187,13 +187,17 @@ def remove_what_the_killed_left() -> None:
 
 def segments() -> list[Path]:
     """The shared-memory segments of this user that bear one of the names."""
-    named = [path for path in Path("/dev/shm").iterdir() if path.name.startswith(SEGMENTS)]
-    return [path for path in named if path.exists() and path.stat().st_uid == os.getuid()]
+    found = []
+    for path in Path("/dev/shm").iterdir():
+        with suppress(FileNotFoundError):  # it went in between
+            if path.name.startswith(SEGMENTS) and path.stat().st_uid == os.getuid():
+                found.append(path)
+    return found
 
 
 def remove(scratch: Path) -> None:
     """Remove a run's scratch folder, and the segments that were not there before it and that no process maps."""
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # somebody else's, or cut short
         before = (scratch / "segments").read_text().splitlines()
         mapped = mapped_segments()
         for path in segments():
@@ -205,9 +209,7 @@ def remove(scratch: Path) -> None:
 def mapped_segments() -> set[str]:
     """The paths below /dev/shm that a living process maps."""
     mapped = set()
-    for process in psutil.process_iter():
-        try:
-            mapped |= {entry.path for entry in process.memory_maps() if entry.path.startswith("/dev/shm/")}
-        except psutil.Error:
-            continue
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):  # it went in between, or is somebody else's
+            mapped |= set(re.findall(r"/dev/shm/\S+", maps.read_text()))
     return mapped

@@ -1,6 +1,7 @@
 """python -m verl_recipes.train [overrides]: one run, from a base model to a trained one and the numbers of both.
 
     runs/tiny-seed0/
+        data.json      the hashes of the training data
         config.yaml    the resolved configuration; `python -m verl.trainer.main_ppo` takes it as it is
         log.txt        what verl, Ray and vLLM print
         metrics.jsonl  verl's metrics, one line a step
@@ -33,8 +34,9 @@ from rich.table import Table
 
 from data_prep.cli import CONFIGS, UserError, run
 from verl_recipes.alarms import DegenerateOutputError
-from verl_recipes.checks import check_resume, checkpoint_steps, last_checkpoint, preflight, read_json, reason
-from verl_recipes.cluster import check_nodes, in_job, join
+from verl_recipes.checkpoints import checkpoint_steps, last_checkpoint
+from verl_recipes.checks import check_parquet, check_resume, hashes, preflight, read_json, reason
+from verl_recipes.cluster import RETURN, check_nodes, in_job, join
 from verl_recipes.curves import draw
 from verl_recipes.progress import Progress
 from verl_recipes.report import write_report
@@ -80,21 +82,28 @@ def merge_metrics(run_dir: Path) -> None:
     part.unlink(missing_ok=True)
 
 
-def clear(run_dir: Path, keep: int | None) -> None:
-    """Leave of a run that was ended what the next start of verl builds on.
+def remove_old(cfg: DictConfig, run_dir: Path) -> None:
+    """Remove checkpoints that verl's earlier processes left: each counts its own alone when it keeps the newest few."""
+    keep, counted, folder = cfg.trainer.max_actor_ckpt_to_keep, last_checkpoint(run_dir), run_dir / "checkpoints"
+    older = [step for step in checkpoint_steps(folder) if step <= counted]
+    if keep and keep > 0 and cfg.trainer.resume_mode == "auto":
+        for step in older[keep:]:
+            shutil.rmtree(folder / f"global_step_{step}", ignore_errors=True)
 
-    verl counts only the checkpoints of its own process when it removes all but the newest `keep`, so those of earlier
-    ones would pile up, half-written ones among them; and a line of events may be cut.
-    """
-    counted, checkpoints = last_checkpoint(run_dir), run_dir / "checkpoints"
-    steps = checkpoint_steps(checkpoints)
-    whole = [step for step in steps if step <= counted]
-    for step in set(steps) - set(whole[:keep]):
-        shutil.rmtree(checkpoints / f"global_step_{step}")
-    events = run_dir / "samples" / "events.jsonl"
-    if events.exists():
-        with events.open("rb+") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+
+def whole_lines(file: Path) -> int:
+    """The number of lines of a file, after half a line at its end, of a process that was killed, is cut off."""
+    if not file.exists():
+        return 0
+    with file.open("rb+") as lines:
+        content = lines.read()
+        lines.truncate(content.rfind(b"\n") + 1)
+    return content.count(b"\n")
+
+
+def is_measured(file: Path, responses: int) -> bool:
+    """Whether all responses of an evaluation are there: with data.val_batch_size they come batch by batch."""
+    return file.exists() and whole_lines(file) >= responses
 
 
 def start_verl(cfg: DictConfig, run_dir: Path, console: Console, batches: int = 1, **trainer: Any) -> None:
@@ -103,7 +112,8 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, batches: int = 
     `batches`: of an evaluation, for the progress that is shown.
     """
     merge_metrics(run_dir)
-    clear(run_dir, cfg.trainer.max_actor_ckpt_to_keep)
+    remove_old(cfg, run_dir)
+    whole_lines(run_dir / "samples" / "events.jsonl")
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["trainer"] |= trainer
     # n samples a test problem as n prompts of one: for a prompt with several, verl bootstraps best@k and worst@k of
@@ -174,12 +184,6 @@ def export(run_dir: Path, step: int) -> None:
     to_hugging_face(actor, run_dir / "model", run_dir / "log.txt")
 
 
-def events_of(run_dir: Path) -> list[dict[str, Any]]:
-    """What the sampler noted (verl_recipes/sampler.py)."""
-    events = run_dir / "samples" / "events.jsonl"
-    return read_samples(events) if events.exists() else []
-
-
 def stage_seconds(events: list[dict[str, Any]], started: float) -> dict[str, float]:
     """Seconds by stage since `started`, as the events since then tell."""
     seconds: dict[str, float] = {}
@@ -219,28 +223,43 @@ def show(summary: dict[str, Any], run_dir: Path, console: Console) -> None:
     )
 
 
+def await_return(cfg: DictConfig, run_dir: Path) -> None:
+    """In a job: wait for a node that the run lost; without it verl would not start, or wait for it and say nothing."""
+    if in_job():
+        try:
+            check_nodes(cfg, RETURN)
+        except UserError as error:
+            again = f"the same command goes on after step {last_checkpoint(run_dir)}"
+            raise UserError(f"{str(error).removeprefix('error: ')}; {again}") from None
+
+
 def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
     """Bring the run to its last step, from wherever it is, and return its summary."""
     started, steps, resumed_from = time.time(), cfg.trainer.total_training_steps, last_checkpoint(run_dir)
-    earlier = len(events_of(run_dir))
+    events = run_dir / "samples" / "events.jsonl"
+    earlier = whole_lines(events)
+    responses = cfg.eval_n * check_parquet(cfg.data.val_files, "data.val_files") if cfg.data.val_batch_size else 1
     base, trained = (run_dir / "samples" / "validation" / f"{step}.jsonl" for step in (0, steps))
     if resumed_from:
         check_resume(cfg, run_dir, resumed_from)
         console.print(f"continuing {run_dir} after step {resumed_from}")
+    else:
+        write_whole(run_dir / "data.json", json.dumps(hashes(cfg.data.train_files), indent=2) + "\n")
     for left in reversed(range(cfg.trainer.restarts + 1)):
         if last_checkpoint(run_dir) >= steps:
             break
         try:
-            start_verl(cfg, run_dir, console, val_before_train=not base.exists())
+            start_verl(cfg, run_dir, console, val_before_train=not is_measured(base, responses))
             break
         except VerlStoppedError as error:
             if not left or DegenerateOutputError.__name__ in str(error):  # which would only happen again
                 raise
             line = f"{str(error).removeprefix('error: ')}; starting it again (trainer.restarts: {left - 1} left)"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if not trained.exists():  # the run was ended between its last step and the evaluation of it
+            await_return(cfg, run_dir)
+    if not is_measured(trained, responses):  # the run was ended between its last step and the evaluation of it
         start_verl(cfg, run_dir, console, val_before_train=True, val_only=True)
-    seconds = stage_seconds(events_of(run_dir)[earlier:], started)
+    seconds = stage_seconds(read_samples(events)[earlier:], started)
     export_started = time.time()
     export(run_dir, last_checkpoint(run_dir))
     summary = {

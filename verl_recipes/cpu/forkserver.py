@@ -88,9 +88,13 @@ def ask(path: str, arguments: list[str]) -> None:
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """A request and its open files, at other numbers than it had them."""
     header, files, _, _ = socket.recv_fds(connection, HEADER.size, FILES)
-    (length,) = HEADER.unpack(header)
-    body = connection.recv(length, socket.MSG_WAITALL)
-    return json.loads(body), files
+    try:
+        (length,) = HEADER.unpack(header)
+        return json.loads(connection.recv(length, socket.MSG_WAITALL)), files
+    except (OSError, ValueError, struct.error):
+        for fd in files:
+            os.close(fd)
+        raise
 
 
 def become(request: dict[str, Any], files: list[int]) -> None:
@@ -143,7 +147,6 @@ def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Fork for every caller; who comes before the imports are done waits. Returns in a fork: what it is to become."""
     import gc
 
-    import_module("setproctitle").getproctitle()  # it finds the title's place only while the environment is unmoved
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARN")  # verl's, for its workers; vLLM reads it when it is imported
     for name in BEFORE_RAY:
         import_module(name)
@@ -169,6 +172,8 @@ def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 os.environ.update(request["environment"])
                 for name in MODULES:
                     import_module(name)
+                # Ray brings a copy of this library, and only one of them finds a process's title; vLLM's engine asks it.
+                sys.modules["setproctitle"] = sys.modules["ray._raylet"]
                 gc.collect()
                 gc.freeze()  # so that collections in the forks do not copy every page
             child = os.fork()
