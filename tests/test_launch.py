@@ -403,7 +403,7 @@ def test_a_node_that_dies_is_waited_for_and_no_step_is_lost_or_repeated(two_node
     run_dir, output = tmp_path / "run", tmp_path / "output.txt"
     command = two_nodes.submission(f"run_dir={run_dir}", "trainer.restarts=2", *TWO_NODES, *RUN, *small_data)
 
-    def wait_for(condition, seconds=240):
+    def wait_for(condition, seconds=600):
         deadline = time.monotonic() + seconds
         while not condition():
             assert client.poll() is None, output.read_text()
@@ -419,7 +419,7 @@ def test_a_node_that_dies_is_waited_for_and_no_step_is_lost_or_repeated(two_node
         two_nodes.kill(1)
         wait_for(lambda: "nodes of [1] GPUs; waiting" in output.read_text())
         two_nodes.start(1)
-        assert client.wait(timeout=240) == 0, output.read_text()
+        assert client.wait(timeout=600) == 0, output.read_text()
     finally:
         client.kill()
     assert [data["training/global_step"] for data in steps_of(run_dir)] == [1, 2, 3, 4]
