@@ -206,12 +206,8 @@ class Cluster:
     def on(self, node, *command):
         return [*(["ip", "netns", "exec", self.names[node]] if self.apart else []), *command]
 
-    def mark(self, node):
-        """A variable in the environment of every process of a node, by which they are found."""
-        return {"COUNTDOWN_ZERO_NODE": f"{self.token}{node}"}
-
     def run(self, *command, timeout=600, node=0):
-        environment = self.environment | self.mark(node)
+        environment = self.environment | {"COUNTDOWN_ZERO_NODE": f"{self.token}{node}"}  # by which `kill` finds it
         return subprocess.run(
             self.on(node, *command), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
         )
@@ -231,17 +227,18 @@ class Cluster:
         result = self.run("ray", "start", *(worker if node else head), *common, node=node)
         assert result.returncode == 0, result.stdout + result.stderr
 
-    def kill(self, node):
-        """`kill -9` of all that runs on a node."""
-        ((name, value),) = self.mark(node).items()
+    def kill(self, variable):
+        """`kill -9` of every process with this in its environment."""
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                if f"{name}={value}".encode() in (path / "environ").read_bytes():
+                if variable.encode() in (path / "environ").read_bytes():
                     os.kill(int(path.name), 9)
 
+    def kill_node(self, node):
+        self.kill(f"COUNTDOWN_ZERO_NODE={self.token}{node}")
+
     def stop(self):
-        for node in (1, 0):
-            self.kill(node)
+        self.kill(f"RAY_AUTH_TOKEN={self.token}")
         for name in self.names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -403,7 +400,7 @@ def test_a_node_that_dies_is_waited_for_and_no_step_is_lost_or_repeated(two_node
     run_dir, output = tmp_path / "run", tmp_path / "output.txt"
     command = two_nodes.submission(f"run_dir={run_dir}", "trainer.restarts=2", *TWO_NODES, *RUN, *small_data)
 
-    def wait_for(condition, seconds=240):
+    def wait_for(condition, seconds=600):
         deadline = time.monotonic() + seconds
         while not condition():
             assert client.poll() is None, output.read_text()
@@ -416,10 +413,10 @@ def test_a_node_that_dies_is_waited_for_and_no_step_is_lost_or_repeated(two_node
         )
     try:
         wait_for(lambda: len(steps_of(run_dir)) == 3)
-        two_nodes.kill(1)
+        two_nodes.kill_node(1)
         wait_for(lambda: "nodes of [1] GPUs; waiting" in output.read_text())
         two_nodes.start(1)
-        assert client.wait(timeout=240) == 0, output.read_text()
+        assert client.wait(timeout=600) == 0, output.read_text()
     finally:
         client.kill()
     assert [data["training/global_step"] for data in steps_of(run_dir)] == [1, 2, 3, 4]
