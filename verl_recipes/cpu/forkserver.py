@@ -172,7 +172,7 @@ def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 os.environ.update(request["environment"])
                 for name in MODULES:
                     import_module(name)
-                # Ray brings a copy of this library, and only one of them finds a process's title; vLLM's engine asks it.
+                # For vLLM's engine: Ray brings a copy of this library, and only one of the two finds a process's title.
                 sys.modules["setproctitle"] = sys.modules["ray._raylet"]
                 gc.collect()
                 gc.freeze()  # so that collections in the forks do not copy every page
