@@ -19,8 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ("tiny", "tinyzero_grpo", "mini_r1", "datawhale_r1", "datawhale_r1_article", "dapo", "dr_grpo", "rloo")
 ROWS = {f"{recipe}": [f"recipe={recipe}"] for recipe in ("tinyzero_ppo", *RECIPES)} | {
     f"{recipe} {group}": [f"recipe={recipe}", group]
-    for recipe in ("mini_r1", "tinyzero_ppo")
-    for group in ("tuning=lora", "topology=split")
+    for recipe, group in (
+        ("mini_r1", "tuning=lora"),
+        ("mini_r1", "topology=split"),
+        ("tinyzero_ppo", "topology=split"),
+    )
 }
 SHORT = ["prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.total_training_steps=2"]
 SHORT += ["trainer.save_freq=2", "trainer.test_freq=2", "fresh=true"]

@@ -67,6 +67,12 @@ def check_choice(cfg: DictConfig) -> None:
         raise UserError(
             f"algorithm.adv_estimator={cfg.algorithm.adv_estimator} compares responses: rollout.n must be 2 or more"
         )
+    reference = cfg.algorithm.use_kl_in_reward or actor.use_kl_loss
+    if cfg.actor_rollout_ref.model.lora_rank and reference and cfg.algorithm.adv_estimator == "gae":
+        raise UserError(  # verl 0.9.1 leaves `no_lora_adapter`, meant for the reference, in the critic's batch
+            "verl cannot train a critic beside a LoRA adapter whose base is the reference: set tuning=full, or leave "
+            "the KL out (algorithm.use_kl_in_reward=false)"
+        )
     if split and cfg.updates > 1 and trainer.device == "cpu" and not cfg.algorithm.rollout_correction.bypass_mode:
         raise UserError(  # verl's `tensor.cpu()` is no copy on a CPU
             "verl cannot keep the weights of a step's beginning on a CPU: with topology=split add "
