@@ -148,6 +148,22 @@ def test_what_a_killed_run_left_goes_at_the_next_start(monkeypatch, tmp_path):
     assert segment.name not in os.listdir("/dev/shm")
 
 
+def test_a_process_that_verl_would_wait_for_is_missed_once_it_is_gone(monkeypatch):
+    monkeypatch.setattr(supervise, "DEAD", 0.5)
+    name = supervise.WATCHED[0]
+    process = subprocess.Popen([name, "600"], executable="sleep")
+    watched = {}
+    try:
+        assert supervise.who_died(watched) == ""
+        time.sleep(0.6)
+        assert supervise.who_died(watched) == ""  # it is there still
+    finally:
+        process.kill()
+        process.wait()
+    time.sleep(0.6)
+    assert supervise.who_died(watched) == name
+
+
 def test_orphans_end_too():
     """A grandchild whose parent has gone is found and ended, even if it ignores SIGTERM."""
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"

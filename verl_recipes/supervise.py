@@ -36,7 +36,9 @@ TEMPORARY, SCRATCH = Path("/tmp"), "czero-"
 # listens on the loopback address alone. A job of a cluster joins that one.
 LOCAL = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 PYTHON = "COUNTDOWN_ZERO_PYTHON"  # names the executable that cpu/forkserver.py answers
-DEAD = 60  # seconds without an engine; at the end of a run its engines end some seconds before it does
+# verl waits for ever for an engine that dies while it gets weights, and for the responses of an agent loop that died.
+WATCHED = ("VLLM::EngineCore", "ray::AgentLoopWorker")
+DEAD = 60  # seconds; at the end of a run these end some seconds before it does
 SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names in /dev/shm
 
 
@@ -72,8 +74,8 @@ def run_verl(
             (verl_recipes/sampler.py).
 
     Returns:
-        verl's exit status; 1 where an engine of vLLM's died, which verl may wait for without end (it does while it
-        sends weights). Any exception, Ctrl-C and SIGTERM included, ends verl before it goes on.
+        verl's exit status; 1 where one of the processes WATCHED died. Any exception, Ctrl-C and SIGTERM included, ends
+        verl before it goes on.
     """
     where = [
         f"--config-path={config_dir.resolve()}",
@@ -93,7 +95,7 @@ def run_verl(
     environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else LOCAL)
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     deadline, stop = float("inf"), config_dir / "stop"
-    engines: dict[psutil.Process, float] = {}
+    watched: dict[psutil.Process, tuple[str, float]] = {}
     stop.unlink(missing_ok=True)
 
     def terminated(*_: object) -> None:
@@ -124,7 +126,9 @@ def run_verl(
         for look in count():
             if verl.poll() is not None or time.monotonic() > deadline:
                 break
-            if look % 25 == 0 and engine_died(engines):
+            if look % 25 == 0 and (name := who_died(watched)):
+                with log.open("a") as output:
+                    output.write(f"RuntimeError: {name} died, and verl would wait for it without end\n")
                 break
             watch()
             time.sleep(0.2)
@@ -141,18 +145,19 @@ def run_verl(
             signal.signal(each, handler)
 
 
-def engine_died(engines: dict[psutil.Process, float]) -> bool:
-    """Whether an engine of vLLM's below this process has been gone for DEAD seconds.
+def who_died(watched: dict[psutil.Process, tuple[str, float]]) -> str:
+    """The name of a process of WATCHED, below this one, that has been gone for DEAD seconds; "" for none.
 
     Args:
-        engines: when each was last seen; this function keeps it.
+        watched: the name of each, and when it was last seen; this function keeps it.
     """
     now = time.monotonic()
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if " ".join(process.cmdline()).startswith("VLLM::EngineCore"):
-                engines[process] = now
-    return any(now - seen > DEAD for seen in engines.values())
+            title = " ".join(process.cmdline())
+            if name := next(filter(title.startswith, WATCHED), ""):
+                watched[process] = name, now
+    return next((name for name, seen in watched.values() if now - seen > DEAD), "")
 
 
 def start_forkserver(scratch: Path, start: Callable[..., Any]) -> Path:
