@@ -72,6 +72,8 @@ class CountdownReplayBuffer(ReplayBuffer):
         split = "validation" if partition_id == "val" else partition_id
         self.note("generating", split, global_steps)
         self.end_if_asked()
+        if self.trainer_mode == "sync" and (wait := getattr(self.trainer.agent_loop_manager, "wait", None)):
+            wait()  # cpu/batch_rollout.py
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
         self.note("generated", split, global_steps)
         rows = self.read(batch, global_steps)

@@ -93,10 +93,14 @@ class BatchRollout:
         return ids
 
     def generate_sequences(self, batch: TensorDict) -> None:
-        """Start to answer every prompt of a batch, and return. The replay buffer polls for the end of it."""
+        """Start to answer every prompt of a batch, and return."""
         rows = rows_of(batch)
         validate, *_ = [row.pop("validate", False) for row in rows]
-        self.thread.submit(self.run, rows, "val" if validate else "train")
+        self.answering = self.thread.submit(self.run, rows, "val" if validate else "train")
+
+    def wait(self) -> None:
+        """Until every prompt so far is answered: for the replay buffer, whose polls take time from the engines."""
+        self.answering.result()
 
     def run(self, rows: list[dict[str, Any]], partition: str) -> None:
         """Answer, and mark the prompts as finished or, as verl's agent loop does, as failed."""

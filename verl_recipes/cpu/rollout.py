@@ -21,6 +21,9 @@ def load_replica() -> type[RolloutReplica]:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    # Tokens and the log-probabilities of these alone, and nothing before the end.
+    CHEAP = {"detokenize": False, "flat_logprobs": True, "output_kind": RequestOutputKind.FINAL_ONLY}
+
     class CPUServer(vLLMHttpServer):
         """verl's server, which can also answer many prompts in one call (batch_rollout.py)."""
 
@@ -65,17 +68,14 @@ def load_replica() -> type[RolloutReplica]:
                     await self.engine.add_request(
                         f"{self.batches}-{i}",
                         {"type": "token", "prompt_token_ids": prompt},
-                        SamplingParams(**sampling, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY),
+                        SamplingParams(**sampling, **CHEAP),
                     )
                     for i, (prompt, sampling) in enumerate(requests)
                 ]
             finally:
                 await self.engine.resume_generation()
             return [
-                [
-                    (list(o.token_ids), [lp[token].logprob for token, lp in zip(o.token_ids, o.logprobs, strict=True)])
-                    for o in (await each.get()).outputs
-                ]
+                [(list(output.token_ids), output.logprobs.logprobs) for output in (await each.get()).outputs]
                 for each in waiting
             ]
 
