@@ -209,11 +209,11 @@ def evaluate(cfg: DictConfig, out: Path, console: Console) -> dict[str, Any]:
         if theirs != wanted and any(path.name != "lock" for path in out.iterdir()):
             raise UserError(f"{out} holds something else; choose another folder with out=, or fresh=true")
         if (out / "summary.json").exists():
-            console.print(f"{out} is complete; fresh=true starts it anew")
+            console.print(f"{out} is complete; fresh=true starts it anew", soft_wrap=True)
             return json.loads((out / "summary.json").read_text())
         rows = rows_to_answer(files, cfg.n, cfg.temperature, cfg.greedy, cfg.seed)
         if answered := collect(out):
-            console.print(f"continuing {out}: {len(answered)} of {len(rows)} responses are there")
+            console.print(f"continuing {out}: {len(answered)} of {len(rows)} responses are there", soft_wrap=True)
         missing = [row for row in rows if place(row) not in answered]
         if missing:
             write_whole(about, json.dumps(wanted, indent=2) + "\n")

@@ -127,8 +127,8 @@ def main(cfg: DictConfig) -> None:
     console, path = Console(), Path(cfg.run)
     out = Path(cfg.out) if cfg.out else find_run(path)[0] / f"export-{cfg.dtype}"
     export(path, out, cfg.dtype)
-    console.print(f"{out}: {' '.join(sorted(file.name for file in out.iterdir()))}", highlight=False)
-    console.print(f"python -m verl_recipes.play model={out}    or    vllm serve {out}", highlight=False)
+    console.print(f"{out}: {' '.join(sorted(file.name for file in out.iterdir()))}", highlight=False, soft_wrap=True)
+    console.print(f"python -m verl_recipes.play model={out}    or    vllm serve {out}", highlight=False, soft_wrap=True)
     if cfg.upload:
         console.print(upload(out, cfg.upload, cfg.private), highlight=False)
 

@@ -152,7 +152,9 @@ def start_verl(cfg: DictConfig, run_dir: Path, console: Console, batches: int = 
         return
     except SystemExit as error:
         if error.code == 128 + signal.SIGTERM:
-            console.print(f"ended by SIGTERM; the same command goes on after step {last_checkpoint(run_dir)}")
+            console.print(
+                f"ended by SIGTERM; the same command goes on after step {last_checkpoint(run_dir)}", soft_wrap=True
+            )
         raise
     finally:
         merge_metrics(run_dir)
@@ -242,7 +244,7 @@ def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
     base, trained = (run_dir / "samples" / "validation" / f"{step}.jsonl" for step in (0, steps))
     if resumed_from:
         check_resume(cfg, run_dir, resumed_from)
-        console.print(f"continuing {run_dir} after step {resumed_from}")
+        console.print(f"continuing {run_dir} after step {resumed_from}", soft_wrap=True)
     else:
         write_whole(run_dir / "data.json", json.dumps(hashes(cfg.data.train_files), indent=2) + "\n")
     for left in reversed(range(cfg.trainer.restarts + 1)):
@@ -281,7 +283,8 @@ def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
     try:
         write_report([run_dir], run_dir / "report.html")
     except Exception as error:  # the run is whole without it
-        console.print(f"no report.html: {error!r}; `python -m verl_recipes.report {run_dir}` tries again", markup=False)
+        line = f"no report.html: {error!r}; `python -m verl_recipes.report {run_dir}` tries again"
+        console.print(line, markup=False, soft_wrap=True)
     return summary
 
 
@@ -298,7 +301,8 @@ def main(cfg: DictConfig) -> None:
         again = "delete it, and the same command writes it again"
         summary = read_json(summary_file, again) if summary_file.exists() else None
         if summary and summary["steps"] >= cfg.trainer.total_training_steps:
-            console.print(f"{run_dir} is complete; fresh=true starts it anew, trainer.total_training_steps=N goes on")
+            line = f"{run_dir} is complete; fresh=true starts it anew, trainer.total_training_steps=N goes on"
+            console.print(line, soft_wrap=True)
         else:
             summary = train(cfg, run_dir, console)
         show(summary, run_dir, console)
