@@ -1,12 +1,13 @@
 """python benchmarks/faults.py [times [fault ...]]: faults injected into runs on purpose; nothing may be lost.
 
-Processes of a run are killed (`kill -9`) one after another, each kind `times` times (3), some steps apart and at any
-moment of a step, a checkpoint's saving included, with `trainer.restarts` set. `command` is the command that a person
-typed, killed with its whole process group and typed again. The workers of verl's own agent loop are killed in a run
-that uses it. Then the CASES below, once each. An undisturbed run stands beside all of them: the prompts of every step
-must be the same, none repeated and none left out, every step must be there once, and a run must end at its last step
-with nothing left on the machine. Writes the table of benchmarks/faults.md; a row that is not asked for stays as it is.
-About 45 seconds a kill on two cores. The disk is a tmpfs (root), the clock libfaketime's (Debian's `libfaketime`).
+First the CASES below, once each. Then the processes of a run are killed (`kill -9`) one after another, each kind once,
+some steps apart and at any moment of a step, a checkpoint's saving included, with `trainer.restarts` set; `times` such
+runs (3), each with an order of its own. `command` is the command that a person typed, killed with its whole process
+group and typed again. The workers of verl's own agent loop are killed in a run that uses it. An undisturbed run stands
+beside all of them: the prompts of every step must be the same, none repeated and none left out, every step must be
+there once, and a run must end at its last step with nothing left on the machine. Writes the table of
+benchmarks/faults.md; a row that is not asked for stays as it is.
+About 45 seconds a kill on two cores. The disk is a tmpfs (root); the clock needs `cc`.
 """
 
 import json
@@ -145,11 +146,16 @@ def kill(command: psutil.Popen) -> None:
     command.wait()
 
 
-def ends_whole(command: psutil.Popen, run_dir: Path, steps: int, prompts: bool = True) -> None:
-    """The run ends at its last step, every step is there once, with the prompts of the undisturbed run."""
+def ends_whole(
+    command: psutil.Popen, run_dir: Path, steps: int, prompts: bool = True, logged: int | None = None
+) -> None:
+    """The run ends at its last step, every step is there once, with the prompts of the undisturbed run.
+
+    `logged`: the last step whose metrics can be there, if that is not the last one.
+    """
     assert command.wait() == 0, f"see {log_of(run_dir)}"
     lines = [line["step"] for line in read_samples(run_dir / "metrics.jsonl") if "training/global_step" in line["data"]]
-    assert lines == list(range(1, steps + 1)), "a step is missing or there twice"
+    assert lines == list(range(1, (logged or steps) + 1)), "a step is missing or there twice"
     for step in range(1, steps + 1):
         assert not prompts or prompts_of(run_dir, step) == prompts_of(RUNS / "undisturbed", step), f"prompts of {step}"
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == steps
@@ -169,9 +175,9 @@ def prompts_of(run_dir: Path, step: int) -> list[str]:
     return sorted({row["prompt"] for row in read_samples(run_dir / "samples" / "train" / f"{step}.jsonl")})
 
 
-def kills(faults: list[str], name: str, *overrides: str) -> dict[str, list[float]]:
-    """Kill processes of one run, and return for each kind the seconds until a new step."""
-    steps, run_dir, recovered = APART * (len(faults) + 1), fresh(name), defaultdict(list)
+def kills(faults: list[str], name: str, *overrides: str) -> list[tuple[str, float]]:
+    """Kill processes of one run, and return for each the kind and the seconds until a new step."""
+    steps, run_dir, recovered = APART * (len(faults) + 1), fresh(name), []
     command = start(run_dir, steps, RESTARTS, *overrides)
     for number, kind in enumerate(faults):
         wait_for_step(command, run_dir, last_step(run_dir) + random.randint(1, APART - 2))
@@ -186,8 +192,8 @@ def kills(faults: list[str], name: str, *overrides: str) -> dict[str, list[float
         else:
             of_kind(command, kind).kill()
         wait_for_step(command, run_dir, min(steps, before + 1))
-        recovered[kind].append(time.time() - killed)
-        print(f"{number + 1} of {len(faults)}: {kind}, {recovered[kind][-1]:.0f} s until a new step", flush=True)
+        recovered.append((kind, time.time() - killed))
+        print(f"{number + 1} of {len(faults)}: {kind}, {recovered[-1][1]:.0f} s until a new step", flush=True)
     ends_whole(command, run_dir, steps)
     right = [
         [line["data"]["reward/acc"] for line in read_samples(each / "metrics.jsonl") if "reward/acc" in line["data"]]
@@ -231,28 +237,68 @@ def disk_full(name: str, left: int, steps: int = 6) -> float:
         subprocess.run(["umount", "-l", disk], check=True)
 
 
+# Of every process: the wall clock is ahead by the seconds that a file holds. Waits until a time of day are not bent, so
+# that those which began before the file says 0 last too long, as they do when a clock is really set back. (libfaketime
+# 0.9.10 fails in Python's `time.sleep` with "Invalid argument".)
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+static const volatile long *ahead;
+__attribute__((constructor)) static void look(void) {
+    ahead = mmap(0, sizeof(long), PROT_READ, MAP_SHARED, open(getenv("CLOCK"), O_RDONLY), 0);
+}
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int failed = syscall(SYS_clock_gettime, clock, now);
+    if (!failed && ahead && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec += *ahead;
+    return failed;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+    struct timespec precise;
+    clock_gettime(CLOCK_REALTIME, &precise);
+    now->tv_sec = precise.tv_sec, now->tv_usec = precise.tv_nsec / 1000;
+    return 0;
+}
+time_t time(time_t *now) {
+    struct timespec precise;
+    clock_gettime(CLOCK_REALTIME, &precise);
+    if (now) *now = precise.tv_sec;
+    return precise.tv_sec;
+}
+"""
+
+
 def clock_back(steps: int = 6) -> None:
     """An hour back, for every process at once, in mid-run."""
-    (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
-    run_dir, clock = fresh("clock"), RUNS / "clock.txt"
-    clock.write_text("+0")
-    fake = {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
-    command = start(run_dir, steps, **fake, FAKETIME_DONT_FAKE_MONOTONIC="1")
-    wait_for_step(command, run_dir, 2)
-    clock.write_text("-3600")
-    ends_whole(command, run_dir, steps)
+    run_dir, library, ahead = fresh("clock"), RUNS / "clock.so", RUNS / "clock_ahead"
+    command = ["cc", "-shared", "-fPIC", "-O1", "-x", "c", "-o", library, "-"]
+    subprocess.run(command, input=CLOCK, text=True, check=True)
+    ahead.write_bytes((3600).to_bytes(8, sys.byteorder))
+    run = start(run_dir, steps, LD_PRELOAD=str(library), CLOCK=str(ahead))
+    wait_for_step(run, run_dir, 2)
+    with ahead.open("r+b") as file:  # in its place: the processes map it
+        file.write(bytes(8))
+    ends_whole(run, run_dir, steps)
     times = [event["time"] for event in read_samples(run_dir / "samples" / "events.jsonl")]
     assert min(b - a for a, b in pairwise(times)) < -3000, "the clock was not set back"
 
 
 def last_evaluation(steps: int = 4) -> float:
-    """The command is killed between its last step and the end of the evaluation that follows."""
+    """The command is killed between its last step and the end of the evaluation that follows.
+
+    verl logs a step's metrics after its evaluation, and has saved the step before: they are lost, and nothing else.
+    """
     run_dir = fresh("last_evaluation")
     command = start(run_dir, steps)
     wait_until(lambda: last_step(run_dir) >= 1 and is_measuring(run_dir, steps), command, run_dir)
     kill(command)
     again = time.time()
-    ends_whole(start(run_dir, steps), run_dir, steps)
+    ends_whole(start(run_dir, steps), run_dir, steps, logged=steps - 1)
     return time.time() - again
 
 
@@ -312,20 +358,21 @@ def write_row(name: str, times: int, seconds: list[float]) -> None:
 
 def main(times: int = 3, *names: str) -> None:
     asked = names or (*KINDS, *LOOP_KINDS, *CASES)
-    rounds = [[name for name in asked if name in kinds for _ in range(times)] for kinds in (KINDS, LOOP_KINDS)]
-    for faults in rounds:
-        random.Random(0).shuffle(faults)
-    steps = max(6, *(APART * (len(faults) + 1) for faults in rounds))
-    fresh("undisturbed")
-    assert start(RUNS / "undisturbed", steps).wait() == 0, f"see {log_of(RUNS / 'undisturbed')}"
-    for faults, overrides in zip(rounds, ([], OWN_LOOP), strict=True):
-        for kind, seconds in kills(faults, f"killed{len(overrides)}", *overrides).items() if faults else ():
-            write_row(kind, times, seconds)
+    rounds = [[name for name in kinds if name in asked] for kinds in (KINDS, LOOP_KINDS)]
+    command = start(RUNS / "undisturbed", max(6, *(APART * (len(faults) + 1) for faults in rounds)))
+    assert command.wait() == 0, f"see {log_of(RUNS / 'undisturbed')}"
     for name in asked:
         if name in CASES:
             seconds = CASES[name]()
             print(f"{name}: nothing lost", flush=True)
             write_row(name, 1, [seconds] if seconds else [])
+    recovered = defaultdict(list)
+    for number in range(times):
+        for faults, overrides in zip(rounds, ([], OWN_LOOP), strict=True):
+            random.shuffle(faults)
+            for kind, seconds in kills(faults, f"killed{len(overrides)}", *overrides) if faults else ():
+                recovered[kind].append(seconds)
+                write_row(kind, number + 1, recovered[kind])
     print(TABLE.read_text())
 
 

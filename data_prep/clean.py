@@ -93,7 +93,7 @@ def parse_csv(header: str, line: str, columns: tuple[str, str]) -> tuple[Any, An
     def value(text: str) -> Any:
         try:
             return json.loads(text) if text.strip() else None
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
 
     return value(fields[names.index(columns[0])]), value(fields[names.index(columns[1])])
@@ -103,7 +103,7 @@ def parse_json(line: str, columns: tuple[str, str]) -> tuple[Any, Any]:
     """The two values of a JSON line."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
     if not isinstance(row, dict):
         raise ValueError("no JSON object")
@@ -208,6 +208,6 @@ def clean(batch: Batch, columns: tuple[str, str]) -> tuple[Problems, list[dict[s
         try:
             values = parse_csv(line[0], line[1], columns) if batch.kind == "csv" else parse_json(line, columns)
             rows.append((i, *values))
-        except ValueError as error:
+        except (ValueError, csv.Error) as error:
             rows.append((i, error, line[1] if batch.kind == "csv" else line))
     return clean_rows(batch, rows, columns)

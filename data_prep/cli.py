@@ -15,6 +15,9 @@ class UserError(SystemExit):
     def __init__(self, message: str) -> None:
         super().__init__(f"error: {message}")
 
+    def __reduce__(self) -> tuple[type, tuple[str]]:  # from a worker process it comes as it was raised
+        return type(self), (str(self).removeprefix("error: "),)
+
 
 def run(main: Callable[[], object]) -> None:
     """Call a `hydra.main` function; an override that Hydra refuses, or Ctrl-C, becomes one line on stderr."""

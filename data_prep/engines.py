@@ -44,7 +44,8 @@ class Engine(Protocol):
         """Of each range in order: its number, its rows before `second_step`, and what that made of them.
 
         `progress` is told of rows read, `reject` of rejected rows in the order of the source, before the first range
-        comes; `annotate` is asked of a range's number whether its rows are still to be solved.
+        comes; `annotate` is asked of a range's number whether its rows are still to be solved (by Local; Ray's workers
+        have solved them all by then).
         """
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from data_prep.clean import MAX_NUMBER, MAX_TARGET
 from data_prep.cli import UserError
 from data_prep.solver import MAX_COUNT, SYMBOLS, reachable
 from data_prep.split import TEST, hash_numbers, is_held_out, mix
@@ -92,8 +93,8 @@ def check(preset: dict[str, Any]) -> None:
 
     counts, (low, high), (first, last) = preset["count"], preset["numbers"], preset["targets"]
     need(all(2 <= count <= MAX_COUNT for count in counts), f"count={counts}: each is to be in 2..{MAX_COUNT}")
-    need(1 <= low <= high, f"numbers=[{low},{high}] is no range of positive numbers")
-    need(1 <= first <= last, f"targets=[{first},{last}] is no range of positive numbers")
+    need(1 <= low <= high <= MAX_NUMBER, f"numbers=[{low},{high}] is no range in 1..{MAX_NUMBER}")
+    need(1 <= first <= last <= MAX_TARGET, f"targets=[{first},{last}] is no range in 1..{MAX_TARGET}")
     need(set(preset["must_use"]) <= set(SYMBOLS), f"must_use={preset['must_use']}: of + - * / are expected")
     bounded = preset["max_intermediate"] is not None
     need(not bounded or preset["integers"], "max_intermediate needs integers=true")
@@ -118,6 +119,7 @@ def generate(
     Raises:
         UserError: no numbers of the preset reach a target of it.
     """
+    seed %= 2**64
     numbers, target = np.zeros((len(rows), MAX_COUNT), np.int64), np.zeros(len(rows), np.int64)
     count = np.asarray(preset["count"])[below(len(preset["count"]), seed, rows, 0)]
     low, _ = preset["targets"]

@@ -123,9 +123,7 @@ def modelscope(config: dict[str, Any]) -> Source:
         from modelscope.hub.snapshot_download import dataset_snapshot_download
         from modelscope_hub.errors import HubError
     except ImportError:
-        raise UserError(
-            "source=modelscope needs ModelScope's client: pip install 'countdown-zero[modelscope]'"
-        ) from None
+        raise UserError("source=modelscope needs ModelScope's client: pip install -e '.[modelscope]'") from None
     return fetch(
         config,
         lambda: dataset_snapshot_download(config["repo"], revision=config["revision"]),
@@ -178,9 +176,12 @@ def read_text(path: Path, first: int) -> Iterator[Batch]:
 
 def read_parquet(path: Path, columns: tuple[str, str], first: int) -> Iterator[Batch]:
     row = 1
-    for data in pq.ParquetFile(path).iter_batches(ROWS, columns=list(columns)):
-        yield as_batch(data, str(path), first + row - 1, row)
-        row += len(data)
+    try:
+        for data in pq.ParquetFile(path).iter_batches(ROWS, columns=list(columns)):
+            yield as_batch(data, str(path), first + row - 1, row)
+            row += len(data)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged near its row {row} ({str(error).splitlines()[0]})") from None
 
 
 def count_rows(path: Path, columns: tuple[str, str]) -> int:
@@ -224,7 +225,7 @@ def local(config: dict[str, Any]) -> Source:
     return Source({"name": "local", "files": about}, starts[-1], batches)
 
 
-def synthetic(config: dict[str, Any], preset: dict[str, Any], seed: int) -> Source:
+def synthetic(preset: dict[str, Any], seed: int) -> Source:
     """Problems that the generator makes; a batch says which, and whoever works on it makes them."""
     check(preset)
     generate(preset, np.arange(4), seed)  # raises UserError here, and not in some worker, where no target is reachable
@@ -242,8 +243,9 @@ def open_source(config: dict[str, Any]) -> Source:
     """The source that a configuration names (configs/source)."""
     source = config["source"]
     if source["name"] == "synthetic":
-        return synthetic(source, config["preset"], config["seed"])
-    opened = {"hub": hub, "modelscope": modelscope, "local": local}[source["name"]](source)
+        opened = synthetic(config["preset"], config["seed"])
+    else:
+        opened = {"hub": hub, "modelscope": modelscope, "local": local}[source["name"]](source)
     if not opened.rows:
         raise UserError(f"source={source['name']} has no rows")
     return opened

@@ -18,7 +18,6 @@ fi
 
 launch() {
     ulimit -n 65536 2>/dev/null || : # Ray opens thousands of files; doctor says so where this is not allowed
-    step python -m verl_recipes.doctor "$@"
-    step python -m verl_recipes.plan "$@"
-    step python -m verl_recipes.train "$@"
+    # &&, as `set -e` does nothing in a function whose failure the caller looks at
+    step python -m verl_recipes.doctor "$@" && step python -m verl_recipes.plan "$@" && step python -m verl_recipes.train "$@"
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# For the first owner of a GPU: one card, ten minutes, everything that no processor could prove (flash-attn, vLLM's sleep
+# For the first owner of a GPU: one card, two short runs, everything that no processor could prove (flash-attn, vLLM's sleep
 # mode and CUDA graphs, nccl), and what it took beside what plan said. The report is runs/gpu_check.md: attach it to an
 # issue, whether it went well or not.
 #   bash launch/gpu_check.sh [hardware=rtx4090_x1 | hardware=h100_x1] [overrides]     DRY_RUN=1: only print

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -471,6 +473,9 @@ def test_sets_out_of_distribution_are_of_the_test_side_and_have_sources_of_their
         ("preset.numbers=[1,2]", "test_size=256, but only"),
         ("preset.numbers=[200,201]", "no targets in"),
         ("preset.count=[9]", "2..6"),
+        ("preset.numbers=[1,10001]", "is no range in 1..10000"),
+        ("preset.targets=[1,1000001]", "is no range in 1..1000000"),
+        ("preset.rows=0", "source=synthetic has no rows"),
         ("held_out_share=2", "between 0 and 1"),
         ("unsolvable=burn", "keep, drop or apart"),
         ("split=tinyzero", "takes 328,704 rows, and the source has 8,192"),
@@ -507,6 +512,39 @@ def test_a_bad_file_is_named(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as error:
         prepare(tmp_path / "out", "source=local", f"source.paths={tmp_path / name}")
     assert name in str(error.value) or "source=local" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["s.csv", "s.jsonl"])
+def test_a_row_that_no_parser_takes_is_rejected(name):
+    text = {
+        "s.csv": [("nums,target", '"[1, 2]",3'), ("nums,target", f"{'9' * 200_000},6")],
+        "s.jsonl": ["{}", "[" * 10**5],
+    }
+    rows = text[name]
+    _, rejected = clean(Batch(name[2:], rows, name, 0, 1, len(rows)), COLUMNS)
+    assert rejected[-1]["row"] == 2
+    assert re.search("field larger|not JSON", rejected[-1]["reason"])
+
+
+def test_a_source_that_is_damaged_inside_is_named_and_not_the_folder_to_write(tmp_path):
+    path = random_source(tmp_path / "s.parquet", 5000)
+    content, file = bytearray(path.read_bytes()), pq.ParquetFile(path)
+    column = file.metadata.row_group(0).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + 200] = bytes(200)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"s.parquet is damaged near its row 1"):
+        prepare(tmp_path / "out", "source=local", f"source.paths={path}")
+
+
+def test_an_error_of_a_worker_process_is_the_one_that_was_raised():
+    assert str(pickle.loads(pickle.dumps(UserError("x")))) == str(UserError("x")) == "error: x"
+
+
+def test_any_integer_is_a_seed():
+    preset = SMALL | {"count": [3], "must_use": []}
+    for seed in (-1, 2**64 + 1):
+        assert (generate(preset, np.arange(4), seed)[0] == generate(preset, np.arange(4), seed % 2**64)[0]).all()
 
 
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path):

@@ -184,7 +184,9 @@ def test_a_model_is_found_in_a_run_a_checkpoint_or_a_folder(tmp_path):
     for path in (tmp_path, checkpoint, checkpoint / "actor"):
         assert evaluate.find_weights(path) == checkpoint / "actor"
     (tmp_path / "model").mkdir()
-    assert evaluate.find_weights(tmp_path) == tmp_path / "model"
+    for steps, weights in ((20, tmp_path / "model"), (10, checkpoint / "actor")):  # the run went on after step 10
+        (tmp_path / "summary.json").write_text(json.dumps({"steps": steps}))
+        assert evaluate.find_weights(tmp_path) == weights
     assert evaluate.find_weights(BASE) == BASE
     assert evaluate.find_weights(Path("Qwen/Qwen2.5-3B")) == Path("Qwen/Qwen2.5-3B")
 
@@ -218,6 +220,28 @@ def test_a_mistake_is_one_line_and_leaves_nothing(data, tmp_path):
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="holds no finished evaluation"):
         evaluate.show_comparison(tmp_path, tmp_path, Console())
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (CONFIGS / "recipe").glob("*.yaml")))
+def test_a_model_is_measured_with_the_prompt_and_the_lengths_of_the_recipe(recipe, tmp_path):
+    cfg = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml")
+    cfg.merge_with({"recipe": recipe, "hardware": "a800_x8", "model": "Some/Model"})
+    composed = evaluate.training_config(cfg, evaluate.find_weights(Path(cfg.model)), tmp_path)
+    model = "tiny" if recipe == "tiny" else "qwen2.5_3b"
+    trained = evaluate.compose("train", [f"recipe={recipe}", f"model={model}", "hardware=a800_x8"])
+    assert composed.actor_rollout_ref.model.path == "Some/Model"
+    assert composed.prompt == trained.prompt
+    assert composed.data.max_response_length == trained.data.max_response_length
+    assert composed.data.max_prompt_length == max(trained.data.max_prompt_length, cfg.max_prompt_length)
+
+
+def test_a_model_that_brings_code_is_not_evaluated_unless_it_is_trusted(data, tmp_path):
+    shutil.copytree(BASE, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"auto_map": {"AutoModel": "code.Model"}}))
+    arguments = [f"model={tmp_path / 'model'}", f"data={data}", f"out={tmp_path / 'out'}"]
+    refused("verl_recipes.evaluate", "asks to run code", *arguments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_other_mistakes_are_one_line_too(tmp_path, run_dir):

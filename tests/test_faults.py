@@ -11,16 +11,20 @@ from pathlib import Path
 import hydra
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from data_prep.cli import CONFIGS, UserError
+from verl_recipes import train
 from verl_recipes.checkpoints import last_checkpoint
 from verl_recipes.checks import (
     FIXED,
+    MEASURED,
     check_code,
     check_model,
     check_parquet,
     check_prompt,
     check_resume,
+    check_same,
     hashes,
 )
 from verl_recipes.train import remove_old, whole_lines
@@ -133,6 +137,25 @@ def test_a_damaged_checkpoint_is_named_with_the_way_to_the_one_before(checkpoint
         check_resume(cfg, checkpoints.parent, 8)
 
 
+def test_fewer_steps_than_are_done_are_refused(checkpoints, cfg):
+    cfg.trainer.total_training_steps = 8
+    check_resume(cfg, checkpoints.parent, 8)
+    cfg.trainer.total_training_steps = 7
+    with pytest.raises(UserError, match="is at step 8 already"):
+        check_resume(cfg, checkpoints.parent, 8)
+
+
+@pytest.mark.parametrize("key", MEASURED)
+def test_what_the_first_measurement_was_made_with_cannot_change(tmp_path, cfg, key):
+    OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
+    (tmp_path / "samples" / "validation").mkdir(parents=True)
+    (tmp_path / "samples" / "validation" / "0.jsonl").touch()
+    check_same(cfg, tmp_path, MEASURED, "")
+    OmegaConf.update(cfg, key, 3 if key == "eval_n" else [cfg.data.train_files, cfg.data.train_files])
+    with pytest.raises(UserError, match=f"{key} was .* its measurement before training does not allow"):
+        train.train(cfg, tmp_path, Console(quiet=True))
+
+
 def test_a_checkpoint_that_is_not_there_is_named(checkpoints, cfg):
     shutil.rmtree(checkpoints / "global_step_8")
     with pytest.raises(UserError, match=r"global_step_8\S+ .*go on after step 4"):
@@ -156,7 +179,7 @@ def test_what_a_checkpoint_depends_on_may_not_change(checkpoints, cfg, key):
         check_resume(cfg, checkpoints.parent, 8)
 
 
-@pytest.mark.parametrize("key", ["actor_rollout_ref.actor.optim.lr", "trainer.total_training_steps", "eval_n"])
+@pytest.mark.parametrize("key", ["actor_rollout_ref.actor.optim.lr", "trainer.save_freq", "trainer.restarts"])
 def test_the_rest_of_a_configuration_may_change(checkpoints, cfg, key):
     OmegaConf.update(cfg, key, 3)
     check_resume(cfg, checkpoints.parent, 8)

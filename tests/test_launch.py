@@ -16,9 +16,10 @@ from pathlib import Path
 
 import hydra
 import pytest
+from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
-from verl_recipes import cluster, doctor, train
+from verl_recipes import cluster, doctor, submit, train
 from verl_recipes.configuration import check_choice
 from verl_recipes.summary import AGREEMENT, read_samples
 
@@ -64,6 +65,21 @@ def test_what_fails_first_stops_the_rest(tmp_path):
     result = bash("launch/a800_x1.sh", SETUP="0", PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert result.returncode == 1
     assert re.findall("ran (.*)", result.stdout) == ["verl_recipes.doctor", "verl_recipes.plan"]
+
+
+@pytest.mark.parametrize("call", ["launch", "(launch) || echo told"])
+def test_nothing_is_trained_after_a_refusal_whoever_looks_at_it(tmp_path, call):
+    (tmp_path / "python").write_text("#!/bin/sh\necho ran $2\ntest $2 != verl_recipes.doctor\n")
+    (tmp_path / "python").chmod(0o755)
+    result = bash("-c", f"source launch/common.sh; {call}", SETUP="0", PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert re.findall("ran (.*)", result.stdout) == ["verl_recipes.doctor"]
+    assert (result.returncode, "told" in result.stdout) == ((0, True) if "told" in call else (1, False))
+
+
+def test_data_outside_the_folder_that_is_sent_is_refused(tmp_path):
+    cfg = OmegaConf.create({"data": {"train_files": "../x.parquet", "val_files": "y.parquet"}})
+    with pytest.raises(UserError, match="give its full path"):
+        submit.staged(cfg, tmp_path / "stage")
 
 
 def test_submission_plans_first_and_follows_no_address_but_its_own():
@@ -325,6 +341,8 @@ def test_a_dropped_connection_is_taken_up_again_and_the_exit_status_is_the_jobs(
 def test_a_node_count_that_is_not_met_is_said_within_a_minute(two_nodes, tmp_path, small_data):
     result = two_nodes.submit("nodes=3", "gpus.all=1", f"run_dir={tmp_path / 'run'}", *small_data)
     assert result.returncode != 0
+    unknown = two_nodes.submit("attach=none_such")
+    assert (unknown.returncode, len(unknown.stderr.splitlines())) == (1, 1), unknown.stderr
     assert "3 nodes of 1 GPUs (3 in all) are wanted, and the Ray cluster has nodes of [1, 1] GPUs" in result.stdout
     assert not (tmp_path / "run").exists()
 

@@ -14,7 +14,7 @@ import pytest
 
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes.measure import figure
-from verl_recipes.report import PAGE_BYTES, as_script_data, write_report
+from verl_recipes.report import PAGE_BYTES, Run, as_script_data, write_report
 
 ROOT = CONFIGS.parent
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -380,6 +380,12 @@ def test_the_headline_and_the_cost_are_what_the_files_say(plain):
     assert "0.200 (the whole run)" in cost  # two devices for 360 s
     assert "1 to 1.4" in cost
     assert "0.1 to 0.14 a step" in cost  # 36 s
+
+
+def test_gpus_that_only_generate_cost_as_well(tmp_path):
+    trainer = {"n_gpus_per_node": 3, "nnodes": 1, "device": "cuda", "v1": {"trainer_mode": "separate_async"}}
+    split = {"trainer": trainer, "actor_rollout_ref": {"rollout": {"n_gpus_per_node": 1, "nnodes": 1}}}
+    assert Run(make_run(tmp_path / "run", **split)).cost(None, None)["gpus"] == 4
 
 
 def test_data_in_the_page_cannot_end_its_script():

@@ -32,6 +32,8 @@ from verl_recipes.configuration import check_choice
 COLUMNS = {"data_source", "prompt", "reward_model"}
 CPU_MEMORY_GIB = 8  # what the tiny run takes at its peak with its two ranks, rounded up (README.md)
 GIB = 2**30
+# What may not change between the measurement before training and the one after it.
+MEASURED = ("eval_n", "data.val_files")
 # What may not change between a checkpoint and a resume: the model's parts and how they are sharded, the optimizer's
 # kind, and the order of the data.
 FIXED = (
@@ -133,12 +135,12 @@ def check_model(path: str) -> int:
     folder = Path(path)
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and os.environ.get("HF_HUB_OFFLINE") != "1":
         return 0
-    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    weights = list(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
         raise UserError(f"{path} holds no model: config.json and *.safetensors are expected in that folder")
     for file in folder.glob("*.json"):
         read_json(file, "fetch or export the model again")
-    for file in folder.glob("*.safetensors"):
+    for file in weights:
         try:
             with safe_open(file, "numpy"):
                 pass
@@ -162,19 +164,28 @@ def hashes(files: str | Sequence[str]) -> dict[str, str]:
     return {name: file_sha256(Path(name)) for name in ([files] if isinstance(files, str) else files)}
 
 
+def check_same(cfg: DictConfig, run_dir: Path, keys: Sequence[str], why: str) -> None:
+    """These keys are what they were when the run began."""
+    before = OmegaConf.load(run_dir / "config.yaml")
+    for key in keys:
+        was, now = OmegaConf.select(before, key), OmegaConf.select(cfg, key)
+        if was != now:
+            raise UserError(
+                f"{key} was {was} in {run_dir} and is {now} now, which {why}: set it back, or "
+                "name=another for a new run (verl_recipes.export gives it this one's model)"
+            )
+
+
 def check_resume(cfg: DictConfig, run_dir: Path, step: int) -> None:
     """The run can go on after a step: its checkpoint is whole, and what the checkpoint depends on is as it was."""
     checkpoints = run_dir / "checkpoints"
     if damaged := damage(checkpoints / f"global_step_{step}"):
         raise UserError(f"{damaged}; {way_on(checkpoints, below=step)}")
-    before = OmegaConf.load(run_dir / "config.yaml")
-    for key in FIXED:
-        was, now = OmegaConf.select(before, key), OmegaConf.select(cfg, key)
-        if was != now:
-            raise UserError(
-                f"{key} was {was} in {run_dir} and is {now} now, which its checkpoint does not allow: set it back, or "
-                "name=another for a new run (verl_recipes.export gives it this one's model)"
-            )
+    if step > cfg.trainer.total_training_steps:
+        raise UserError(
+            f"{run_dir} is at step {step} already: ask for as many with trainer.total_training_steps, or more"
+        )
+    check_same(cfg, run_dir, FIXED, "its checkpoint does not allow")
     if read_json(run_dir / "data.json", "fresh=true to start anew") != hashes(cfg.data.train_files):
         raise UserError(
             f"data.train_files are not what {run_dir} was trained on so far, so their order cannot go on: bring them "
@@ -219,7 +230,7 @@ def check_trackers(trackers: DictConfig) -> None:
     """Raise UserError where a tracker's package or key is missing, or its server does not answer."""
     for name, tracker in ((str(name), tracker) for name, tracker in trackers.items()):
         if name not in ("console", "file") and find_spec(name) is None:
-            raise UserError(f"tracker={name}: the package is not installed; `pip install 'countdown-zero[trackers]'`")
+            raise UserError(f"tracker={name}: the package is not installed; `pip install -e '.[trackers]'`")
         if urlsplit(tracker.environment.get("MLFLOW_TRACKING_URI", "")).password:
             raise UserError(
                 "MLFLOW_TRACKING_URI holds a password, which config.yaml and log.txt would hold too; take it out and "

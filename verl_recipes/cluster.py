@@ -1,6 +1,6 @@
 """A Ray cluster that is there already: whether this process runs in a job of it, and whether its nodes are enough.
 
-python -m verl_recipes.cluster ADDRESS NODES GPUS_PER_NODE    waits for them, a minute at most
+python -m verl_recipes.cluster ADDRESS NODES GPUS_PER_NODE    waits for them, half a minute at most
 """
 
 import os
@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from data_prep.cli import UserError
+from verl_recipes.configuration import gpus_of
 
 PATIENCE = 30  # seconds that nodes may take to join
 RETURN = 600  # seconds that one may take to come back, where a run has lost it: a machine starts in minutes
@@ -84,12 +85,8 @@ def await_nodes(address: str, wanted: int, gpus: int, in_all: int, patience: flo
 
 def check_nodes(cfg: DictConfig, patience: float = PATIENCE) -> None:
     """In a job: the run's nodes are there and free, or come within `patience` seconds."""
-    split = cfg.trainer.v1.trainer_mode == "separate_async"
-    rollout = cfg.actor_rollout_ref.rollout
-    in_all = cfg.trainer.nnodes * cfg.trainer.n_gpus_per_node + (
-        rollout.nnodes * rollout.n_gpus_per_node if split else 0
-    )
-    await_nodes(os.environ["RAY_ADDRESS"], cfg.trainer.nnodes, cfg.trainer.n_gpus_per_node, in_all, patience)
+    wanted, each = cfg.trainer.nnodes, cfg.trainer.n_gpus_per_node
+    await_nodes(os.environ["RAY_ADDRESS"], wanted, each, sum(gpus_of(cfg)), patience)
 
 
 def join(config: dict[str, Any], environment: dict[str, str]) -> None:

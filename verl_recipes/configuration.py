@@ -34,12 +34,40 @@ OmegaConf.register_new_resolver("add", lambda *terms: sum(terms), replace=True)
 OmegaConf.register_new_resolver("divide", lambda a, b: a // b, replace=True)
 
 
+def is_split(cfg: DictConfig) -> bool:
+    """Whether generation has GPUs of its own."""
+    return cfg.trainer.v1.trainer_mode == "separate_async"
+
+
+def gpus_of(cfg: DictConfig) -> tuple[int, int]:
+    """How many GPUs train, and how many generate and do nothing else."""
+    trainer, rollout = cfg.trainer, cfg.actor_rollout_ref.rollout
+    return trainer.nnodes * trainer.n_gpus_per_node, rollout.nnodes * rollout.n_gpus_per_node if is_split(cfg) else 0
+
+
+def needs_reference(cfg: DictConfig) -> bool:
+    """Whether a KL to the model before training is asked for."""
+    return bool(cfg.algorithm.use_kl_in_reward or cfg.actor_rollout_ref.actor.use_kl_loss)
+
+
+def longest(cfg: DictConfig) -> int:
+    """Tokens of the longest sequence: prompt and response."""
+    return cfg.data.max_prompt_length + cfg.data.max_response_length
+
+
+def check_ranks(cfg: DictConfig) -> None:
+    """Raise UserError where the topology leaves no GPU to train, or none to generate."""
+    if cfg.trainer.n_gpus_per_node < 1 or (is_split(cfg) and cfg.actor_rollout_ref.rollout.n_gpus_per_node < 1):
+        raise UserError(
+            f"topology=split takes a GPU for generation, and hardware of one {cfg.gpus.name} has none left to train"
+        )
+
+
 def check_choice(cfg: DictConfig) -> None:
     """Raise UserError where recipe, model, hardware and topology do not go together, by their numbers."""
+    check_ranks(cfg)
     trainer, actor, rollout = cfg.trainer, cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.rollout
-    split, name = trainer.v1.trainer_mode == "separate_async", cfg.gpus.name
-    if trainer.n_gpus_per_node < 1 or (split and rollout.n_gpus_per_node < 1):
-        raise UserError(f"topology=split takes a GPU for generation, and hardware of one {name} has none left to train")
+    split, name = is_split(cfg), cfg.gpus.name
     if cfg.architecture and cfg.architecture.parameters > cfg.gpus.most_parameters:
         raise UserError(
             f"{cfg.actor_rollout_ref.model.path} has {cfg.architecture.parameters / 1e9:.1f} billion parameters, and "
@@ -67,8 +95,7 @@ def check_choice(cfg: DictConfig) -> None:
         raise UserError(
             f"algorithm.adv_estimator={cfg.algorithm.adv_estimator} compares responses: rollout.n must be 2 or more"
         )
-    reference = cfg.algorithm.use_kl_in_reward or actor.use_kl_loss
-    if cfg.actor_rollout_ref.model.lora_rank and reference and cfg.algorithm.adv_estimator == "gae":
+    if cfg.actor_rollout_ref.model.lora_rank and needs_reference(cfg) and cfg.algorithm.adv_estimator == "gae":
         raise UserError(  # verl 0.9.1 leaves `no_lora_adapter`, meant for the reference, in the critic's batch
             "verl cannot train a critic beside a LoRA adapter whose base is the reference: set tuning=full, or leave "
             "the KL out (algorithm.use_kl_in_reward=false)"
@@ -78,9 +105,8 @@ def check_choice(cfg: DictConfig) -> None:
             "verl cannot keep the weights of a step's beginning on a CPU: with topology=split add "
             "algorithm.rollout_correction.bypass_mode=true, or updates=1"
         )
-    longest = cfg.data.max_prompt_length + cfg.data.max_response_length
-    if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < longest:
+    if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < longest(cfg):
         raise UserError(
-            f"a prompt and response of {longest} tokens do not fit a micro-batch: raise "
+            f"a prompt and response of {longest(cfg)} tokens do not fit a micro-batch: raise "
             f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu}"
         )

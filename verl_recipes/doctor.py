@@ -270,7 +270,7 @@ def trackers(cfg: Any, **_: Any) -> Iterator[Line]:
             check_trackers(OmegaConf.create({name: cfg.trackers[name]}))
         except SystemExit as error:
             text = str(error).replace("error: ", "")
-            install = "pip install 'countdown-zero[trackers]'"
+            install = "pip install -e '.[trackers]'"
             yield Line("wrong", text, install if "package" in text else f"export {name.upper()}_MODE=offline")
         else:
             yield Line("ok", f"tracker={name}")

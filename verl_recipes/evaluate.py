@@ -39,7 +39,7 @@ from rich.table import Table
 from data_prep.cli import CONFIGS, UserError, run
 from data_prep.sources import file_sha256
 from verl_recipes.checkpoints import last_checkpoint
-from verl_recipes.checks import check_code, check_model, check_parquet, check_prompt, check_space
+from verl_recipes.checks import check_code, check_model, check_parquet, check_prompt, check_space, read_json
 from verl_recipes.measure import CONFIDENCE, OUT, compare, measure
 from verl_recipes.summary import read_samples, summarize, write_whole
 from verl_recipes.supervise import locked
@@ -56,9 +56,11 @@ def find_weights(path: Path) -> Path:
         path: a Hugging Face folder, a run's folder (its model/, or else its last checkpoint), a checkpoint
             (global_step_20) or its actor. Anything else is returned as it is.
     """
-    if (path / "model").is_dir():
+    step, summary = last_checkpoint(path), path / "summary.json"
+    written = read_json(summary, "delete it, and the run's command writes it again") if summary.exists() else {}
+    if (path / "model").is_dir() and written.get("steps", 0) >= step:
         return path / "model"
-    if step := last_checkpoint(path):
+    if step:  # and model/, if there is one, is of the steps before the run went on
         path = path / "checkpoints" / f"global_step_{step}"
     return path / "actor" if (path / "actor").is_dir() else path
 
@@ -95,7 +97,7 @@ def find_data(data: str | ListConfig) -> list[Path]:
 
 def identity(cfg: DictConfig, weights: Path, files: Sequence[Path]) -> dict[str, Any]:
     """All that the responses depend on. Of weights, size and time have to do: a checksum takes minutes at 70 GB."""
-    tensors = sorted([*weights.glob("*.safetensors"), *weights.glob("*.bin"), *weights.glob("*.pt")])
+    tensors = sorted([*weights.glob("*.safetensors"), *weights.glob("*.pt")])
     sizes = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in tensors}
     names = ("model", "n", "temperature", "greedy", "seed", "recipe", "hardware", "overrides")
     return {name: OmegaConf.to_container(cfg)[name] for name in names} | {  # type: ignore[index,call-overload]
@@ -155,14 +157,17 @@ def compose(name: str, overrides: list[str]) -> DictConfig:
         raise UserError(str(error).strip().splitlines()[0]) from None
 
 
-def training_config(cfg: DictConfig, out: Path) -> DictConfig:
+def training_config(cfg: DictConfig, weights: Path, out: Path) -> DictConfig:
     """The configuration of a run that only evaluates: verl's trainer stops after its first validation.
 
     A run's model keeps the run's lengths and chat template, whatever the recipe says.
     """
+    model = "tiny" if cfg.recipe == "tiny" else "local"  # the tiny model's file brings its own lengths and prompt
     agent = "actor_rollout_ref.rollout.agent"
     overrides = [
         f"recipe={cfg.recipe}",
+        f"model={model}",
+        f"actor_rollout_ref.model.path='{weights}'",
         f"hardware={cfg.hardware}",
         f"seed={cfg.seed}",
         f"run_dir='{out}'",
@@ -196,7 +201,7 @@ def seconds_of_sampling(out: Path) -> float:
 def evaluate(cfg: DictConfig, out: Path, console: Console) -> dict[str, Any]:
     """Sample what is missing, score, measure and write; the summary."""
     files, weights = find_data(cfg.data), find_weights(Path(cfg.model))
-    names, training = [str(file) for file in files], training_config(cfg, out)
+    names, training = [str(file) for file in files], training_config(cfg, weights, out)
     check_parquet(names, "data")
     check_prompt(names, training.actor_rollout_ref.model.custom_chat_template)
     check_space(training, out, 0 if is_checkpoint(weights) else check_model(str(weights)))

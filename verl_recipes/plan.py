@@ -21,8 +21,8 @@ from rich.table import Table
 
 from data_prep.cli import CONFIGS, UserError, run
 from verl_recipes import plan_time
-from verl_recipes.configuration import check_choice
-from verl_recipes.plan_memory import GIB, facts, gpus_of, longest, passes, phases, vllm
+from verl_recipes.configuration import check_choice, check_ranks, gpus_of, longest
+from verl_recipes.plan_memory import GIB, facts, passes, phases, vllm
 
 OFFLOAD = "actor_rollout_ref.actor.fsdp_config.{param_offload,optimizer_offload}=true"
 
@@ -97,6 +97,7 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
     """Everything that plan says of a run on GPUs."""
     gpu = gpu_of(cfg)
     assert gpu is not None
+    check_ranks(cfg)
     memory = phases(cfg, gpu["memory_gib"] * GIB)
     cache = vllm(cfg, gpu["memory_gib"] * GIB)
     work = plan_time.work_of(cfg, memory, cache["sequences"])
@@ -204,8 +205,12 @@ def sweep(overrides: list[str], console: Console) -> Table:
             cfg = hydra.compose("train", [*overrides, f"hardware={path.stem}"])
         if gpu_of(cfg) is None:
             continue
-        with console.status(f"{path.stem} ..."):
-            found = estimate(cfg)
+        try:
+            with console.status(f"{path.stem} ..."):
+                found = estimate(cfg)
+        except UserError:  # none of these GPUs would train
+            table.add_row(f"`{path.stem}`", "no", *["-"] * (len(columns) - 2))
+            continue
         phase, parts = max(found["memory"].items(), key=lambda item: sum(item[1].values()))
         total = sum(found["hours"].values())
         table.add_row(

@@ -19,6 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
+from verl_recipes.configuration import gpus_of, is_split, longest, needs_reference
 
 GIB = 2**30
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
@@ -232,31 +233,9 @@ def loss_of(logits: Any, ids: Any, work: Pass) -> Any:
     return loss + (torch.gather(logits, -1, ids).squeeze(-1) - Fused.apply(logits, False)).mean()
 
 
-def needs_reference(cfg: DictConfig) -> bool:
-    return bool(cfg.algorithm.use_kl_in_reward or cfg.actor_rollout_ref.actor.use_kl_loss)
-
-
 def needs_critic(cfg: DictConfig) -> bool:
     enabled = cfg.critic.enable
     return bool(enabled) if enabled is not None else cfg.algorithm.adv_estimator == "gae"
-
-
-def longest(cfg: DictConfig) -> int:
-    """Tokens of the longest sequence: prompt and response."""
-    return int(cfg.data.max_prompt_length + cfg.data.max_response_length)
-
-
-def is_split(cfg: DictConfig) -> bool:
-    """Whether GPUs of their own generate."""
-    return bool(cfg.trainer.v1.trainer_mode == "separate_async")
-
-
-def gpus_of(cfg: DictConfig) -> tuple[int, int]:
-    """How many GPUs train, and how many generate and do nothing else."""
-    rollout = cfg.actor_rollout_ref.rollout
-    return cfg.trainer.nnodes * cfg.trainer.n_gpus_per_node, rollout.nnodes * rollout.n_gpus_per_node if is_split(
-        cfg
-    ) else 0
 
 
 def passes(cfg: DictConfig) -> dict[str, Pass]:

@@ -14,13 +14,11 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.cli import CONFIGS
+from verl_recipes.configuration import gpus_of, is_split, needs_reference
 from verl_recipes.plan_memory import (
     facts,
-    gpus_of,
-    is_split,
     kv_bytes_a_token,
     needs_critic,
-    needs_reference,
     parameters_of,
     shape_of,
 )
@@ -111,7 +109,6 @@ def work_of(cfg: DictConfig, memory: dict[str, dict[str, float]], concurrent: fl
     """
     models = cfg.actor_rollout_ref
     actor, (train, alone) = models.actor, gpus_of(cfg)
-    longest = cfg.data.max_prompt_length + cfg.data.max_response_length
     sequences = cfg.data.train_batch_size * models.rollout.n
     a = facts("assumptions")["time"]
     mean = cfg.plan.response_tokens or a["response_share"] * cfg.data.max_response_length
@@ -135,7 +132,7 @@ def work_of(cfg: DictConfig, memory: dict[str, dict[str, float]], concurrent: fl
         sequences=sequences,
         groups=cfg.data.train_batch_size,
         prompt=cfg.data.max_prompt_length,
-        response=longest - cfg.data.max_prompt_length,
+        response=cfg.data.max_response_length,
         mean_response=mean,
         micro_batches=micro_batches,
         tensor_parallel=models.rollout.tensor_model_parallel_size,

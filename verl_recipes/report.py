@@ -372,8 +372,11 @@ class Run:
         price = lookup(self.config, "plan.price") if price is None else price
         prices = [each for each in map(number, price if isinstance(price, list) else [price]) if each is not None]
         steps = self.curves.get("timing_s/step", {})
-        sizes = [lookup(self.config, f"trainer.{name}") for name in ("n_gpus_per_node", "nnodes")]
-        gpus = math.prod(size if isinstance(size, int) else 1 for size in sizes)
+        split = lookup(self.config, "trainer.v1.trainer_mode") == "separate_async"  # GPUs that generate and do no more
+        gpus = 0
+        for place in ("trainer", *(["actor_rollout_ref.rollout"] if split else [])):
+            sizes = [lookup(self.config, f"{place}.{name}") for name in ("n_gpus_per_node", "nnodes")]
+            gpus += math.prod(size if isinstance(size, int) else 1 for size in sizes)
         total = number(lookup(self.summary, "seconds.total"))
         whole = total is not None and not self.summary.get("resumed_from")
         seconds = (

@@ -38,6 +38,8 @@ def staged(cfg: Any, folder: Path) -> None:
             path = Path(name)
             if path.is_absolute():
                 continue
+            if ".." in path.parts:
+                raise UserError(f"{path} lies outside this folder, and would not go with the job: give its full path")
             if not path.is_file():
                 raise UserError(f"{path} does not exist; {cfg.data.get('made_by') or 'python -m data_prep'} writes it")
             (folder / path.parent).mkdir(parents=True, exist_ok=True)
@@ -115,7 +117,11 @@ def main(address: str, *overrides: str) -> int:
     client = connect(address)
     attached = [each.removeprefix("attach=") for each in overrides if each.startswith("attach=")]
     if attached:
-        job = attached[0]
+        (job, *_) = attached
+        try:
+            client.get_job_info(job)
+        except RuntimeError as error:
+            raise UserError(f"attach={job}: {str(error).strip().splitlines()[0]}; `ray job list` names them") from None
     else:
         from verl_recipes import configuration  # noqa: F401  registers Hydra's resolvers
 

@@ -35,7 +35,7 @@ from rich.table import Table
 from data_prep.cli import CONFIGS, UserError, run
 from verl_recipes.alarms import DegenerateOutputError
 from verl_recipes.checkpoints import checkpoint_steps, last_checkpoint
-from verl_recipes.checks import check_parquet, check_resume, hashes, preflight, read_json, reason
+from verl_recipes.checks import MEASURED, check_parquet, check_resume, check_same, hashes, preflight, read_json, reason
 from verl_recipes.cluster import RETURN, check_nodes, in_job, join
 from verl_recipes.curves import draw
 from verl_recipes.progress import Progress
@@ -242,6 +242,8 @@ def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
     earlier = whole_lines(events)
     responses = cfg.eval_n * check_parquet(cfg.data.val_files, "data.val_files") if cfg.data.val_batch_size else 1
     base, trained = (run_dir / "samples" / "validation" / f"{step}.jsonl" for step in (0, steps))
+    if base.exists():
+        check_same(cfg, run_dir, MEASURED, "its measurement before training does not allow")
     if resumed_from:
         check_resume(cfg, run_dir, resumed_from)
         console.print(f"continuing {run_dir} after step {resumed_from}", soft_wrap=True)

@@ -25,6 +25,8 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
+from verl_recipes.configuration import gpus_of
+
 logger = logging.getLogger(__name__)
 
 
@@ -43,9 +45,8 @@ class BatchRollout:
     def __init__(self, config: DictConfig) -> None:
         rollout = config.actor_rollout_ref.rollout
         self.rollout, self.data = rollout, config.data
-        own = config.trainer.v1.trainer_mode == "separate_async"  # ranks of their own for the servers
-        nodes = rollout.nnodes if own else config.trainer.nnodes
-        ranks = nodes * (rollout.n_gpus_per_node if own else config.trainer.n_gpus_per_node)
+        train, alone = gpus_of(config)
+        ranks = alone or train
         replicas = ranks // (
             rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
         )
