@@ -86,7 +86,10 @@ def fault(numbers: Any, target: Any) -> tuple[str, str] | None:
 
 def parse_csv(header: str, line: str, columns: tuple[str, str]) -> tuple[Any, Any]:
     """The two values of a line of CSV; a field is what JSON makes of it, else its text."""
-    names, fields = csv.reader([header, line])
+    try:
+        names, fields = csv.reader([header, line])
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
     if len(fields) != len(names):
         raise ValueError(f"{len(fields)} fields, the header has {len(names)}")
 
@@ -208,6 +211,6 @@ def clean(batch: Batch, columns: tuple[str, str]) -> tuple[Problems, list[dict[s
         try:
             values = parse_csv(line[0], line[1], columns) if batch.kind == "csv" else parse_json(line, columns)
             rows.append((i, *values))
-        except (ValueError, csv.Error) as error:
+        except ValueError as error:
             rows.append((i, error, line[1] if batch.kind == "csv" else line))
     return clean_rows(batch, rows, columns)

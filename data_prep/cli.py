@@ -4,7 +4,9 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -19,8 +21,28 @@ class UserError(SystemExit):
         return type(self), (str(self).removeprefix("error: "),)
 
 
+def command(config: str, folder: Path = CONFIGS) -> Callable[[Callable[[Any], object]], Callable[[], object]]:
+    """`hydra.main` with a configuration of this project. A full disk is one line: Hydra would print the overrides."""
+    import hydra
+
+    def decorate(main: Callable[[Any], object]) -> Callable[[], object]:
+        @wraps(main)
+        def told(cfg: Any) -> object:
+            try:
+                return main(cfg)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                where = f" at {error.filename}" if error.filename else ""
+                raise UserError(f"the disk is full{where}; free some of it, and the same command goes on") from None
+
+        return hydra.main(config_path=str(folder), config_name=config, version_base="1.3")(told)
+
+    return decorate
+
+
 def run(main: Callable[[], object]) -> None:
-    """Call a `hydra.main` function; an override that Hydra refuses, or Ctrl-C, becomes one line on stderr."""
+    """Call a `command`; an override that Hydra refuses, or Ctrl-C, becomes one line on stderr."""
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -34,11 +56,6 @@ def run(main: Callable[[], object]) -> None:
         if isinstance(error, MissingConfigException) and error.options:
             first_lines.append(f"(known: {', '.join(error.options)})")
         raise UserError(" ".join(dict.fromkeys(first_lines))) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        where = f" at {error.filename}" if error.filename else ""
-        raise UserError(f"the disk is full{where}; free some of it, and the same command goes on") from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

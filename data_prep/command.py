@@ -12,14 +12,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import hydra
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data_prep import datasheet
-from data_prep.cli import CONFIGS, UserError
+from data_prep.cli import UserError, command
 from data_prep.engines import Engine, Local, OnRay
 from data_prep.folder import replaced
 from data_prep.generate import check as check_preset
@@ -99,7 +98,7 @@ def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -
     return result
 
 
-@hydra.main(config_path=str(CONFIGS), config_name="prepare", version_base="1.3")
+@command("prepare")
 def main(cfg: DictConfig) -> None:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     check_config(config)

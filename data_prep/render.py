@@ -9,13 +9,12 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import hydra
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep.cli import CONFIGS, UserError, run
+from data_prep.cli import UserError, command, run
 from data_prep.prompts import check_prompt, fill_all, messages_for
 
 Array = NDArray[Any]
@@ -91,7 +90,7 @@ def token_counter(prompt: dict[str, Any], path: str) -> Callable[[pa.StringArray
     return lengths
 
 
-@hydra.main(config_path=str(CONFIGS), config_name="render", version_base="1.3")
+@command("render")
 def main(cfg: DictConfig) -> None:
     prompt: dict[str, Any] = OmegaConf.to_container(cfg.prompt, resolve=True)  # type: ignore[assignment]
     check_prompt(prompt)

@@ -256,6 +256,14 @@ def test_an_unknown_key_is_one_line(tmp_path):
     refused(tmp_path, "no_such_key", "no_such_key=1")
 
 
+def test_a_full_disk_is_one_line():
+    main = "@cli.command('render')\ndef main(cfg): Path('/dev/full').write_text('x')"
+    code = f"from pathlib import Path\nfrom data_prep import cli\n{main}\ncli.run(main)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    line = "error: the disk is full; free some of it, and the same command goes on\n"
+    assert (result.returncode, result.stderr) == (1, line)
+
+
 def test_a_missing_data_file_is_one_line(tmp_path):
     refused(tmp_path, "does not exist", "data.train_files=nowhere.parquet")
 
@@ -327,3 +335,5 @@ def test_the_reason_of_a_failure_is_the_last_exception(tmp_path):
     )
     assert checks.reason(log, offset=30) == "OSError: no file"
     assert checks.reason(log, offset=log.stat().st_size) == "it told of no error"
+    log.write_text("Exception: The current node timed out during startup.\n")
+    assert checks.reason(log) == "Exception: The current node timed out during startup."

@@ -71,7 +71,7 @@ CONSEQUENCES = (
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _WHO = re.compile(r"^(?:\([^)]*pid=[^)]*\)\s*)*(?:ERROR [-\d]+ [:\d]+ \[\S+\]\s*)?")  # Ray's and vLLM's prefixes
-_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Interrupt)(?:\(\w+\))?: \S")
+_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Interrupt)(?:\(\w+\))?: \S")
 
 
 def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "python -m data_prep") -> int:

@@ -36,7 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.cli import CONFIGS, UserError, run
+from data_prep.cli import CONFIGS, UserError, command, run
 from data_prep.sources import file_sha256
 from verl_recipes.checkpoints import last_checkpoint
 from verl_recipes.checks import check_code, check_model, check_parquet, check_prompt, check_space, read_json
@@ -320,7 +320,7 @@ def show_comparison(first: Path, second: Path, console: Console) -> None:
     console.print(table, "mean of the samples of each problem; paired permutation test, two-sided", sep="\n")
 
 
-@hydra.main(config_path=str(CONFIGS / "evaluate"), config_name="config", version_base="1.3")
+@command("config", CONFIGS / "evaluate")
 def main(cfg: DictConfig) -> None:
     if cfg.name is None:
         parts = [cfg.model, Path(cfg.data).stem if isinstance(cfg.data, str) else "files", f"seed{cfg.seed}"]

@@ -15,13 +15,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import hydra
 import jinja2
 from huggingface_hub import HfApi
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from data_prep.cli import CONFIGS, UserError, run
+from data_prep.cli import UserError, command, run
 from data_prep.folder import replaced
 from verl_recipes.checkpoints import last_checkpoint
 from verl_recipes.checks import check_model
@@ -122,7 +121,7 @@ def upload(folder: Path, repository: str, private: bool) -> str:
         raise UserError(f"{folder} was written, and upload={repository} failed: {reason}") from None
 
 
-@hydra.main(config_path=str(CONFIGS), config_name="export", version_base="1.3")
+@command("export")
 def main(cfg: DictConfig) -> None:
     console, path = Console(), Path(cfg.run)
     out = Path(cfg.out) if cfg.out else find_run(path)[0] / f"export-{cfg.dtype}"

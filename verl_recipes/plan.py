@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.cli import CONFIGS, UserError, run
+from data_prep.cli import CONFIGS, UserError, command, run
 from verl_recipes import plan_time
 from verl_recipes.configuration import check_choice, check_ranks, gpus_of, longest
 from verl_recipes.plan_memory import GIB, facts, passes, phases, vllm
@@ -227,7 +227,7 @@ def sweep(overrides: list[str], console: Console) -> Table:
     return table
 
 
-@hydra.main(config_path=str(CONFIGS), config_name="train", version_base="1.3")
+@command("train")
 def main(cfg: DictConfig) -> None:
     console = Console() if Console().is_terminal else Console(width=160)
     if cfg.plan.sweep:

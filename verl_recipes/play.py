@@ -10,13 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, TextStreamer, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from data_prep.cli import CONFIGS, UserError, run
+from data_prep.cli import CONFIGS, UserError, command, run
 from data_prep.prompts import messages_for
 from data_prep.render import load_tokenizer, render
 from data_prep.solver import solve
@@ -129,7 +128,7 @@ class Player:
         print(f"\n{verdict(self.answer(numbers, target), numbers, target)}")
 
 
-@hydra.main(config_path=str(CONFIGS / "play"), config_name="config", version_base="1.3")
+@command("config", CONFIGS / "play")
 def main(cfg: DictConfig) -> None:
     if (cfg.numbers is None) != (cfg.target is None):
         raise UserError("numbers= and target= belong together; without both, you are asked")

@@ -25,7 +25,6 @@ from functools import cache
 from itertools import permutations
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -40,7 +39,7 @@ from transformers import (
     set_seed,
 )
 
-from data_prep.cli import CONFIGS, run
+from data_prep.cli import command, run
 from data_prep.generate import Problem, as_problems, distinct
 from data_prep.prompts import fill
 from data_prep.split import TRAIN
@@ -210,7 +209,7 @@ def train(cfg: DictConfig, stage: DictConfig, model: Qwen2ForCausalLM, tokenizer
         Trainer(model, arguments, collator, Traces(cfg, stage, tokenizer, cfg.seed + stage.steps)).train()
 
 
-@hydra.main(config_path=str(CONFIGS), config_name="tiny_base", version_base="1.3")
+@command("tiny_base")
 def main(cfg: DictConfig) -> None:
     set_seed(cfg.seed)
     if cfg.init:

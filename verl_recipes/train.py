@@ -27,12 +27,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.cli import CONFIGS, UserError, run
+from data_prep.cli import CONFIGS, UserError, command, run
 from verl_recipes.alarms import DegenerateOutputError
 from verl_recipes.checkpoints import checkpoint_steps, last_checkpoint
 from verl_recipes.checks import MEASURED, check_parquet, check_resume, check_same, hashes, preflight, read_json, reason
@@ -171,12 +170,12 @@ def to_hugging_face(actor: Path, model: Path, log: Path) -> None:
     if not lora and list((actor / "huggingface").glob("*.safetensors")):  # save_contents holds hf_model: there, in fp32
         shutil.copytree(actor / "huggingface", model)
         return
-    commands = [["verl.model_merger", "merge", "--backend=fsdp", f"--local_dir={actor}", f"--target_dir={model}"]]
-    commands += [["verl_recipes.merge_lora", str(model)]] if lora else []
-    for command in commands:
+    calls = [["verl.model_merger", "merge", "--backend=fsdp", f"--local_dir={actor}", f"--target_dir={model}"]]
+    calls += [["verl_recipes.merge_lora", str(model)]] if lora else []
+    for call in calls:
         with log.open("a") as output:
-            if subprocess.run([sys.executable, "-m", *command], stdout=output, stderr=output).returncode:
-                raise UserError(f"{command[0]} failed on {actor}; see {log}")
+            if subprocess.run([sys.executable, "-m", *call], stdout=output, stderr=output).returncode:
+                raise UserError(f"{call[0]} failed on {actor}; see {log}")
 
 
 def export(run_dir: Path, step: int) -> None:
@@ -290,7 +289,7 @@ def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
     return summary
 
 
-@hydra.main(config_path=str(CONFIGS), config_name="train", version_base="1.3")
+@command("train")
 def main(cfg: DictConfig) -> None:
     console, run_dir = Console(), Path(cfg.run_dir)
     preflight(cfg, run_dir)
