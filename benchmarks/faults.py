@@ -237,26 +237,36 @@ def disk_full(name: str, left: int, steps: int = 6) -> float:
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-# Of every process: the wall clock is behind by the seconds that a file holds. Waits until a time of day end too early
-# then, at once; those that had begun end as they would have. (libfaketime 0.9.10 fails in Python's `time.sleep`.)
+# Of every process: the wall clock is behind by the seconds that a file holds, and waits until a time of day (over 1e9; a
+# monotonic clock says less) end by that clock. Waits that had begun are not longer for it, as with a clock that is really
+# set back. (libfaketime 0.9.10 fails in Python's `time.sleep`: "Invalid argument".)
 CLOCK = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
-static int (*real)(clockid_t, struct timespec *);
+static int (*real)(clockid_t, struct timespec *), (*cond)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
+static int (*sem)(sem_t *, const struct timespec *);
+static long (*call)(long, ...);
 static const volatile long *behind;
 __attribute__((constructor)) static void look(void) {
-    real = dlsym(RTLD_NEXT, "clock_gettime");
+    if (real) return;
+    real = dlsym(RTLD_NEXT, "clock_gettime"), cond = dlvsym(RTLD_NEXT, "pthread_cond_timedwait", "GLIBC_2.3.2");
+    sem = dlsym(RTLD_NEXT, "sem_timedwait"), call = dlsym(RTLD_NEXT, "syscall");
     behind = mmap(0, sizeof(long), PROT_READ, MAP_SHARED, open(getenv("CLOCK"), O_RDONLY), 0);
 }
 int clock_gettime(clockid_t clock, struct timespec *now) {
-    int failed = real ? real(clock, now) : syscall(SYS_clock_gettime, clock, now);
+    look();  // other libraries' constructors may come before ours
+    int failed = real(clock, now);
     if (!failed && behind && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) now->tv_sec -= *behind;
     return failed;
 }
@@ -271,6 +281,33 @@ time_t time(time_t *now) {
     clock_gettime(CLOCK_REALTIME, &precise);
     if (now) *now = precise.tv_sec;
     return precise.tv_sec;
+}
+static struct timespec until(const struct timespec *end) {
+    struct timespec shifted = *end;
+    if (behind && end->tv_sec > 1000000000) shifted.tv_sec += *behind;
+    return shifted;
+}
+int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex, const struct timespec *end) {
+    look();
+    struct timespec shifted = until(end);
+    return cond(condition, mutex, &shifted);
+}
+int sem_timedwait(sem_t *semaphore, const struct timespec *end) {
+    look();
+    struct timespec shifted = until(end);
+    return sem(semaphore, &shifted);
+}
+long syscall(long number, ...) {
+    look();
+    long a[6];
+    va_list rest;
+    va_start(rest, number);
+    for (int i = 0; i < 6; i++) a[i] = va_arg(rest, long);
+    va_end(rest);
+    struct timespec shifted;
+    if (number == SYS_futex && a[1] & FUTEX_CLOCK_REALTIME && a[3])
+        shifted = until((void *)a[3]), a[3] = (long)&shifted;
+    return call(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 """
 
