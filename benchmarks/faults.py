@@ -238,8 +238,8 @@ def disk_full(name: str, left: int, steps: int = 6) -> float:
 
 
 # Of every process: the wall clock is behind by the seconds that a file holds, and waits until a time of day (over 1e9; a
-# monotonic clock says less) end by that clock. Waits that had begun are not longer for it, as with a clock that is really
-# set back. (libfaketime 0.9.10 fails in Python's `time.sleep`: "Invalid argument".)
+# monotonic clock says less) end by that clock. Waits that had begun before do not become longer, as they would with a
+# clock that is really set back. (libfaketime 0.9.10 fails in Python's `time.sleep`: "Invalid argument".)
 CLOCK = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>

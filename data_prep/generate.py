@@ -119,7 +119,7 @@ def generate(
     Raises:
         UserError: no numbers of the preset reach a target of it.
     """
-    seed %= 2**64
+    seed %= 2**64  # a negative one as well
     numbers, target = np.zeros((len(rows), MAX_COUNT), np.int64), np.zeros(len(rows), np.int64)
     count = np.asarray(preset["count"])[below(len(preset["count"]), seed, rows, 0)]
     low, _ = preset["targets"]

@@ -206,11 +206,12 @@ def sweep(overrides: list[str], console: Console) -> Table:
         if gpu_of(cfg) is None:
             continue
         try:
-            with console.status(f"{path.stem} ..."):
-                found = estimate(cfg)
-        except UserError:  # none of these GPUs would train
+            check_ranks(cfg)
+        except UserError:
             table.add_row(f"`{path.stem}`", "no", *["-"] * (len(columns) - 2))
             continue
+        with console.status(f"{path.stem} ..."):
+            found = estimate(cfg)
         phase, parts = max(found["memory"].items(), key=lambda item: sum(item[1].values()))
         total = sum(found["hours"].values())
         table.add_row(
