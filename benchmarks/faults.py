@@ -237,9 +237,9 @@ def disk_full(name: str, left: int, steps: int = 6) -> float:
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-# Of every process: the wall clock is behind by the seconds that a file holds, and waits until a time of day (over 1e9; a
-# monotonic clock says less) end by that clock. Waits that had begun before do not become longer, as they would with a
-# clock that is really set back. (libfaketime 0.9.10 fails in Python's `time.sleep`: "Invalid argument".)
+# Of every process: the wall clock is behind by the seconds that a file holds, and waits until a time of day (over 1e9,
+# where a monotonic clock is not) end by that clock. Waits that had begun before do not become longer, as they would
+# with a clock that is really set back. (libfaketime 0.9.10 fails in Python's `time.sleep`: "Invalid argument".)
 CLOCK = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
