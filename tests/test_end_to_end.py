@@ -23,7 +23,7 @@ from data_prep.cli import CONFIGS
 from reward_score.countdown import compute_score
 from reward_score.grammar import REASONS
 from verl_recipes.summary import AGREEMENT, read_samples
-from verl_recipes.supervise import SCRATCH, SEGMENTS, TEMPORARY
+from verl_recipes.supervise import SCRATCH, TEMPORARY, mapped_segments, segments
 
 pytestmark = pytest.mark.end_to_end
 ROOT = CONFIGS.parent
@@ -32,9 +32,10 @@ SHORT = ["data.train_batch_size=8", "data.max_response_length=64", "eval_n=2"]
 
 
 def temporary_files():
-    """The shared-memory segments and the scratch folders that are on this machine."""
-    segments = {path for path in Path("/dev/shm").iterdir() if path.name.startswith(SEGMENTS)}
-    return segments | set(TEMPORARY.glob(f"{SCRATCH}*"))
+    """The shared-memory segments and the scratch folders that no living process has: other runs may be going on."""
+    mapped = mapped_segments()
+    scratch = {path for path in TEMPORARY.glob(f"{SCRATCH}*") if not psutil.pid_exists(int(path.name.split("-")[1]))}
+    return scratch | {path for path in segments() if str(path) not in mapped}
 
 
 class Command:

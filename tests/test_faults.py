@@ -147,7 +147,9 @@ def test_fewer_steps_than_are_done_are_refused(checkpoints, cfg):
 
 @pytest.mark.parametrize("key", MEASURED)
 def test_what_the_first_measurement_was_made_with_cannot_change(tmp_path, cfg, key):
-    OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
+    told = copy.deepcopy(cfg)
+    told.data.val_files = [cfg.data.val_files] * cfg.eval_n  # as train.start_verl writes it
+    OmegaConf.save(told, tmp_path / "config.yaml", resolve=True)
     (tmp_path / "samples" / "validation").mkdir(parents=True)
     (tmp_path / "samples" / "validation" / "0.jsonl").touch()
     check_same(cfg, tmp_path, MEASURED, "")

@@ -21,7 +21,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError
@@ -167,9 +167,13 @@ def hashes(files: str | Sequence[str]) -> dict[str, str]:
 def check_same(cfg: DictConfig, run_dir: Path, keys: Sequence[str], why: str) -> None:
     """These keys are what they were when the run began."""
     before = OmegaConf.load(run_dir / "config.yaml")
+
+    def values(value: Any) -> list[Any]:  # verl is told of the test files once a sample (verl_recipes/train.py)
+        return list(dict.fromkeys(value)) if isinstance(value, ListConfig) else [value]
+
     for key in keys:
         was, now = OmegaConf.select(before, key), OmegaConf.select(cfg, key)
-        if was != now:
+        if values(was) != values(now):
             raise UserError(
                 f"{key} was {was} in {run_dir} and is {now} now, which {why}: set it back, or "
                 "name=another for a new run (verl_recipes.export gives it this one's model)"
