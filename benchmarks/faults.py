@@ -47,7 +47,7 @@ KINDS = {  # what a process of this kind has in its command line
 LOOP_KINDS = {"reward worker": "ray::RewardLoopWorker", "agent loop worker": "ray::AgentLoopWorker"}
 APART = 4  # steps for each kill
 MARK = "COUNTDOWN_ZERO_FAULTS"  # in the environment of a run's processes
-PATIENCE = 300  # seconds without a new step after which a run counts as hung
+PATIENCE = 600  # seconds without a new step after which a run counts as hung
 # Adam, as its state has to survive as well.
 SHORT = ["prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.save_freq=2"]
 SHORT += ["actor_rollout_ref.actor.optim.optimizer=AdamW", "actor_rollout_ref.actor.optim.lr=1e-4"]
