@@ -385,7 +385,7 @@ def test_the_headline_and_the_cost_are_what_the_files_say(plain):
 def test_gpus_that_only_generate_cost_as_well(tmp_path):
     trainer = {"n_gpus_per_node": 3, "nnodes": 1, "device": "cuda", "v1": {"trainer_mode": "separate_async"}}
     split = {"trainer": trainer, "actor_rollout_ref": {"rollout": {"n_gpus_per_node": 1, "nnodes": 1}}}
-    assert Run(make_run(tmp_path / "run", **split)).cost(None, None)["gpus"] == 4
+    assert Run(make_run(tmp_path / "run", **split), PAGE_BYTES).cost(None, None)["gpus"] == 4
 
 
 def test_data_in_the_page_cannot_end_its_script():
