@@ -182,13 +182,13 @@ def check_same(cfg: DictConfig, run_dir: Path, keys: Sequence[str], why: str) ->
 
 def check_resume(cfg: DictConfig, run_dir: Path, step: int) -> None:
     """The run can go on after a step: its checkpoint is whole, and what the checkpoint depends on is as it was."""
-    checkpoints = run_dir / "checkpoints"
-    if damaged := damage(checkpoints / f"global_step_{step}"):
-        raise UserError(f"{damaged}; {way_on(checkpoints, below=step)}")
     if step > cfg.trainer.total_training_steps:
         raise UserError(
             f"{run_dir} is at step {step} already: ask for as many with trainer.total_training_steps, or more"
         )
+    checkpoints = run_dir / "checkpoints"
+    if damaged := damage(checkpoints / f"global_step_{step}"):
+        raise UserError(f"{damaged}; {way_on(checkpoints, below=step)}")
     check_same(cfg, run_dir, FIXED, "its checkpoint does not allow")
     if read_json(run_dir / "data.json", "fresh=true to start anew") != hashes(cfg.data.train_files):
         raise UserError(
