@@ -2,11 +2,11 @@
 
 First the CASES below, once each. Then the processes of a run are killed (`kill -9`) one after another, each kind once,
 some steps apart and at any moment of a step, a checkpoint's saving included, with `trainer.restarts` set; `times` such
-runs (3), each with an order of its own. `command` is the command that a person typed, killed with its whole process
-group and typed again. The workers of verl's own agent loop are killed in a run that uses it. An undisturbed run stands
-beside all of them: the prompts of every step must be the same, none repeated and none left out, every step must be
-there once, and a run must end at its last step with nothing left on the machine. Writes the table of
-benchmarks/faults.md; a row that is not asked for stays as it is.
+runs (3), each with an order of its own. Two kinds are killed a second time within the start that follows. `command` is
+the command that a person typed, killed with its whole process group and typed again. The workers of verl's own agent
+loop are killed in a run that uses it. An undisturbed run stands beside all of them: the prompts of every step must be
+the same, none repeated and none left out, every step must be there once, and a run must end at its last step with
+nothing left on the machine. Writes the table of benchmarks/faults.md; a row that is not asked for stays as it is.
 About 45 seconds a kill on two cores. The disk is a tmpfs (root); the clock needs `cc`.
 """
 
@@ -21,8 +21,10 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -43,6 +45,8 @@ KINDS = {  # what a process of this kind has in its command line
     "raylet": "raylet/raylet ",
     "Ray's head (GCS)": "gcs/gcs_server",
     "command": "",
+    "verl's driver, and again while it starts": "verl.trainer.main_ppo",
+    "command, and again while it starts": "",
 }
 LOOP_KINDS = {"reward worker": "ray::RewardLoopWorker", "agent loop worker": "ray::AgentLoopWorker"}
 APART = 4  # steps for each kill
@@ -111,8 +115,8 @@ def is_measuring(run_dir: Path, step: int) -> bool:
     return last["split"] == "validation" and last["step"] == step
 
 
-def of_kind(command: psutil.Popen, kind: str) -> psutil.Process:
-    """One of the run's processes of a kind; ends the program where there is none, as that would be no fault."""
+def of_kind(command: psutil.Popen, kind: str) -> psutil.Process | None:
+    """One of the run's processes of a kind."""
     found = []
     for process in command.children(recursive=True):
         try:
@@ -122,18 +126,19 @@ def of_kind(command: psutil.Popen, kind: str) -> psutil.Process:
             continue
     if kind == "fork server":  # the forks that did not name themselves have its command line
         found = [process for process in found if process.ppid() == command.pid]
-    return random.choice(found) if found else sys.exit(f"no process of the kind {kind!r} was found")
+    return random.choice(found) if found else None
 
 
-def wait_until(condition: Callable[[], bool], command: psutil.Popen, run_dir: Path) -> None:
-    """Until the condition holds; ends the program where the run ends before or hangs."""
+def wait_until(condition: Callable[[], Any], command: psutil.Popen, run_dir: Path) -> Any:
+    """Until the condition holds, and what it returned; ends the program where the run ends before or hangs."""
     deadline = time.monotonic() + PATIENCE
-    while not condition():
+    while not (value := condition()):
         if command.poll() is not None:
             sys.exit(f"the run ended with status {command.returncode}: see {log_of(run_dir)}")
         if time.monotonic() > deadline:
             sys.exit(f"the run hangs: see {run_dir}")
         time.sleep(0.01)
+    return value
 
 
 def wait_for_step(command: psutil.Popen, run_dir: Path, step: int) -> None:
@@ -185,12 +190,15 @@ def kills(faults: list[str], name: str, *overrides: str) -> list[tuple[str, floa
             wait_until(lambda: is_saving(run_dir), command, run_dir)
         else:
             time.sleep(random.uniform(0, 3))
-        before, killed = last_step(run_dir), time.time()
-        if kind == "command":
-            kill(command)
-            command = start(run_dir, steps, RESTARTS, *overrides)
-        else:
-            of_kind(command, kind).kill()
+        before = last_step(run_dir)
+        for again in range(1 + kind.endswith("starts")):
+            time.sleep(again * random.uniform(0, 25))
+            if kind.startswith("command"):
+                kill(command)
+                command = start(run_dir, steps, RESTARTS, *overrides)
+            else:
+                wait_until(partial(of_kind, command, kind), command, run_dir).kill()
+        killed = time.time()
         wait_for_step(command, run_dir, min(steps, before + 1))
         recovered.append((kind, time.time() - killed))
         print(f"{number + 1} of {len(faults)}: {kind}, {recovered[-1][1]:.0f} s until a new step", flush=True)

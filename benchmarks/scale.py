@@ -55,7 +55,7 @@ def random_model(hidden: int, layers: int) -> tuple[Path, float]:
 
 def growth() -> str:
     """The table over sizes and lengths."""
-    text = "| million parameters | response tokens | a step, s | rollouts | update | vLLM directly is faster |\n"
+    text = "| million parameters | response tokens | a step, s | rollouts | update | vLLM directly to inside verl |\n"
     text += "| --- | --- | --- | --- | --- | --- |\n"
     for hidden, layers, length in ((128, 3, 64), (256, 6, 64), (512, 12, 64), (128, 3, 128), (128, 3, 256)):
         path, parameters = random_model(hidden, layers)
