@@ -151,16 +151,11 @@ def kill(command: psutil.Popen) -> None:
     command.wait()
 
 
-def ends_whole(
-    command: psutil.Popen, run_dir: Path, steps: int, prompts: bool = True, logged: int | None = None
-) -> None:
-    """The run ends at its last step, every step is there once, with the prompts of the undisturbed run.
-
-    `logged`: the last step whose metrics can be there, if that is not the last one.
-    """
+def ends_whole(command: psutil.Popen, run_dir: Path, steps: int, prompts: bool = True) -> None:
+    """The run ends at its last step, every step is there once, with the prompts of the undisturbed run."""
     assert command.wait() == 0, f"see {log_of(run_dir)}"
     lines = [line["step"] for line in read_samples(run_dir / "metrics.jsonl") if "training/global_step" in line["data"]]
-    assert lines == list(range(1, (logged or steps) + 1)), "a step is missing or there twice"
+    assert lines == list(range(1, steps + 1)), "a step is missing or there twice"
     for step in range(1, steps + 1):
         assert not prompts or prompts_of(run_dir, step) == prompts_of(RUNS / "undisturbed", step), f"prompts of {step}"
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == steps
@@ -336,16 +331,13 @@ def clock_back(steps: int = 6) -> None:
 
 
 def last_evaluation(steps: int = 4) -> float:
-    """The command is killed between its last step and the end of the evaluation that follows.
-
-    verl logs a step's metrics after its evaluation, and has saved the step before: they are lost, and nothing else.
-    """
+    """The command is killed between its last step and the end of the evaluation that follows."""
     run_dir = fresh("last_evaluation")
     command = start(run_dir, steps)
     wait_until(lambda: last_step(run_dir) >= 1 and is_measuring(run_dir, steps), command, run_dir)
     kill(command)
     again = time.time()
-    ends_whole(start(run_dir, steps), run_dir, steps, logged=steps - 1)
+    ends_whole(start(run_dir, steps), run_dir, steps)
     return time.time() - again
 
 

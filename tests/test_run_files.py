@@ -101,6 +101,26 @@ def test_a_resumed_run_keeps_every_step_once(tmp_path):
     ]
 
 
+def test_a_step_that_was_saved_and_not_logged_has_what_its_samples_tell_and_later_its_evaluation(tmp_path):
+    def line(step, **data):
+        return json.dumps({"step": step, "data": data}) + "\n"
+
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("2")
+    (tmp_path / "samples" / "train").mkdir(parents=True)
+    rows = [{"prompt_id": "a", "response": str(i), "score": float(i), "acc": float(i)} for i in (0, 1)]
+    (tmp_path / "samples" / "train" / "2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "metrics.part.jsonl").write_text(line(1, loss=0.5))
+    for evaluated in ({}, {"val": 1.0}):
+        if evaluated:
+            (tmp_path / "metrics.part.jsonl").write_text(line(2, **evaluated))
+        train.merge_metrics(tmp_path)
+        first, second = (json.loads(each) for each in (tmp_path / "metrics.jsonl").read_text().splitlines())
+        assert first == {"step": 1, "data": {"loss": 0.5}}
+        expected = {"training/global_step": 2, "reward/acc": 0.5, "reward/groups_without_signal": 0.0} | evaluated
+        assert expected.items() <= second["data"].items()
+
+
 def test_a_run_folder_is_held_by_one_command(tmp_path):
     with supervise.locked(tmp_path), pytest.raises(UserError, match="another command"), supervise.locked(tmp_path):
         pass

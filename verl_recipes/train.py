@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.cli import CONFIGS, UserError, command, run
-from verl_recipes.alarms import DegenerateOutputError
+from verl_recipes.alarms import DegenerateOutputError, component_metrics
 from verl_recipes.checkpoints import checkpoint_steps, last_checkpoint
 from verl_recipes.checks import MEASURED, check_parquet, check_resume, check_same, hashes, preflight, read_json, reason
 from verl_recipes.cluster import RETURN, check_nodes, in_job, join
@@ -69,15 +69,27 @@ def empty(run_dir: Path) -> None:
 
 
 def merge_metrics(run_dir: Path) -> None:
-    """Move what verl's file logger wrote since its start into metrics.jsonl; a step done again replaces the old."""
+    """Move what verl's file logger wrote since its start into metrics.jsonl; a step done again replaces the old.
+
+    verl saves a step, sends its weights to the engines, evaluates, and logs the step last. Of one that was killed in
+    between, the line holds what the step's samples tell.
+    """
     metrics, part = run_dir / "metrics.jsonl", run_dir / "metrics.part.jsonl"
     text = "".join(path.read_text() for path in (metrics, part) if path.exists())
-    by_step: dict[int, str] = {}
+    by_step: dict[int, dict[str, Any]] = {}
     for line in text.splitlines(keepends=True):
         if line.endswith("\n"):  # a killed run may leave half a line
-            step = json.loads(line)["step"]
-            by_step = {done: kept for done, kept in by_step.items() if done < step} | {step: line}
-    write_whole(metrics, "".join(by_step.values()))
+            step, data = (json.loads(line)[name] for name in ("step", "data"))
+            by_step = {done: kept for done, kept in by_step.items() if done < step} | {
+                step: by_step.get(step, {}) | data  # the evaluation alone may be done again
+            }
+    saved = last_checkpoint(run_dir)
+    samples = run_dir / "samples" / "train" / f"{saved}.jsonl"
+    if samples.exists() and "training/global_step" not in by_step.get(saved, {}):
+        told = {"training/global_step": saved} | component_metrics(read_samples(samples), "reward")
+        by_step[saved] = told | by_step.get(saved, {})
+    lines = (json.dumps({"step": step, "data": data}) + "\n" for step, data in sorted(by_step.items()))
+    write_whole(metrics, "".join(lines))
     part.unlink(missing_ok=True)
 
 
