@@ -6,7 +6,7 @@ runs (3), each with an order of its own. Two kinds are killed a second time with
 the command that a person typed, killed with its whole process group and typed again. The workers of verl's own agent
 loop are killed in a run that uses it. An undisturbed run stands beside all of them: the prompts of every step must be
 the same, none repeated and none left out, every step must be there once, and a run must end at its last step with
-nothing left on the machine. Writes the table of benchmarks/faults.md; a row that is not asked for stays as it is.
+nothing left on the machine. Writes the table of benchmarks/faults.md, of all faults since runs/faults/ was made.
 About 45 seconds a kill on two cores. The disk is a tmpfs (root); the clock needs `cc`.
 """
 
@@ -19,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -34,6 +33,7 @@ from verl_recipes.supervise import SCRATCH, TEMPORARY
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, TABLE = ROOT / "runs" / "faults", ROOT / "benchmarks" / "faults.md"
+RECOVERED = RUNS / "recovered.json"  # of each fault, the seconds until a new step
 KINDS = {  # what a process of this kind has in its command line
     "verl's driver": "verl.trainer.main_ppo",
     "trainer": "ray::TaskRunner",
@@ -101,6 +101,11 @@ def last_step(run_dir: Path) -> int:
     files = [run_dir / "metrics.jsonl", run_dir / "metrics.part.jsonl"]
     lines = [line for file in files if file.exists() for line in file.read_text().splitlines(keepends=True)]
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
+
+
+def starts_of(run_dir: Path) -> int:
+    """How often the run has started verl."""
+    return log_of(run_dir).read_text().count("starting Ray")
 
 
 def is_saving(run_dir: Path) -> bool:
@@ -185,16 +190,17 @@ def kills(faults: list[str], name: str, *overrides: str) -> list[tuple[str, floa
             wait_until(lambda: is_saving(run_dir), command, run_dir)
         else:
             time.sleep(random.uniform(0, 3))
-        before = last_step(run_dir)
         for again in range(1 + kind.endswith("starts")):
             time.sleep(again * random.uniform(0, 25))
+            starts = starts_of(run_dir)
             if kind.startswith("command"):
                 kill(command)
                 command = start(run_dir, steps, RESTARTS, *overrides)
             else:
                 wait_until(partial(of_kind, command, kind), command, run_dir).kill()
         killed = time.time()
-        wait_for_step(command, run_dir, min(steps, before + 1))
+        wait_until(lambda starts=starts: starts_of(run_dir) > starts, command, run_dir)
+        wait_for_step(command, run_dir, min(steps, last_step(run_dir) + 1))
         recovered.append((kind, time.time() - killed))
         print(f"{number + 1} of {len(faults)}: {kind}, {recovered[-1][1]:.0f} s until a new step", flush=True)
     ends_whole(command, run_dir, steps)
@@ -382,36 +388,34 @@ CASES: dict[str, Callable[[], float | None]] = {
 }
 
 
-def write_row(name: str, times: int, seconds: list[float]) -> None:
-    """Put a fault's row into the table, in place of its former one."""
-    rows = (
-        dict(line.strip("| ").split(" | ", 1) for line in TABLE.read_text().splitlines()[2:]) if TABLE.exists() else {}
-    )
-    recovery = f"{statistics.median(seconds):.0f}, {max(seconds):.0f}" if seconds else "-"
-    rows[name] = f"{times} | 0 | {recovery}"
+def record(name: str, seconds: float | None) -> None:
+    """Add a fault to those of before, and write the table anew."""
+    recovered: dict[str, list[float | None]] = json.loads(RECOVERED.read_text()) if RECOVERED.exists() else {}
+    recovered.setdefault(name, []).append(seconds)
+    RECOVERED.write_text(json.dumps(recovered, indent=2))
     text = "| fault | times | steps or prompts lost or repeated | seconds until a new step, median and most |\n"
     text += "| --- | --- | --- | --- |\n"
-    known = [each for each in (*KINDS, *LOOP_KINDS, *CASES) if each in rows]
-    TABLE.write_text(text + "".join(f"| {each} | {rows[each]} |\n" for each in known))
+    for each in [each for each in (*KINDS, *LOOP_KINDS, *CASES) if each in recovered]:
+        known = [value for value in recovered[each] if value is not None]
+        recovery = f"{statistics.median(known):.0f}, {max(known):.0f}" if known else "-"
+        text += f"| {each} | {len(recovered[each])} | 0 | {recovery} |\n"
+    TABLE.write_text(text)
 
 
 def main(times: int = 3, *names: str) -> None:
     asked = names or (*KINDS, *LOOP_KINDS, *CASES)
     rounds = [[name for name in kinds if name in asked] for kinds in (KINDS, LOOP_KINDS)]
-    command = start(RUNS / "undisturbed", max(6, *(APART * (len(faults) + 1) for faults in rounds)))
+    command = start(RUNS / "undisturbed", APART * (len(KINDS) + 1))
     assert command.wait() == 0, f"see {log_of(RUNS / 'undisturbed')}"
     for name in asked:
         if name in CASES:
-            seconds = CASES[name]()
+            record(name, CASES[name]())
             print(f"{name}: nothing lost", flush=True)
-            write_row(name, 1, [seconds] if seconds else [])
-    recovered = defaultdict(list)
-    for number in range(times):
+    for _ in range(times):
         for faults, overrides in zip(rounds, ([], OWN_LOOP), strict=True):
             random.shuffle(faults)
             for kind, seconds in kills(faults, f"killed{len(overrides)}", *overrides) if faults else ():
-                recovered[kind].append(seconds)
-                write_row(kind, number + 1, recovered[kind])
+                record(kind, seconds)
     print(TABLE.read_text())
 
 

@@ -5,148 +5,26 @@ nothing is left of it afterwards.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
-import uuid
 from collections import defaultdict
-from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from commands import ROOT, SHORT, Command, metrics_of, train
 
-from data_prep.cli import CONFIGS
 from reward_score.countdown import compute_score
 from reward_score.grammar import REASONS
 from verl_recipes.summary import AGREEMENT, read_samples
-from verl_recipes.supervise import SCRATCH, TEMPORARY, mapped_segments, segments
 
 pytestmark = pytest.mark.end_to_end
-ROOT = CONFIGS.parent
-MARK = "COUNTDOWN_ZERO_TEST"  # an environment variable by which a test knows the processes that it caused
-SHORT = ["data.train_batch_size=8", "data.max_response_length=64", "eval_n=2"]
-
-
-def temporary_files():
-    """The shared-memory segments and the scratch folders that no living process has: other runs may be going on."""
-    mapped = mapped_segments()
-    scratch = {path for path in TEMPORARY.glob(f"{SCRATCH}*") if not psutil.pid_exists(int(path.name.split("-")[1]))}
-    return scratch | {path for path in segments() if str(path) not in mapped}
-
-
-class Command:
-    """A command in a session of its own, and what it left behind."""
-
-    def __init__(self, *arguments):
-        self.mark, self.files = uuid.uuid4().hex, temporary_files()
-        self.process = subprocess.Popen(
-            arguments,
-            cwd=ROOT,
-            env=os.environ | {MARK: self.mark, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "tests")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # `sh -c "... &"` has it ignored
-        )
-
-    def wait(self, timeout=900):
-        """The exit status; what was printed is then in `output`."""
-        self.output = self.process.communicate(timeout=timeout)[0]
-        return self.process.returncode
-
-    def wait_for(self, condition, timeout=600):
-        """Until the condition holds, while the command runs."""
-        deadline = time.monotonic() + timeout
-        while not condition():
-            assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < deadline, "timed out"
-            time.sleep(0.2)
-
-    def processes(self):
-        """Processes that carry the mark."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-    def assert_nothing_is_left(self, patience=30):
-        """No process, and with them no Ray session; no shared-memory segment, no folder of temporary files."""
-        deadline = time.monotonic() + patience
-        while (left := self.processes()) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        assert not left, [process.cmdline() for process in left]
-        assert temporary_files() <= self.files
-
-
-def train(run_dir, *overrides):
-    return Command(sys.executable, "-m", "verl_recipes.train", f"run_dir={run_dir}", *overrides)
-
-
-def workers_of(command):
-    return [process for process in command.processes() if "ray::WorkerDict" in process.cmdline()[0]]
-
-
-def listeners(command):
-    """Name of the process, and address, of every socket of a command that waits for connections."""
-    sockets = [(process, each) for process in command.processes() for each in process.net_connections("tcp")]
-    return [(p.cmdline()[0].split(".")[0], each.laddr.ip) for p, each in sockets if each.status == psutil.CONN_LISTEN]
-
-
-def metrics_of(run_dir, name="metrics.jsonl"):
-    path = run_dir / name
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def agreement(lines):
     """The correlation of rollout and actor in every line of metrics that has it."""
     return [line[name] for line in lines for name in AGREEMENT if name in line]
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    """Overrides that name a small data set; beside it lie sets out of distribution."""
-    out = tmp_path_factory.mktemp("data") / "small"
-    sizes = ["train_size=512", "test_size=16", "ood=standard", "ood.size=16", "ood.names=[5_numbers,needs_product]"]
-    subprocess.run([sys.executable, "-m", "data_prep", f"out={out}", *sizes], cwd=ROOT, check=True)
-    return [f"data.train_files={out}/train.parquet", f"data.val_files={out}/test.parquet"]
-
-
-@pytest.fixture(scope="session")
-def resumed(tmp_path_factory, data):
-    """A run of 4 steps, saved every 2, killed with its whole process group after step 3 and started again.
-
-    There, after step 3 once more, the training worker alone is killed, and the run goes on by itself. Two steps are an
-    epoch, so the run is twice resumed at the end of one.
-    """
-    run_dir = tmp_path_factory.mktemp("runs") / "resumed"
-    arguments = [*SHORT, *data, "trainer.total_training_steps=4", "trainer.save_freq=2", "data.train_max_samples=16"]
-
-    def third_step_is_done():
-        return any(line["step"] == 3 for line in metrics_of(run_dir, "metrics.part.jsonl"))
-
-    first = train(run_dir, *arguments)
-    first.wait_for(third_step_is_done)
-    os.killpg(first.process.pid, signal.SIGKILL)
-    first.process.communicate()
-    second = train(run_dir, *arguments, "trainer.restarts=1")
-    second.wait_for(lambda: workers_of(second) and third_step_is_done())  # the first run's metrics are gone by then
-    worker = workers_of(second)[0]
-    names = {process.cmdline()[0].split(".")[0] for process in second.processes()}
-    parent, listening = worker.parent().cmdline(), listeners(second)
-    worker.kill()
-    status = second.wait()
-    assert status == 0, second.output
-    seen = {"parent": parent, "listening": listening, "names": names}
-    return {"run_dir": run_dir, "first": first, "second": second, "arguments": arguments} | seen
 
 
 def test_a_killed_run_continues_after_its_last_checkpoint_and_ends_at_the_asked_step(resumed):
@@ -259,8 +137,8 @@ def test_the_exported_model_holds_the_weights_of_the_last_checkpoint(resumed, tm
     assert any(not torch.equal(base[name], exported[name]) for name in base)
 
 
-def test_evaluate_measures_a_run_as_the_run_measured_itself(resumed, data, tmp_path):
-    test_set = data[1].removeprefix("data.val_files=")
+def test_evaluate_measures_a_run_as_the_run_measured_itself(resumed, small_data, tmp_path):
+    test_set = small_data[1].removeprefix("data.val_files=")
     command = Command(
         *(sys.executable, "-m", "verl_recipes.evaluate", f"model={resumed['run_dir']}", f"data={test_set}", "n=8"),
         *(f"out={tmp_path / 'out'}", 'overrides=["data.max_response_length=64"]'),
@@ -272,30 +150,6 @@ def test_evaluate_measures_a_run_as_the_run_measured_itself(resumed, data, tmp_p
     assert ours["problems"] == 16
     assert abs(ours["response_tokens"] - theirs["response_tokens"]) < 8
     assert ours["pass@8"] >= ours["pass@4"] >= ours["mean@8"] == pytest.approx(ours["pass@1"])
-
-
-def test_one_rank_with_a_critic_and_a_reference(data, tmp_path):
-    """PPO (GAE) with a KL loss, out of distribution: all of verl's kinds of worker; the other tests have two ranks."""
-    run_dir, others = tmp_path / "ppo", Path(data[0].partition("=")[2]).parent
-    files = ",".join(map(str, sorted(others.glob("ood_*.parquet"))))
-    command = train(
-        *(run_dir, *SHORT, f"data.train_files=[{files}]", f"data.val_files=[{files}]", "data.max_prompt_length=64"),
-        *("trainer.total_training_steps=2", "trainer.n_gpus_per_node=1", "trainer.save_freq=2"),
-        *("algorithm.adv_estimator=gae", "actor_rollout_ref.actor.use_kl_loss=true", "critic.ppo_mini_batch_size=8"),
-    )
-    assert command.wait() == 0, command.output
-    command.assert_nothing_is_left()
-    lines = [line["data"] for line in metrics_of(run_dir)]
-    for name in ("5_numbers", "needs_product"):
-        assert f"val-core/countdown/{name}/acc/mean@1" in lines[0]
-    steps = [data for data in lines if "training/global_step" in data]
-    assert len(steps) == 2
-    assert len(agreement(steps)) == 2
-    assert min(agreement(steps)) >= 0.999
-    for step in steps:
-        assert {"critic/vf_loss", "actor/kl_loss", "actor/grad_norm"} <= step.keys()
-    assert steps[0]["actor/kl_loss"] < 1e-6  # before the first update the policy is its own reference
-    assert len(list((run_dir / "checkpoints/global_step_2/actor").glob("model_world_size_1_rank_*.pt"))) == 1
 
 
 def test_somebody_elses_data_and_reward_train_on_the_stock_command(tmp_path):
@@ -338,8 +192,8 @@ def test_somebody_elses_data_and_reward_train_on_the_stock_command(tmp_path):
     ],
     ids=["reward", "stale-weights"],
 )
-def test_a_run_that_fails_says_why_in_one_line_and_leaves_nothing(data, tmp_path, override, message):
-    command = train(tmp_path / "run", *SHORT, *data, "trainer.total_training_steps=2", override)
+def test_a_run_that_fails_says_why_in_one_line_and_leaves_nothing(small_data, tmp_path, override, message):
+    command = train(tmp_path / "run", *SHORT, *small_data, "trainer.total_training_steps=2", override)
     assert command.wait() != 0
     last = command.output.strip().splitlines()[-1]
     assert last.startswith("error: verl stopped: ")
@@ -348,8 +202,8 @@ def test_a_run_that_fails_says_why_in_one_line_and_leaves_nothing(data, tmp_path
     command.assert_nothing_is_left()
 
 
-def test_an_interrupted_run_leaves_nothing(data, tmp_path):
-    command = train(tmp_path / "run", *SHORT, *data)
+def test_an_interrupted_run_leaves_nothing(small_data, tmp_path):
+    command = train(tmp_path / "run", *SHORT, *small_data)
     events = tmp_path / "run" / "samples" / "events.jsonl"
     command.wait_for(lambda: events.exists())
     command.process.send_signal(signal.SIGINT)
@@ -359,15 +213,19 @@ def test_an_interrupted_run_leaves_nothing(data, tmp_path):
     command.assert_nothing_is_left()
 
 
-def test_a_run_that_a_scheduler_ends_saves_the_step_that_it_is_in(data, tmp_path):
+def test_a_run_that_a_scheduler_ends_saves_the_step_that_it_is_in(small_data, tmp_path):
+    """On one rank; the other tests have two."""
     run_dir = tmp_path / "run"
-    command = train(run_dir, *SHORT, *data, "trainer.total_training_steps=1000", "trainer.save_freq=500")
+    steps = ["trainer.total_training_steps=1000", "trainer.save_freq=500"]
+    command = train(run_dir, *SHORT, *small_data, *steps, "trainer.n_gpus_per_node=1")
     command.wait_for(lambda: metrics_of(run_dir, "metrics.part.jsonl")[1:])
     command.process.terminate()
     assert command.wait(timeout=90) == 128 + signal.SIGTERM
-    last = metrics_of(run_dir)[-1]["step"]
+    lines = metrics_of(run_dir)
     saved = int((run_dir / "checkpoints" / "latest_checkpointed_iteration.txt").read_text())
-    assert 1 <= saved == last
+    assert 1 <= saved == lines[-1]["step"]
+    assert len(list((run_dir / f"checkpoints/global_step_{saved}/actor").glob("model_world_size_1_rank_*.pt"))) == 1
+    assert min(agreement(line["data"] for line in lines)) >= 0.999
     assert f"ended by SIGTERM; the same command goes on after step {saved}" in command.output
     assert not (run_dir / "stop").exists()
     command.assert_nothing_is_left()
@@ -382,4 +240,4 @@ def test_the_one_command_teaches_the_model(tmp_path):
     assert summary["base"]["problems"] == 256
     assert summary["base"]["mean@8"] <= 0.25
     assert summary["trained"]["mean@8"] >= 0.55
-    assert Path(tmp_path / "run" / "model" / "model.safetensors").exists()
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()

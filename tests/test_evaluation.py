@@ -17,11 +17,11 @@ from pathlib import Path
 import hydra
 import numpy as np
 import pytest
+from commands import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from rich.console import Console
-from test_end_to_end import Command
 
 from data_prep.cli import CONFIGS, UserError
 from reward_score.grammar import REASONS

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import hydra
 import pytest
+from commands import RESUMED
 from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
@@ -363,15 +364,6 @@ cluster.await_nodes(sys.argv[1], 2, 1, 2, patience=1)
     assert (result.returncode, result.stderr.splitlines()[-1][:37]) == (1, "error: a run is on the Ray cluster st")
 
 
-@pytest.fixture(scope="module")
-def small_data(tmp_path_factory):
-    out = tmp_path_factory.mktemp("data") / "small"
-    command = [sys.executable, "-m", "data_prep", f"out={out}", "train_size=512", "test_size=16"]
-    subprocess.run(command, cwd=ROOT, check=True)
-    return [f"data.train_files={out}/train.parquet", f"data.val_files={out}/test.parquet"]
-
-
-RUN = ["prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.total_training_steps=4", "trainer.save_freq=2"]
 TWO_NODES = ["nodes=2", "gpus.all=1"]
 
 
@@ -389,20 +381,11 @@ def samples_of(run_dir, *keys):
 
 
 @pytest.fixture(scope="module")
-def on_one(tmp_path_factory, small_data):
-    """The run folder of the same run on one machine, with two ranks as well."""
-    run_dir = tmp_path_factory.mktemp("one") / "run"
-    command = [sys.executable, "-m", "verl_recipes.train", f"run_dir={run_dir}", *RUN, *small_data]
-    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    return run_dir
-
-
-@pytest.fixture(scope="module")
 def on_two(two_nodes, tmp_path_factory, small_data):
     """The run folder over two nodes, where everything on the second was killed after step 3, and it came back."""
     folder = tmp_path_factory.mktemp("two")
     run_dir, output = folder / "run", folder / "output.txt"
-    command = two_nodes.submission(f"run_dir={run_dir}", "trainer.restarts=2", *TWO_NODES, *RUN, *small_data)
+    command = two_nodes.submission(f"run_dir={run_dir}", "trainer.restarts=2", *TWO_NODES, *RESUMED, *small_data)
 
     def wait_for(condition, seconds=600):
         deadline = time.monotonic() + seconds
@@ -427,21 +410,21 @@ def on_two(two_nodes, tmp_path_factory, small_data):
 
 
 @pytest.mark.end_to_end
-def test_a_run_over_two_nodes_has_a_rank_on_each_and_steps_as_on_one(two_nodes, on_two, on_one):
-    """Until the node died: vLLM's sampling is not in a checkpoint."""
+def test_a_run_over_two_nodes_has_a_rank_on_each_and_steps_as_on_one(two_nodes, on_two, resumed):
+    """Until the node died, and that run was killed: vLLM's sampling is not in a checkpoint."""
     for node in (0, 1):
         logs = (two_nodes.folder / str(node)).glob("session_latest/logs/worker-*.out")
         assert any(":actor_name:WorkerDict" in log.read_text() for log in logs), node
     assert len(list((on_two / "checkpoints/global_step_4/actor").glob("model_world_size_2_rank_*.pt"))) == 2
-    for data, there in zip(steps_of(on_two)[:2], steps_of(on_one), strict=False):
+    for data, there in zip(steps_of(on_two)[:2], steps_of(resumed["run_dir"]), strict=False):
         assert 0 < data["actor/grad_norm"] == pytest.approx(there["actor/grad_norm"], rel=1e-4)
     assert min(data[name] for data in steps_of(on_two) for name in AGREEMENT if name in data) >= 0.999
-    same = [samples_of(run_dir, "prompt", "response")[:2] for run_dir in (on_two, on_one)]
+    same = [samples_of(run_dir, "prompt", "response")[:2] for run_dir in (on_two, resumed["run_dir"])]
     assert same[0] == same[1]
 
 
 @pytest.mark.end_to_end
-def test_a_node_that_dies_is_waited_for_and_no_step_is_lost_or_repeated(on_two, on_one):
+def test_a_node_that_dies_is_waited_for_and_no_step_is_lost_or_repeated(on_two, resumed):
     assert [data["training/global_step"] for data in steps_of(on_two)] == [1, 2, 3, 4]
-    assert samples_of(on_two, "prompt") == samples_of(on_one, "prompt")
+    assert samples_of(on_two, "prompt") == samples_of(resumed["run_dir"], "prompt")
     assert json.loads((on_two / "summary.json").read_text())["steps"] == 4

@@ -8,10 +8,11 @@ import math
 import shutil
 import sqlite3
 import sys
+from pathlib import Path
 
 import pytest
+from commands import ROOT, Command, metrics_of, train
 from safetensors.torch import load_file
-from test_end_to_end import ROOT, Command, data, metrics_of, train  # noqa: F401  `data` is a fixture
 
 from verl_recipes.summary import AGREEMENT
 
@@ -33,14 +34,17 @@ def steps_of(run_dir):
 
 
 @pytest.fixture(scope="module")
-def ppo(tmp_path_factory, data):  # noqa: F811
-    """TinyZero's PPO, told to all trackers without a network."""
-    run_dir = tmp_path_factory.mktemp("runs") / "ppo"
+def ppo(tmp_path_factory, small_data):
+    """TinyZero's PPO with a KL loss as well, out of distribution, told to all trackers without a network."""
+    run_dir, folder = tmp_path_factory.mktemp("runs") / "ppo", Path(small_data[0].partition("=")[2]).parent
+    files = ",".join(map(str, sorted(folder.glob("ood_*.parquet"))))
+    others = [f"data.train_files=[{files}]", f"data.val_files=[{files}]", "data.max_prompt_length=64"]
     trackers = f"tracker=[{','.join(TRACKERS)}]"
     command = Command(
         *("env", "WANDB_MODE=offline", "SWANLAB_MODE=local", *(f"{name}={KEY}" for name in KEYS)),
         *(sys.executable, "-m", "verl_recipes.train"),
-        *(f"run_dir={run_dir}", "recipe=tinyzero_ppo", trackers, *SHORT, *data),
+        *(f"run_dir={run_dir}", "recipe=tinyzero_ppo", trackers, *SHORT, *others),
+        "actor_rollout_ref.actor.use_kl_loss=true",
     )
     assert command.wait() == 0, command.output
     command.assert_nothing_is_left()
@@ -59,6 +63,13 @@ def test_tinyzeros_ppo_trains_its_critic_four_times_a_step(ppo):
         assert {"critic/vf_loss", "actor/reward_kl_penalty", "actor/entropy_loss", "critic/lr"} <= step.keys()
         assert step["actor/reward_kl_penalty_coeff"] == pytest.approx(0.001)
         assert (step["actor/lr"], step["critic/lr"]) == (pytest.approx(1e-6), pytest.approx(1e-5))
+    assert steps_of(ppo)[0]["actor/kl_loss"] < 1e-6  # before the first update the policy is its own reference
+
+
+def test_a_run_trains_and_is_measured_on_several_files(ppo):
+    for line in (metrics_of(ppo)[0], metrics_of(ppo)[-1]):
+        for name in ("5_numbers", "needs_product"):
+            assert f"val-core/countdown/{name}/acc/mean@1" in line["data"]
 
 
 def wandb_records(path):
@@ -114,11 +125,11 @@ def test_swanlabs_files_hold_the_rewards_components(ppo):
     assert {step: row["reward/acc"] for step, row in enumerate(steps_of(ppo), 1)} in columns
 
 
-def test_lora_trains_and_exports_one_whole_model(data, tmp_path):  # noqa: F811
+def test_lora_trains_and_exports_one_whole_model(small_data, tmp_path):
     """At a rate at which one step changes the samples, so that stale weights would show in the agreement."""
     run_dir = tmp_path / "lora"
     fast = ["actor_rollout_ref.actor.optim.lr=1e-2", "actor_rollout_ref.actor.optim.lr_warmup_steps=-1"]
-    command = train(run_dir, "recipe=mini_r1", "tuning=lora", *fast, *SHORT, *data)
+    command = train(run_dir, "recipe=mini_r1", "tuning=lora", *fast, *SHORT, *small_data)
     assert command.wait() == 0, command.output
     command.assert_nothing_is_left()
     first, second = steps_of(run_dir)

@@ -1,0 +1,94 @@
+"""Commands that tests start for real, and what they leave behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+
+import psutil
+
+from data_prep.cli import CONFIGS
+from verl_recipes.supervise import SCRATCH, TEMPORARY, mapped_segments, segments
+
+ROOT = CONFIGS.parent
+MARK = "COUNTDOWN_ZERO_TEST"  # an environment variable by which a test knows the processes that it caused
+SHORT = ["data.train_batch_size=8", "data.max_response_length=64", "eval_n=2"]
+RESUMED = [*SHORT, "trainer.total_training_steps=4", "trainer.save_freq=2", "data.train_max_samples=16"]
+
+
+def temporary_files():
+    """The shared-memory segments and the scratch folders that no living process has: other runs may be going on."""
+    mapped = mapped_segments()
+    scratch = {path for path in TEMPORARY.glob(f"{SCRATCH}*") if not psutil.pid_exists(int(path.name.split("-")[1]))}
+    return scratch | {path for path in segments() if str(path) not in mapped}
+
+
+class Command:
+    """A command in a session of its own, and what it left behind."""
+
+    def __init__(self, *arguments):
+        self.mark, self.files = uuid.uuid4().hex, temporary_files()
+        self.process = subprocess.Popen(
+            arguments,
+            cwd=ROOT,
+            env=os.environ | {MARK: self.mark, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "tests")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # `sh -c "... &"` has it ignored
+        )
+
+    def wait(self, timeout=900):
+        """The exit status; what was printed is then in `output`."""
+        self.output = self.process.communicate(timeout=timeout)[0]
+        return self.process.returncode
+
+    def wait_for(self, condition, timeout=600):
+        """Until the condition holds, while the command runs."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert self.process.poll() is None, self.process.communicate()[0]
+            assert time.monotonic() < deadline, "timed out"
+            time.sleep(0.2)
+
+    def processes(self):
+        """Processes that carry the mark."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def assert_nothing_is_left(self, patience=30):
+        """No process, and with them no Ray session; no shared-memory segment, no folder of temporary files."""
+        deadline = time.monotonic() + patience
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert not left, [process.cmdline() for process in left]
+        assert temporary_files() <= self.files
+
+
+def train(run_dir, *overrides):
+    return Command(sys.executable, "-m", "verl_recipes.train", f"run_dir={run_dir}", *overrides)
+
+
+def workers_of(command):
+    return [process for process in command.processes() if "ray::WorkerDict" in process.cmdline()[0]]
+
+
+def listeners(command):
+    """Name of the process, and address, of every socket of a command that waits for connections."""
+    sockets = [(process, each) for process in command.processes() for each in process.net_connections("tcp")]
+    return [(p.cmdline()[0].split(".")[0], each.laddr.ip) for p, each in sockets if each.status == psutil.CONN_LISTEN]
+
+
+def metrics_of(run_dir, name="metrics.jsonl"):
+    path = run_dir / name
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,47 @@
+"""What several files of tests share: a small data set, and the short run that most of them look at."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from commands import RESUMED, ROOT, listeners, metrics_of, train, workers_of
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory):
+    """Overrides that name a small data set; beside it lie sets out of distribution."""
+    out = tmp_path_factory.mktemp("data") / "small"
+    sizes = ["train_size=512", "test_size=16", "ood=standard", "ood.size=16", "ood.names=[5_numbers,needs_product]"]
+    subprocess.run([sys.executable, "-m", "data_prep", f"out={out}", *sizes], cwd=ROOT, check=True)
+    return [f"data.train_files={out}/train.parquet", f"data.val_files={out}/test.parquet"]
+
+
+@pytest.fixture(scope="session")
+def resumed(tmp_path_factory, small_data):
+    """A run of 4 steps, saved every 2, killed with its whole process group after step 3 and started again.
+
+    There, after step 3 once more, the training worker alone is killed, and the run goes on by itself. Two steps are an
+    epoch, so the run is twice resumed at the end of one.
+    """
+    run_dir = tmp_path_factory.mktemp("runs") / "resumed"
+    arguments = [*RESUMED, *small_data]
+
+    def third_step_is_done():
+        return any(line["step"] == 3 for line in metrics_of(run_dir, "metrics.part.jsonl"))
+
+    first = train(run_dir, *arguments)
+    first.wait_for(third_step_is_done)
+    os.killpg(first.process.pid, signal.SIGKILL)
+    first.process.communicate()
+    second = train(run_dir, *arguments, "trainer.restarts=1")
+    second.wait_for(lambda: workers_of(second) and third_step_is_done())  # the first run's metrics are gone by then
+    worker = workers_of(second)[0]
+    names = {process.cmdline()[0].split(".")[0] for process in second.processes()}
+    parent, listening = worker.parent().cmdline(), listeners(second)
+    worker.kill()
+    status = second.wait()
+    assert status == 0, second.output
+    seen = {"parent": parent, "listening": listening, "names": names}
+    return {"run_dir": run_dir, "first": first, "second": second, "arguments": arguments} | seen
