@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 
 import psutil
 
@@ -79,16 +80,31 @@ def train(run_dir, *overrides):
     return Command(sys.executable, "-m", "verl_recipes.train", f"run_dir={run_dir}", *overrides)
 
 
+def titles(command):
+    """The processes of a command that is going on, each with the first word of its command line."""
+    found = {}
+    for process in command.processes():
+        with suppress(psutil.Error, IndexError):  # it ended in between
+            found[process] = process.cmdline()[0].split(".")[0]
+    return found
+
+
 def workers_of(command):
-    return [process for process in command.processes() if "ray::WorkerDict" in process.cmdline()[0]]
+    return [process for process, title in titles(command).items() if title.startswith("ray::WorkerDict")]
 
 
 def listeners(command):
-    """Name of the process, and address, of every socket of a command that waits for connections."""
-    sockets = [(process, each) for process in command.processes() for each in process.net_connections("tcp")]
-    return [(p.cmdline()[0].split(".")[0], each.laddr.ip) for p, each in sockets if each.status == psutil.CONN_LISTEN]
+    """Title of the process, and address, of every socket of a command that waits for connections."""
+    found = []
+    for process, title in titles(command).items():
+        with suppress(psutil.Error):
+            sockets = process.net_connections("tcp")
+            found += [(title, each.laddr.ip) for each in sockets if each.status == psutil.CONN_LISTEN]
+    return found
 
 
 def metrics_of(run_dir, name="metrics.jsonl"):
+    """The lines that are whole: the run may be going on."""
     path = run_dir / name
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

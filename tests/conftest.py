@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from commands import RESUMED, ROOT, listeners, metrics_of, train, workers_of
+from commands import RESUMED, ROOT, listeners, metrics_of, titles, train, workers_of
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +38,7 @@ def resumed(tmp_path_factory, small_data):
     second = train(run_dir, *arguments, "trainer.restarts=1")
     second.wait_for(lambda: workers_of(second) and third_step_is_done())  # the first run's metrics are gone by then
     worker = workers_of(second)[0]
-    names = {process.cmdline()[0].split(".")[0] for process in second.processes()}
-    parent, listening = worker.parent().cmdline(), listeners(second)
+    names, parent, listening = set(titles(second).values()), worker.parent().cmdline(), listeners(second)
     worker.kill()
     status = second.wait()
     assert status == 0, second.output
