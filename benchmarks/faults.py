@@ -15,11 +15,13 @@ import os
 import random
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -376,6 +378,15 @@ def two_at_once(steps: int = 4) -> None:
     ends_whole(commands[0], run_dirs[0], steps)
 
 
+def ports_taken(steps: int = 4) -> None:
+    """Somebody has the usual ports of Ray (head, client, dashboard), vLLM's server and torch's store."""
+    run_dir = fresh("ports")
+    with ExitStack() as taken:
+        for port in (6379, 10001, 8265, 8000, 29500):
+            taken.enter_context(socket.create_server(("", port)))
+        ends_whole(start(run_dir, steps), run_dir, steps)
+
+
 CASES: dict[str, Callable[[], float | None]] = {
     "disk full at a checkpoint": lambda: disk_full("disk_checkpoint", 3_000_000),
     "disk full at a sample dump": lambda: disk_full("disk_samples", 40_000),
@@ -385,6 +396,7 @@ CASES: dict[str, Callable[[], float | None]] = {
     "command, resumed at an epoch's end": epoch_end,
     "more steps asked of a complete run": more_steps,
     "two runs at once": two_at_once,
+    "the usual ports taken": ports_taken,
 }
 
 
@@ -395,10 +407,10 @@ def record(name: str, seconds: float | None) -> None:
     RECOVERED.write_text(json.dumps(recovered, indent=2))
     text = "| fault | times | steps or prompts lost or repeated | seconds until a new step, median and most |\n"
     text += "| --- | --- | --- | --- |\n"
-    for each in [each for each in (*KINDS, *LOOP_KINDS, *CASES) if each in recovered]:
-        known = [value for value in recovered[each] if value is not None]
+    for fault in filter(recovered.__contains__, (*KINDS, *LOOP_KINDS, *CASES)):
+        known = [value for value in recovered[fault] if value is not None]
         recovery = f"{statistics.median(known):.0f}, {max(known):.0f}" if known else "-"
-        text += f"| {each} | {len(recovered[each])} | 0 | {recovery} |\n"
+        text += f"| {fault} | {len(recovered[fault])} | 0 | {recovery} |\n"
     TABLE.write_text(text)
 
 

@@ -79,10 +79,9 @@ def merge_metrics(run_dir: Path) -> None:
     by_step: dict[int, dict[str, Any]] = {}
     for line in text.splitlines(keepends=True):
         if line.endswith("\n"):  # a killed run may leave half a line
-            step, data = (json.loads(line)[name] for name in ("step", "data"))
-            by_step = {done: kept for done, kept in by_step.items() if done < step} | {
-                step: by_step.get(step, {}) | data  # the evaluation alone may be done again
-            }
+            entry = json.loads(line)
+            step, same = entry["step"], by_step.get(entry["step"], {})  # the evaluation alone may be done again
+            by_step = {done: kept for done, kept in by_step.items() if done < step} | {step: same | entry["data"]}
     saved = last_checkpoint(run_dir)
     samples = run_dir / "samples" / "train" / f"{saved}.jsonl"
     if samples.exists() and "training/global_step" not in by_step.get(saved, {}):
