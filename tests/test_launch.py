@@ -16,7 +16,7 @@ from pathlib import Path
 
 import hydra
 import pytest
-from commands import RESUMED
+from commands import RESUMED, metrics_of
 from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
@@ -369,8 +369,7 @@ TWO_NODES = ["nodes=2", "gpus.all=1"]
 
 def steps_of(run_dir):
     """The metrics of every training step that a run has finished, in the order of its files."""
-    files = [path for name in ("metrics", "metrics.part") if (path := run_dir / f"{name}.jsonl").exists()]
-    lines = [json.loads(line) for path in files for line in path.read_text().splitlines() if line.endswith("}")]
+    lines = [line for name in ("metrics.jsonl", "metrics.part.jsonl") for line in metrics_of(run_dir, name)]
     return [line["data"] for line in lines if "training/global_step" in line["data"]]
 
 
@@ -416,7 +415,7 @@ def test_a_run_over_two_nodes_has_a_rank_on_each_and_steps_as_on_one(two_nodes, 
         logs = (two_nodes.folder / str(node)).glob("session_latest/logs/worker-*.out")
         assert any(":actor_name:WorkerDict" in log.read_text() for log in logs), node
     assert len(list((on_two / "checkpoints/global_step_4/actor").glob("model_world_size_2_rank_*.pt"))) == 2
-    for data, there in zip(steps_of(on_two)[:2], steps_of(resumed["run_dir"]), strict=False):
+    for data, there in zip(steps_of(on_two)[:2], steps_of(resumed["run_dir"])[:2], strict=True):
         assert 0 < data["actor/grad_norm"] == pytest.approx(there["actor/grad_norm"], rel=1e-4)
     assert min(data[name] for data in steps_of(on_two) for name in AGREEMENT if name in data) >= 0.999
     same = [samples_of(run_dir, "prompt", "response")[:2] for run_dir in (on_two, resumed["run_dir"])]
