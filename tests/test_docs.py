@@ -73,6 +73,7 @@ def test_the_data_page_lists_every_option_and_repeats_the_measured_tables(name):
         assert measured.read_text() in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_recipe_page_holds_the_generated_tables_and_names_every_recipe(language, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs")

@@ -14,10 +14,10 @@ import urllib.request
 from itertools import combinations, product
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 from commands import Command
+from configurations import compose, options
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -82,6 +82,7 @@ def test_a_majority_is_the_most_frequent_answer_whatever_the_order(votes):
     assert measure.majority([{"response": "no", "acc": 0.0}]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("problems", [64, 256])
 @pytest.mark.parametrize("k", [1, 4, 8])
 @pytest.mark.parametrize(("a", "b"), [(0.6, 2.4), (3, 3), (8, 0.5), (0.05, 5)], ids=["base", "middle", "high", "low"])
@@ -197,11 +198,8 @@ def run_dir(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "tiny"
     (folder / "samples" / "validation").mkdir(parents=True)
     shutil.copytree(BASE, folder / "model")
-    import verl_recipes.train  # noqa: F401  registers the resolver that finds verl's configuration
-
     files = [f"data.train_files={data}/train.parquet", f"data.val_files={data}/test.parquet"]
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = hydra.compose("train", [*files, f"run_dir={folder}"])
+    cfg = compose("train", *files, f"run_dir={folder}")
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     rows = [sample(problem, problem % 2) for problem in range(16)]
     evaluate.write_whole(folder / "samples" / "validation" / "0.jsonl", evaluate.as_lines(rows))
@@ -215,6 +213,7 @@ def refused(module, message, *arguments):
     assert len(result.stderr.strip().splitlines()) == 1, result.stderr
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_line_and_leaves_nothing(data, tmp_path):
     refused("verl_recipes.evaluate", "holds no model", f"model={ROOT}", f"data={data}", f"out={tmp_path / 'out'}")
     assert not (tmp_path / "out").exists()
@@ -222,19 +221,21 @@ def test_a_mistake_is_one_line_and_leaves_nothing(data, tmp_path):
         evaluate.show_comparison(tmp_path, tmp_path, Console())
 
 
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in (CONFIGS / "recipe").glob("*.yaml")))
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", options("recipe"))
 def test_a_model_is_measured_with_the_prompt_and_the_lengths_of_the_recipe(recipe, tmp_path):
     cfg = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml")
-    cfg.merge_with({"recipe": recipe, "hardware": "a800_x8", "model": "Some/Model"})
+    cfg.merge_with({"recipe": recipe, "hardware": "a800_x4", "model": "Some/Model"})
     composed = evaluate.training_config(cfg, evaluate.find_weights(Path(cfg.model)), tmp_path)
     model = "tiny" if recipe == "tiny" else "qwen2.5_3b"
-    trained = evaluate.compose("train", [f"recipe={recipe}", f"model={model}", "hardware=a800_x8"])
+    trained = compose("train", f"recipe={recipe}", f"model={model}", "hardware=a800_x4")
     assert composed.actor_rollout_ref.model.path == "Some/Model"
     assert composed.prompt == trained.prompt
     assert composed.data.max_response_length == trained.data.max_response_length
     assert composed.data.max_prompt_length == max(trained.data.max_prompt_length, cfg.max_prompt_length)
 
 
+@pytest.mark.slow
 def test_a_model_that_brings_code_is_not_evaluated_unless_it_is_trusted(data, tmp_path):
     shutil.copytree(BASE, tmp_path / "model")
     config = tmp_path / "model" / "config.json"

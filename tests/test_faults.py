@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hydra
 import pytest
+from configurations import compose
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -97,20 +97,21 @@ def test_a_damaged_manifest_is_named(data):
     refusals(file, lambda: check_prompt(str(data / "train.parquet"), template), "foreign")
 
 
+@pytest.fixture
+def cfg():
+    return compose("train")
+
+
 @pytest.fixture(scope="module")
-def composed():
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose("train")
+def saved():
+    """The configuration in a run's folder, as text: resolving and writing it takes most of a second."""
+    cfg = compose("train", "data.train_files=train.parquet")
+    return OmegaConf.to_yaml(cfg, resolve=True)
 
 
 @pytest.fixture
-def cfg(composed):
-    return copy.deepcopy(composed)
-
-
-@pytest.fixture
-def checkpoints(tmp_path, cfg):
-    """Two of verl's, by their names, in the folder of a run."""
+def checkpoints(tmp_path, cfg, saved, monkeypatch):
+    """Two of verl's, by their names, in the folder of a run, which is the working folder."""
     import torch
 
     for step in (4, 8):
@@ -119,13 +120,15 @@ def checkpoints(tmp_path, cfg):
         for name in ("actor/model_world_size_2_rank_0.pt", "actor/model_world_size_2_rank_1.pt", "data.pt"):
             torch.save({"weight": torch.full((64, 64), 0.5)}, folder / name)
     (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("8")
-    cfg.data.train_files = str(tmp_path / "train.parquet")
-    (tmp_path / "train.parquet").write_text("data")
+    monkeypatch.chdir(tmp_path)
+    cfg.data.train_files = "train.parquet"
+    Path("train.parquet").write_text("data")
     (tmp_path / "data.json").write_text(json.dumps(hashes(cfg.data.train_files)))
-    OmegaConf.save(cfg, tmp_path / "config.yaml", resolve=True)
+    (tmp_path / "config.yaml").write_text(saved)
     return tmp_path / "checkpoints"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flipped", "truncated", "foreign"])
 def test_a_damaged_checkpoint_is_named_with_the_way_to_the_one_before(checkpoints, cfg, kind):
     file = checkpoints / "global_step_8" / "actor" / "model_world_size_2_rank_1.pt"
@@ -172,6 +175,7 @@ def test_a_damaged_number_of_the_last_checkpoint_is_named(checkpoints, text):
         last_checkpoint(checkpoints.parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", FIXED)
 def test_what_a_checkpoint_depends_on_may_not_change(checkpoints, cfg, key):
     OmegaConf.update(
@@ -236,6 +240,7 @@ def test_other_data_under_the_same_name_is_refused(checkpoints, cfg):
         check_resume(cfg, checkpoints.parent, 8)
 
 
+@pytest.mark.slow
 def test_a_damaged_summary_is_named(tmp_path):
     (tmp_path / "summary.json").write_text('{"steps": 3')
     command = [sys.executable, "-m", "verl_recipes.train", f"run_dir={tmp_path}"]

@@ -14,9 +14,9 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-import hydra
 import pytest
 from commands import RESUMED, metrics_of
+from configurations import compose
 from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
@@ -47,6 +47,7 @@ def printed(result):
     return [shlex.split(line[2:]) for line in result.stdout.splitlines() if line.startswith("+ ")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_begins_with_doctor_and_plan_and_its_overrides_come_last_and_compose(script):
     commands = printed(bash(f"launch/{script}.sh", "seed=5", "name=a b", DRY_RUN="1"))
@@ -56,8 +57,7 @@ def test_a_script_begins_with_doctor_and_plan_and_its_overrides_come_last_and_co
         overrides = command[3:]
         assert overrides[0] == f"hardware={script}"
         assert overrides[-2:] == ["seed=5", "name=a b"]
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        check_choice(hydra.compose("train", overrides=overrides[:-1]))
+    check_choice(compose("train", *overrides[:-1]))
 
 
 def test_what_fails_first_stops_the_rest(tmp_path):
@@ -120,21 +120,20 @@ def test_doctor_finds_a_driver_too_old_cards_too_few_and_memory_in_use(tmp_path,
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(doctor, "cuda_of_torch", lambda: "13.0")
     monkeypatch.setattr(doctor, "run", lambda *command, **k: (0, cards) if command[0] == "nvidia-smi" else (1, "no"))
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = hydra.compose("train", overrides=["hardware=a800_x2"])
+    cfg = compose("train", "hardware=a800_x2")
     states = {line.text: line.state for line in doctor.gpus(gpu=True, cfg=cfg)}
     assert next(s for t, s in states.items() if "this run wants 2" in t) == "wrong"
     assert next(s for t, s in states.items() if "in use" in t) == "warning"
     assert next(s for t, s in states.items() if "needs 580" in t) == "wrong"
 
 
+@pytest.mark.slow
 def test_doctor_asks_for_the_key_of_a_tracker_and_for_data_and_model(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     overrides = ["tracker=[wandb]", "actor_rollout_ref.model.path=none", "data.train_files=none.parquet"]
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = hydra.compose("train", overrides=overrides)
+    cfg = compose("train", *overrides)
     wrong = " ".join(line.text for line in [*doctor.trackers(cfg=cfg), *doctor.paths(cfg=cfg)] if line.state == "wrong")
     assert all(each in wrong for each in ("tracker=wandb: no key", "model: none", "none.parquet"))
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -7,8 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-import hydra
 import pytest
+from configurations import compose, options
 from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS
@@ -41,24 +41,14 @@ def test_imports_run_one_way(package):
             assert name not in FORBIDDEN[package], f"{path} imports {name}"
 
 
-def options(group):
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
-
-
-def load(name, *overrides):
-    import verl_recipes.configuration  # noqa: F401  registers the resolvers
-
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose(name, overrides=list(overrides))
-
-
 @pytest.mark.parametrize("name", ["prepare", "render", "tiny_base", "train"])
 def test_every_command_has_a_whole_configuration(name):
-    cfg = load(name)
+    cfg = compose(name)
     assert not OmegaConf.missing_keys(cfg) - {"reward.reward_model.rollout.name", "tokenizer"}
     OmegaConf.to_container(cfg, resolve=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override",
     [
@@ -68,7 +58,7 @@ def test_every_command_has_a_whole_configuration(name):
     ],
 )
 def test_every_shipped_option_composes(override):
-    OmegaConf.to_container(load("train", override), resolve=True)
+    OmegaConf.to_container(compose("train", override), resolve=True)
 
 
 @pytest.mark.parametrize(
@@ -76,22 +66,22 @@ def test_every_shipped_option_composes(override):
     [f"{group}={option}" for group in ("source", "preset", "split", "ood", "prompt") for option in options(group)],
 )
 def test_every_option_of_the_data_composes_and_makes_sense(override):
-    config = OmegaConf.to_container(load("prepare", override), resolve=True)
+    config = OmegaConf.to_container(compose("prepare", override), resolve=True)
     check_config(config)
     check_preset(config["preset"])
 
 
 def test_every_key_of_verls_can_be_overridden():
-    cfg = load("train", "actor_rollout_ref.actor.ppo_epochs=3", "algorithm.gamma=0.5", "trainer.nnodes=2")
+    cfg = compose("train", "actor_rollout_ref.actor.ppo_epochs=3", "algorithm.gamma=0.5", "trainer.nnodes=2")
     assert (cfg.actor_rollout_ref.actor.ppo_epochs, cfg.algorithm.gamma, cfg.trainer.nnodes) == (3, 0.5, 2)
 
 
 def test_the_tiny_base_learns_from_the_problems_that_the_run_uses():
-    prepare, base = load("prepare"), load("tiny_base")
+    prepare, base = compose("prepare"), compose("tiny_base")
     for key in ("preset", "held_out_share", "prompt"):
         assert prepare[key] == base[key]
-    assert prepare.prompt == load("train").prompt
-    assert f"{prepare.out}/train.parquet" == load("train").data.train_files
+    assert prepare.prompt == compose("train").prompt
+    assert f"{prepare.out}/train.parquet" == compose("train").data.train_files
 
 
 def pins(name):
@@ -115,7 +105,9 @@ def test_the_pins_follow_the_project_and_name_no_machine():
     assert project["requires-python"] == ">=3.11,<3.13"
 
 
-@pytest.mark.parametrize("command", [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]])
+@pytest.mark.parametrize(
+    "command", [["ruff", "check"], ["ruff", "format", "--check"], pytest.param(["mypy"], marks=pytest.mark.slow)]
+)
 def test_style_and_types(command):
     result = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -7,20 +7,15 @@ verl/trainer/ppo/core_algos.py of January 2025; TRL 0.14.0, trl/trainer/grpo_tra
 """
 
 import asyncio
-import copy
 import math
-from functools import cache
 from types import SimpleNamespace
 
-import hydra
 import numpy as np
 import pytest
 import torch
+from configurations import compose
 from omegaconf import open_dict
 from tensordict import TensorDict
-
-import verl_recipes.configuration  # noqa: F401  registers the resolvers
-from data_prep.cli import CONFIGS
 
 GROUPS, N, LENGTH = 3, 4, 6
 MASK = (torch.arange(LENGTH) < torch.tensor([6, 3, 5, 1, 2, 6, 4, 4, 3, 5, 6, 2])[:, None]).float()
@@ -29,14 +24,8 @@ WITH_SEVERAL_UPDATES = ("tinyzero_ppo", "tinyzero_grpo", "dapo", "dr_grpo")
 ON_POLICY = ("tiny", "mini_r1", "datawhale_r1", "datawhale_r1_article", "rloo")
 
 
-@cache
-def composed(recipe):
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose("train", overrides=[f"recipe={recipe}", "model=qwen2.5_3b", "hardware=a800_x4"])
-
-
-def compose(recipe):
-    return copy.deepcopy(composed(recipe))
+def config_of(recipe):
+    return compose("train", f"recipe={recipe}", "model=qwen2.5_3b", "hardware=a800_x4")
 
 
 @pytest.fixture(params=WITH_SEVERAL_UPDATES + ON_POLICY)
@@ -50,7 +39,7 @@ def case(request):
     old = normal(0.5, -1.5)
     return SimpleNamespace(
         recipe=request.param,
-        config=compose(request.param),
+        config=config_of(request.param),
         old=old,
         now=(old if request.param in ON_POLICY else old + normal(0.3)).clone().requires_grad_(),
         reference=old + normal(0.2),
@@ -272,7 +261,7 @@ def test_the_overlong_penalty_is_dapos(length):
     from verl import DataProto
     from verl.experimental.reward_loop.reward_manager.dapo import DAPORewardManager
 
-    config = compose("dapo")
+    config = config_of("dapo")
     assert config.reward.reward_manager.name == "dapo"
     longest, cache = 1024, config.reward.reward_kwargs.overlong_buffer_cfg.len
     tokens = {
@@ -317,7 +306,7 @@ def test_the_learning_rate_is_transformers_cosine_with_warm_up(recipe):
             return 5e-7 * done / 14
         return 5e-7 * 0.5 * (1 + math.cos(math.pi * (done - 14) / (450 - 14)))
 
-    config = compose(recipe)
+    config = config_of(recipe)
     assert config.trainer.total_training_steps == 450
     rates = learning_rates(config.actor_rollout_ref.actor.optim, 450)
     for step, value in ((1, 0.0), (14, 4.642857e-7), (225, 2.644050e-7), (450, 6.490218e-12)):
@@ -326,7 +315,7 @@ def test_the_learning_rate_is_transformers_cosine_with_warm_up(recipe):
 
 
 def test_tinyzeros_learning_rates_are_constant():
-    config = compose("tinyzero_ppo")
+    config = config_of("tinyzero_ppo")
     for optim, rate in ((config.actor_rollout_ref.actor.optim, 1e-6), (config.critic.optim, 1e-5)):
         rates = learning_rates(optim, 450)
         assert [rates[step - 1] for step in (1, 14, 225, 450)] == [rate] * 4

@@ -5,8 +5,8 @@ import re
 from dataclasses import replace
 from io import StringIO
 
-import hydra
 import pytest
+from configurations import compose
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -15,11 +15,6 @@ from verl_recipes import plan, plan_memory, plan_time
 from verl_recipes.plan_memory import GIB, Pass
 
 ROOT = CONFIGS.parent
-
-
-def load(*overrides):
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose("train", overrides=list(overrides))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,7 +107,7 @@ def test_a_plan_is_tracked_once(monkeypatch):
 
 
 def test_the_kv_cache_is_what_vllms_share_leaves():
-    cfg = load("recipe=mini_r1", "model=qwen2.5_3b_instruct", "hardware=a800_x4")
+    cfg = compose("train", "recipe=mini_r1", "model=qwen2.5_3b_instruct", "hardware=a800_x4")
     held = plan_memory.vllm(cfg, 80 * GIB)
     assert held["weights"] == 2 * 3_085_938_688
     share = cfg.actor_rollout_ref.rollout.gpu_memory_utilization * 80 * GIB
@@ -125,12 +120,13 @@ def test_the_kv_cache_is_what_vllms_share_leaves():
 SMALL = ["model=tiny", "hardware=a800_x1", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=1024"]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_the_setting_to_turn_unless_forced(monkeypatch):
-    cfg = load(*SMALL, "actor_rollout_ref.rollout.gpu_memory_utilization=0.01")
+    cfg = compose("train", *SMALL, "actor_rollout_ref.rollout.gpu_memory_utilization=0.01")
     problems = plan.show(cfg, Console(file=StringIO()))
     assert len(problems) == 1
     assert "gpu_memory_utilization or tensor_model_parallel_size higher" in problems[0]
-    fits = load(*SMALL)
+    fits = compose("train", *SMALL)
     assert plan.show(fits, Console(file=StringIO())) == []
     monkeypatch.setattr(plan, "show", lambda cfg, console: problems)
     with pytest.raises(UserError, match=r"does not fit.*force=true"):
@@ -141,11 +137,12 @@ def test_what_does_not_fit_is_refused_with_the_setting_to_turn_unless_forced(mon
 
 def test_a_topology_that_leaves_no_gpu_to_train_is_one_line():
     with pytest.raises(UserError, match="none left to train"):
-        plan.estimate(load("hardware=a800_x1", "topology=split"))
+        plan.estimate(compose("train", "hardware=a800_x1", "topology=split"))
 
 
+@pytest.mark.slow
 def test_too_much_is_named_by_phase_and_every_advice_is_a_key_of_the_configuration():
-    cfg = load(*SMALL, "recipe=tinyzero_ppo")
+    cfg = compose("train", *SMALL, "recipe=tinyzero_ppo")
     memory = plan_memory.phases(cfg, 79.1 * GIB)
     assert {"generate", "old log-probabilities", "reference", "update critic", "update actor"} <= memory.keys()
     grown = {phase: parts | {"logits": 100.0 * GIB} for phase, parts in memory.items()}
@@ -155,11 +152,12 @@ def test_too_much_is_named_by_phase_and_every_advice_is_a_key_of_the_configurati
         assert OmegaConf.select(cfg, key, default="absent") != "absent", key
 
 
+@pytest.mark.slow
 def test_offload_takes_a_model_at_rest_off_the_gpu():
     def generating(offload):
         keys = [f"actor_rollout_ref.actor.fsdp_config.{k}={offload}" for k in ("param_offload", "optimizer_offload")]
         adam = "actor_rollout_ref.actor.optim.optimizer=AdamW"
-        return plan_memory.phases(load(*SMALL, *keys, adam), 79.1 * GIB)["generate"]
+        return plan_memory.phases(compose("train", *SMALL, *keys, adam), 79.1 * GIB)["generate"]
 
     assert (generating(True)["parameters"], generating(True)["optimizer"]) == (0, 0)
     assert generating(False)["optimizer"] == pytest.approx(2 * generating(False)["parameters"], rel=1e-3)
@@ -180,9 +178,9 @@ def test_more_gpus_take_less_time_and_longer_responses_more():
 
 def test_the_price_is_that_of_the_gpu_hours_in_any_currency():
     a800, h100 = (plan_memory.facts("gpus")[name] for name in ("a800", "h100"))
-    assert plan.price_of(load(), a800) == ([5.5, 7.0], "yuan")
-    assert plan.price_of(load(), h100) is None
-    assert plan.price_of(load("plan.price=2.5", "plan.currency=EUR"), h100) == ([2.5, 2.5], "EUR")
+    assert plan.price_of(compose("train"), a800) == ([5.5, 7.0], "yuan")
+    assert plan.price_of(compose("train"), h100) is None
+    assert plan.price_of(compose("train", "plan.price=2.5", "plan.currency=EUR"), h100) == ([2.5, 2.5], "EUR")
     assert plan.price_text(["330", "420", "yuan"]) == "330-420 yuan"
 
 

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import chatml
-import hydra
 import pytest
+from configurations import compose
 from omegaconf import OmegaConf
 
-from data_prep.cli import CONFIGS, UserError
+from data_prep.cli import UserError
 from data_prep.prompts import check_prompt, messages_for
 from data_prep.render import load_tokenizer, pieces, render, token_counter
 
@@ -36,8 +36,7 @@ def published(name):
 
 
 def prompt_of(name, *overrides):
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return OmegaConf.to_container(hydra.compose("render", [f"prompt={name}", "tokenizer=x", *overrides]).prompt)
+    return OmegaConf.to_container(compose("render", f"prompt={name}", "tokenizer=x", *overrides).prompt)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +112,7 @@ def test_no_chatml_is_within_chatml(name):
     assert text.count("<|im_start|>") - text.count("<|im_end|>") == (name != "tinyzero_base")
 
 
+@pytest.mark.slow
 def test_a_prompt_of_ones_own_comes_from_a_yaml_file(tmp_path, model):
     (tmp_path / "prompt").mkdir()
     (tmp_path / "prompt/mine.yaml").write_text(
@@ -148,6 +148,7 @@ def test_a_prompt_that_hides_the_problem_is_refused():
         check_prompt({"name": "x", "messages": [{"role": "user", "content": "{numbers}"}]})
 
 
+@pytest.mark.slow
 def test_verls_data_set_loads_every_file_of_every_prompt(tmp_path, model, monkeypatch):
     from test_data import prepare
     from verl.utils.dataset.rl_dataset import RLHFDataset

@@ -9,10 +9,9 @@ import json
 import shutil
 import subprocess
 import sys
-from functools import cache
 
-import hydra
 import pytest
+from configurations import compose, composed, options
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -21,10 +20,6 @@ from data_prep.cli import CONFIGS, UserError
 from verl_recipes.configuration import batch_for_ranks, check_choice
 
 ROOT = CONFIGS.parent
-
-
-def options(group):
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 RECIPES, MODELS, HARDWARE = options("recipe"), sorted({*options("model")} - {"local"}), options("hardware")
@@ -37,14 +32,9 @@ SPLIT = [("mini_r1", "qwen2.5_3b", "h100_x4"), ("tinyzero_ppo", "qwen2.5_3b", "a
 SMALL = {"cpu": 1e8, "a800_x1": 4e9, "h100_x1": 4e9, "rtx4090_x1": 4e9}  # the most parameters that they take
 
 
-@cache
-def compose(*overrides):
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return hydra.compose("train", overrides=list(overrides))
-
-
 def of(recipe, model="qwen2.5_3b", hardware="a800_x4", *more):
-    return compose(f"recipe={recipe}", f"model={model}", f"hardware={hardware}", *more)
+    """Shared, and not to be changed."""
+    return composed("train", f"recipe={recipe}", f"model={model}", f"hardware={hardware}", *more)
 
 
 def refusal(cfg):
@@ -56,6 +46,7 @@ def refusal(cfg):
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hardware", HARDWARE)
 def test_every_option_composes_and_too_large_a_model_is_refused_in_one_line(hardware):
     """Recipes and models take turns over the hardware; all pairs are in the slow test below."""
@@ -72,7 +63,7 @@ def test_every_option_composes_and_too_large_a_model_is_refused_in_one_line(hard
 def test_several_trackers_and_a_local_model_compose():
     options_of_all = ",".join(options("tracker"))
     local = ["model=local", "actor_rollout_ref.model.path=my/model", "tuning=lora"]
-    cfg = compose("recipe=mini_r1", "hardware=rtx4090_x1", f"tracker=[{options_of_all}]", *local)
+    cfg = compose("train", "recipe=mini_r1", "hardware=rtx4090_x1", f"tracker=[{options_of_all}]", *local)
     assert set(cfg.trainer.logger) == {*options("tracker"), "file"}
     assert refusal(cfg) is None
     OmegaConf.to_container(cfg, resolve=True)
@@ -90,6 +81,7 @@ def test_a_batch_is_the_nearest_that_all_ranks_share(prompts, updates, n, nodes,
     assert not any(shared(other) for other in nearer)
 
 
+@pytest.mark.slow
 def test_three_gpus_keep_the_prompts_a_step_as_near_as_they_can():
     batches = {name: of(name, hardware="a800_x3").data.train_batch_size for name in ("tinyzero_ppo", "datawhale_r1")}
     assert batches == {"tinyzero_ppo": 252, "datawhale_r1": 15}
@@ -134,12 +126,12 @@ def test_a_recipe_brings_its_prompt_data_and_reward_and_the_tiny_model_its_own()
 @pytest.mark.parametrize("recipe", ["tinyzero_ppo", "datawhale_r1"])
 def test_the_command_that_makes_a_recipes_data_is_one_of_data_preps(recipe):
     made_by = of(recipe).data.made_by.split()
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        prepare = hydra.compose("prepare", overrides=made_by[3:])
+    prepare = compose("prepare", *made_by[3:])
     assert prepare.prompt == of(recipe).prompt
     assert of(recipe).data.train_files == f"{prepare.out}/train.parquet"
 
 
+@pytest.mark.slow
 def test_an_unknown_option_lists_the_known_ones_in_one_message():
     command = [sys.executable, "-m", "verl_recipes.train", "recipe=grpo"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -240,6 +232,7 @@ def vllm_arguments(cfg, monkeypatch):
     return asyncio.run(launch())
 
 
+@pytest.mark.slow
 def test_a_trackers_missing_key_or_package_is_one_line(monkeypatch, tmp_path):
     from verl_recipes.checks import check_trackers
 

@@ -17,6 +17,7 @@ from verl_recipes.measure import figure
 from verl_recipes.report import PAGE_BYTES, Run, as_script_data, write_report
 
 ROOT = CONFIGS.parent
+pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # Of Chromium's own background work, which would look for hosts of its maker's.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -430,7 +431,6 @@ def make_large_run(run):
     return run
 
 
-@pytest.mark.slow
 def test_a_hundred_thousand_samples_stay_under_20_megabytes_and_the_page_says_that_it_samples(tmp_path, visit):
     run = make_large_run(tmp_path / "run")
     path = write_report([run], run / "report.html")

@@ -337,11 +337,12 @@ def test_repetition_is_a_loop_and_not_a_search():
         assert components.repetition(search + loop * 4096) == 1.0
 
 
+@pytest.mark.slow
 def test_there_is_a_configuration_for_every_profile():
-    from test_layout import load, options
+    from configurations import compose, options
 
     chosen = {
-        name: load("train", f"reward={name}").reward.custom_reward_function
+        name: compose("train", f"reward={name}").reward.custom_reward_function
         for name in options("reward")
         if name != "random"
     }

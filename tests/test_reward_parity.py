@@ -225,6 +225,7 @@ def cases(count=10_000):
         yield response, numbers, rng.choice(whole) if whole and rng.random() < 0.8 else target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", PUBLISHED)
 def test_ten_thousand_responses_differ_only_where_it_is_intended(profile):
     published, _ = PUBLISHED[profile]

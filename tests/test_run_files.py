@@ -10,8 +10,6 @@ from itertools import combinations
 from multiprocessing import shared_memory
 
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -225,33 +223,6 @@ def test_a_second_signal_does_not_cut_the_cleaning_short(tmp_path):
     assert not list(tmp_path.glob(f"{supervise.SCRATCH}*"))
 
 
-def command(*overrides):
-    """verl_recipes.train with overrides that must be refused at once."""
-    return subprocess.run(
-        [sys.executable, "-m", "verl_recipes.train", *overrides], cwd=ROOT, capture_output=True, text=True
-    )
-
-
-@pytest.fixture
-def table(tmp_path):
-    """A function that writes columns to a parquet file and returns its path."""
-
-    def write(columns):
-        pq.write_table(pa.table(columns), tmp_path / "data.parquet")
-        return tmp_path / "data.parquet"
-
-    return write
-
-
-def refused(tmp_path, message, *overrides):
-    run_dir = tmp_path / "run"
-    result = command(f"run_dir={run_dir}", *overrides)
-    assert result.returncode != 0
-    assert message in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    assert not run_dir.exists()
-
-
 @pytest.mark.parametrize(
     ("message", "starts"),
     [("verl stopped: ActorDiedError: killed", 3), (f"verl stopped: {alarms.DegenerateOutputError.__name__}: x", 1)],
@@ -272,48 +243,12 @@ def test_verl_is_started_again_as_often_as_asked_but_not_after_an_alarm(tmp_path
     assert len(calls) == starts
 
 
-def test_an_unknown_key_is_one_line(tmp_path):
-    refused(tmp_path, "no_such_key", "no_such_key=1")
-
-
 def test_a_full_disk_is_one_line():
     main = "@cli.command('render')\ndef main(cfg): Path('/dev/full').write_text('x')"
     code = f"from pathlib import Path\nfrom data_prep import cli\n{main}\ncli.run(main)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     line = "error: the disk is full; free some of it, and the same command goes on\n"
     assert (result.returncode, result.stderr) == (1, line)
-
-
-def test_a_missing_data_file_is_one_line(tmp_path):
-    refused(tmp_path, "does not exist", "data.train_files=nowhere.parquet")
-
-
-def test_a_file_that_is_no_parquet_is_one_line(tmp_path):
-    (tmp_path / "x.parquet").write_text("not parquet")
-    refused(tmp_path, "not a whole parquet file", f"data.train_files={tmp_path / 'x.parquet'}")
-
-
-def test_missing_columns_are_named(tmp_path, table):
-    refused(tmp_path, "no column data_source, reward_model", f"data.train_files={table({'prompt': ['x']})}")
-
-
-def test_an_empty_data_set_is_one_line(tmp_path, table):
-    columns = {name: pa.array([], pa.string()) for name in checks.COLUMNS}
-    refused(tmp_path, "no rows", f"data.train_files={table(columns)}")
-
-
-def test_less_than_a_batch_is_one_line(tmp_path, table):
-    path = table({name: ["x"] for name in checks.COLUMNS})
-    refused(tmp_path, "less than one batch", f"data.train_files={path}", f"data.val_files={path}")
-
-
-def test_a_run_that_would_save_nothing_is_refused(tmp_path):
-    refused(tmp_path, "would leave no checkpoint", "trainer.save_freq=-1")
-
-
-def test_a_folder_without_a_model_is_one_line(tmp_path):
-    (tmp_path / "model").mkdir()
-    refused(tmp_path, "holds no model", f"actor_rollout_ref.model.path={tmp_path / 'model'}", *small_data(tmp_path))
 
 
 def test_too_little_memory_or_disk_is_one_line(tmp_path, monkeypatch):
@@ -326,23 +261,6 @@ def test_too_little_memory_or_disk_is_one_line(tmp_path, monkeypatch):
     cfg.trainer.device = "cuda"
     with pytest.raises(UserError, match="GiB of disk are free"):
         checks.check_space(cfg, tmp_path, weights=10**15)
-
-
-def test_a_taken_run_folder_is_one_line(tmp_path):
-    with supervise.locked(tmp_path / "run"):
-        result = command(f"run_dir={tmp_path / 'run'}", *small_data(tmp_path))
-    assert result.returncode != 0
-    assert "another command is using" in result.stderr
-
-
-def small_data(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "data_prep", f"out={tmp_path / 'data'}", "train_size=64", "test_size=8"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    return [f"data.train_files={tmp_path}/data/train.parquet", f"data.val_files={tmp_path}/data/test.parquet"]
 
 
 def test_the_reason_of_a_failure_is_the_last_exception(tmp_path):

@@ -12,14 +12,16 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 
-import hydra
 import psutil
 import pytest
+from configurations import compose
 
 from data_prep.cli import CONFIGS
-from verl_recipes import checks, configuration  # noqa: F401  registers Hydra's resolvers
+from verl_recipes import checks
 
 ROOT = CONFIGS.parent
+pytestmark = pytest.mark.slow
+
 KEY = "5ec2e7c0de" * 4
 KEYS = dict.fromkeys(("WANDB_API_KEY", "SWANLAB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN"), KEY)
 # What the process of verl's trainer does, without the training.
@@ -143,17 +145,16 @@ def test_an_address_with_a_password_is_refused_without_telling_it(tmp_path):
     assert KEY not in result.stderr + result.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL], ids=["hangs", "gone"])
 @pytest.mark.parametrize("tracker", ["wandb", "swanlab", "mlflow"])
 def test_a_server_that_ends_in_the_midst_holds_no_step_up(tmp_path, address, tracker, how):
     """With the shipped configuration, but for wandb's minute at the end."""
     more = {"WANDB_FINISH_TIMEOUT": "2", "VERL_FILE_LOGGER_PATH": str(tmp_path / "metrics.jsonl")}
     environment = environment_of(address) | more
-    with pytest.MonkeyPatch.context() as patch, hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        cfg = hydra.compose("train", overrides=[f"tracker={tracker}", f"run_dir={tmp_path}"])
+        cfg = compose("train", f"tracker={tracker}", f"run_dir={tmp_path}")
         environment |= cfg.trackers[tracker].environment
     with serving(tracker, address, tmp_path) as server, (tmp_path / "log").open("w") as log:
         command = [sys.executable, "-c", TRACKED, tracker]
