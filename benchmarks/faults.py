@@ -7,7 +7,8 @@ the command that a person typed, killed with its whole process group and typed a
 loop are killed in a run that uses it. An undisturbed run stands beside all of them: the prompts of every step must be
 the same, none repeated and none left out, every step must be there once, and a run must end at its last step with
 nothing left on the machine. Writes the table of benchmarks/faults.md, of all faults since runs/faults/ was made.
-About 45 seconds a kill on two cores. The disk is a tmpfs (root); the clock needs `cc`.
+About 45 seconds a kill on two cores. The disk is a tmpfs and the nodes have network namespaces (root); the clock needs
+`cc`.
 """
 
 import json
@@ -387,6 +388,56 @@ def ports_taken(steps: int = 4) -> None:
         ends_whole(start(run_dir, steps), run_dir, steps)
 
 
+def of_two_nodes(name: str, fault: Callable[..., psutil.Popen], steps: int = 6) -> float:
+    """A fault after step 3 of a run over two Ray nodes, each in a network namespace of its own (root)."""
+    sys.path.append(str(ROOT / "tests"))
+    from two_nodes import TWO_NODES, Cluster
+
+    cluster, run_dir = Cluster(), fresh(name)
+
+    def submit() -> psutil.Popen:
+        total = f"trainer.total_training_steps={steps}"
+        command = cluster.submission(f"run_dir={run_dir}", total, "trainer.restarts=2", *SHORT, *TWO_NODES)
+        with log_of(run_dir).open("a") as log:
+            return psutil.Popen(cluster.on(0, *command), cwd=ROOT, env=cluster.environment, stdout=log, stderr=log)
+
+    try:
+        assert cluster.apart, "no network namespaces here"
+        cluster.start(0)
+        cluster.start(1)
+        command = submit()
+        wait_for_step(command, run_dir, 3)
+        since = time.time()
+        command = fault(cluster, command, run_dir, submit)
+        wait_for_step(command, run_dir, last_step(run_dir) + 1)
+        seconds = time.time() - since
+        ends_whole(command, run_dir, steps)
+        return seconds
+    finally:
+        cluster.stop()
+
+
+def silent(cluster: Any, command: psutil.Popen, run_dir: Path, _: object) -> psutil.Popen:
+    """The second node's network is gone, and nobody is told; it comes back when the run says that a node is missing."""
+    cluster.link("down")
+    wait_until(lambda: "the Ray cluster has nodes of [1] GPUs" in log_of(run_dir).read_text(), command, run_dir)
+    cluster.link("up")
+    cluster.kill_node(1)
+    cluster.start(1)
+    return command
+
+
+def head_dies(cluster: Any, command: psutil.Popen, run_dir: Path, submit: Callable[[], psutil.Popen]) -> psutil.Popen:
+    """All processes of the head's node, and the job with them; the cluster is started anew, and the job submitted."""
+    for node in (0, 1):
+        cluster.kill_node(node)
+    for node in (0, 1):
+        cluster.start(node)
+    assert command.wait(PATIENCE) == 1, f"see {log_of(run_dir)}"
+    assert "its head was started anew" in log_of(run_dir).read_text()
+    return submit()
+
+
 CASES: dict[str, Callable[[], float | None]] = {
     "disk full at a checkpoint": lambda: disk_full("disk_checkpoint", 3_000_000),
     "disk full at a sample dump": lambda: disk_full("disk_samples", 40_000),
@@ -397,6 +448,8 @@ CASES: dict[str, Callable[[], float | None]] = {
     "more steps asked of a complete run": more_steps,
     "two runs at once": two_at_once,
     "the usual ports taken": ports_taken,
+    "network of the second node silent": lambda: of_two_nodes("silent", silent),
+    "the head's node": lambda: of_two_nodes("head", head_dies),
 }
 
 

@@ -9,8 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import pytest
 from commands import RESUMED, metrics_of
 from configurations import compose
 from omegaconf import OmegaConf
+from two_nodes import TWO_NODES, Cluster
 
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes import cluster, doctor, submit, train
@@ -186,84 +185,12 @@ def test_a_job_joins_its_cluster_with_its_environment():
     assert config["ray_kwargs"]["ray_init"] == expected
 
 
-# From here on for real: two Ray nodes, each in a network namespace of its own where the machine allows that.
-
-
-class Cluster:
-    """Two nodes of one logical GPU each; commands run on the first."""
-
-    def __init__(self, folder):
-        self.folder, self.token = folder, uuid.uuid4().hex
-        self.names = [f"cz{self.token[:6]}{i}" for i in (1, 2)]
-        self.ips = ["10.77.0.1", "10.77.0.2"]
-        self.environment = os.environ | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": self.token,
-            "VERL_PLATFORM": "cpu",
-            "HF_HUB_OFFLINE": "1",
-            "SETUP": "0",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "RAY_ADDRESS": "10.9.9.9:6379",  # from elsewhere; nobody may follow it
-        }
-        self.apart = all(subprocess.run(shlex.split(c), capture_output=True).returncode == 0 for c in self.network())
-        if self.apart:
-            self.environment["GLOO_SOCKET_IFNAME"] = "eth0"
-        else:
-            self.ips = ["127.0.0.1", "127.0.0.1"]
-
-    def network(self):
-        a, b = self.names
-        yield from (f"ip netns add {a}", f"ip netns add {b}")
-        yield f"ip link add eth0 netns {a} type veth peer name eth0 netns {b}"
-        for name, ip in zip(self.names, self.ips, strict=True):
-            yield f"ip -n {name} addr add {ip}/24 dev eth0"
-            yield from (f"ip -n {name} link set {device} up" for device in ("eth0", "lo"))
-
-    def on(self, node, *command):
-        return [*(["ip", "netns", "exec", self.names[node]] if self.apart else []), *command]
-
-    def run(self, *command, timeout=600, node=0):
-        environment = self.environment | {"COUNTDOWN_ZERO_NODE": f"{self.token}{node}"}  # by which `kill` finds it
-        return subprocess.run(
-            self.on(node, *command), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
-        )
-
-    def submission(self, *arguments):
-        return ["bash", "launch/ray_submit.sh", f"http://{self.ips[0]}:8265", *arguments]
-
-    def submit(self, *arguments):
-        return self.run(*self.submission(*arguments))
-
-    def start(self, node):
-        # A folder for each: a node that unpacks a job's files first deletes those that are there, and a process whose
-        # working folder is gone cannot load torch ("oneMKL FATAL ERROR: Cannot load libtorch_cpu.so").
-        common = ["--num-gpus=1", "--num-cpus=16", "--object-store-memory=500000000", "--disable-usage-stats"]
-        common += [f"--node-ip-address={self.ips[node]}", f"--temp-dir={self.folder}/{node}"]
-        head, worker = ["--head", "--port=6379", "--dashboard-host=0.0.0.0"], [f"--address={self.ips[0]}:6379"]
-        result = self.run("ray", "start", *(worker if node else head), *common, node=node)
-        assert result.returncode == 0, result.stdout + result.stderr
-
-    def kill(self, variable):
-        """`kill -9` of every process with this in its environment."""
-        for path in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):
-                if variable.encode() in (path / "environ").read_bytes():
-                    os.kill(int(path.name), 9)
-
-    def kill_node(self, node):
-        self.kill(f"COUNTDOWN_ZERO_NODE={self.token}{node}")
-
-    def stop(self):
-        self.kill(f"RAY_AUTH_TOKEN={self.token}")
-        for name in self.names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+# From here on for real, on a cluster of two Ray nodes.
 
 
 @pytest.fixture(scope="module")
 def two_nodes():
-    folder = Path(f"/tmp/cz-{uuid.uuid4().hex[:8]}")  # Ray's sockets need a short one
-    running = Cluster(folder)
+    running = Cluster()
     try:
         for node in (0, 1):
             running.start(node)
@@ -338,6 +265,18 @@ def test_a_dropped_connection_is_taken_up_again_and_the_exit_status_is_the_jobs(
 
 
 @pytest.mark.end_to_end
+def test_a_job_that_ended_with_its_head_is_not_waited_for(two_nodes):
+    """The head that was started in its place has never heard of it."""
+    code = (
+        "import sys; from verl_recipes.submit import connect, follow\nfollow(sys.argv[1], connect(sys.argv[1]), 'gone')"
+    )
+    result = two_nodes.run(sys.executable, "-c", code, f"http://{two_nodes.ips[0]}:8265", timeout=60)
+    assert result.returncode == 1
+    assert "does not know gone: its head was started anew" in result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+
+
+@pytest.mark.end_to_end
 def test_a_node_count_that_is_not_met_is_said_within_a_minute(two_nodes, tmp_path, small_data):
     result = two_nodes.submit("nodes=3", "gpus.all=1", f"run_dir={tmp_path / 'run'}", *small_data)
     assert result.returncode != 0
@@ -361,9 +300,6 @@ cluster.await_nodes(sys.argv[1], 2, 1, 2, patience=1)
 """
     result = two_nodes.run(sys.executable, "-c", code, f"{two_nodes.ips[0]}:6379")
     assert (result.returncode, result.stderr.splitlines()[-1][:37]) == (1, "error: a run is on the Ray cluster st")
-
-
-TWO_NODES = ["nodes=2", "gpus.all=1"]
 
 
 def steps_of(run_dir):

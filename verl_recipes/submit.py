@@ -81,19 +81,26 @@ async def stream(client: Any, job: str, seen: int) -> int:
 
 def follow(address: str, client: Any, job: str) -> int:
     """Stream a job's log until the job ends, over as many connections as it takes; returns its exit status."""
-    seen, last_contact = 0, time.monotonic()
+    seen, last_contact, status = 0, time.monotonic(), "PENDING"
     while True:
         seen = asyncio.run(stream(client, job, seen))
         try:
             status = str(client.get_job_info(job).status.value)
             last_contact = time.monotonic()
         except (OSError, RuntimeError) as error:
+            line = str(error).splitlines()[0]
+            if "status code 404" in line:
+                raise UserError(
+                    f"the Ray cluster at {address} does not know {job}: its head was started anew, and a job ends with "
+                    "its head; the command that submitted it goes on after the last checkpoint"
+                ) from None
             if time.monotonic() - last_contact > PATIENCE:
                 raise UserError(
-                    f"{address} has not answered for {PATIENCE} s ({str(error).splitlines()[0]}); the job may still "
-                    f"run: bash launch/ray_submit.sh {address} attach={job}"
+                    f"{address} has not answered for {PATIENCE} s ({line}); the job may still run: "
+                    f"bash launch/ray_submit.sh {address} attach={job}"
                 ) from None
-            print("connection lost; trying again", file=sys.stderr)
+            if status:
+                print("connection lost; trying again", file=sys.stderr)
             status = ""
         if status in STATUS_OF:
             asyncio.run(stream(client, job, seen))  # what came between
