@@ -4,14 +4,13 @@ Every pair of recipe and hardware, of recipe and model, and of model and hardwar
 """
 
 import asyncio
-import copy
 import json
 import shutil
 import subprocess
 import sys
 
 import pytest
-from configurations import compose, composed, options
+from configurations import compose, options
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -33,8 +32,7 @@ SMALL = {"cpu": 1e8, "a800_x1": 4e9, "h100_x1": 4e9, "rtx4090_x1": 4e9}  # the m
 
 
 def of(recipe, model="qwen2.5_3b", hardware="a800_x4", *more):
-    """Shared, and not to be changed."""
-    return composed("train", f"recipe={recipe}", f"model={model}", f"hardware={hardware}", *more)
+    return compose("train", f"recipe={recipe}", f"model={model}", f"hardware={hardware}", *more)
 
 
 def refusal(cfg):
@@ -51,7 +49,7 @@ def refusal(cfg):
 def test_every_option_composes_and_too_large_a_model_is_refused_in_one_line(hardware):
     """Recipes and models take turns over the hardware; all pairs are in the slow test below."""
     i = HARDWARE.index(hardware)
-    cfg = copy.deepcopy(of(RECIPES[i % len(RECIPES)], MODELS[i % len(MODELS)], hardware))
+    cfg = of(RECIPES[i % len(RECIPES)], MODELS[i % len(MODELS)], hardware)
     OmegaConf.to_container(cfg, resolve=True)
     most = SMALL.get(hardware, 8e9)
     assert (refusal(cfg) is not None) == (cfg.architecture.parameters > most)
@@ -174,15 +172,14 @@ def test_every_pair_passes_verls_validation_and_vllms_argument_parser(folder_of,
 
     folders, parsed, allowed = {}, set(), 0
     for recipe, model, hardware, *more in [*PAIRS, *((*each, "topology=split") for each in SPLIT)]:
-        shared = of(recipe, model, hardware, *more)
-        too_large = shared.architecture.parameters > SMALL.get(hardware, 8e9)
+        cfg = of(recipe, model, hardware, *more)
+        too_large = cfg.architecture.parameters > SMALL.get(hardware, 8e9)
         critic_beside_lora = recipe == "tinyzero_ppo" and hardware.startswith("rtx4090")
-        refused = refusal(shared) is not None
-        assert refused == (too_large or critic_beside_lora), (recipe, model, hardware, refusal(shared))
+        refused = refusal(cfg) is not None
+        assert refused == (too_large or critic_beside_lora), (recipe, model, hardware, refusal(cfg))
         if refused:
             continue
         allowed += 1
-        cfg = copy.deepcopy(shared)
         if model not in folders:
             folders[model] = folder_of(cfg)
         cfg.actor_rollout_ref.model.path = str(folders[model])
