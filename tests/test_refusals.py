@@ -1,5 +1,6 @@
 """What the command refuses, each in one line and before it writes anything."""
 
+import os
 import subprocess
 import sys
 
@@ -75,6 +76,23 @@ def test_a_run_that_would_save_nothing_is_refused(tmp_path):
 def test_a_folder_without_a_model_is_one_line(tmp_path):
     (tmp_path / "model").mkdir()
     refused(tmp_path, "holds no model", f"actor_rollout_ref.model.path={tmp_path / 'model'}", *small_data(tmp_path))
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder that nobody can write to, for which root needs a mount."""
+    folder = tmp_path / "read_only"
+    folder.mkdir(mode=0o555)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", folder], capture_output=True).returncode == 0
+    if os.access(folder, os.W_OK):
+        pytest.skip("root, and may not mount")
+    yield folder
+    if mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path, read_only):
+    refused(read_only, f"cannot write the run folder {read_only / 'run'}", *small_data(tmp_path))
 
 
 def test_a_taken_run_folder_is_one_line(tmp_path):
