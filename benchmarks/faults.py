@@ -67,7 +67,7 @@ OWN_LOOP += ["reward.num_workers=1"]
 
 
 def start(run_dir: Path, steps: int, *overrides: str, **environment: str) -> psutil.Popen:
-    """A run's command, in a process group of its own."""
+    """A run's command."""
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable,
@@ -76,15 +76,13 @@ def start(run_dir: Path, steps: int, *overrides: str, **environment: str) -> psu
         f"run_dir={run_dir}",
         f"trainer.total_training_steps={steps}",
     ]
+    return launched([*command, *SHORT, *overrides], run_dir, os.environ | {MARK: str(run_dir)} | environment)
+
+
+def launched(command: list[str], run_dir: Path, environment: dict[str, str]) -> psutil.Popen:
+    """A command in a process group of its own, with what it prints added to the run's log."""
     with log_of(run_dir).open("a") as log:
-        return psutil.Popen(
-            [*command, *SHORT, *overrides],
-            cwd=ROOT,
-            env=os.environ | {MARK: str(run_dir)} | environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+        return psutil.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
 def log_of(run_dir: Path) -> Path:
@@ -391,20 +389,17 @@ def ports_taken(steps: int = 4) -> None:
 def of_two_nodes(name: str, fault: Callable[..., psutil.Popen], steps: int = 6) -> float:
     """A fault after step 3 of a run over two Ray nodes, each in a network namespace of its own (root)."""
     sys.path.append(str(ROOT / "tests"))
-    from two_nodes import TWO_NODES, Cluster
+    from two_nodes import TWO_NODES, running
 
-    cluster, run_dir = Cluster(), fresh(name)
+    run_dir = fresh(name)
 
     def submit() -> psutil.Popen:
         total = f"trainer.total_training_steps={steps}"
         command = cluster.submission(f"run_dir={run_dir}", total, "trainer.restarts=2", *SHORT, *TWO_NODES)
-        with log_of(run_dir).open("a") as log:
-            return psutil.Popen(cluster.on(0, *command), cwd=ROOT, env=cluster.environment, stdout=log, stderr=log)
+        return launched(cluster.on(0, *command), run_dir, cluster.environment)
 
-    try:
+    with running() as cluster:
         assert cluster.apart, "no network namespaces here"
-        cluster.start(0)
-        cluster.start(1)
         command = submit()
         wait_for_step(command, run_dir, 3)
         since = time.time()
@@ -413,8 +408,6 @@ def of_two_nodes(name: str, fault: Callable[..., psutil.Popen], steps: int = 6) 
         seconds = time.time() - since
         ends_whole(command, run_dir, steps)
         return seconds
-    finally:
-        cluster.stop()
 
 
 def silent(cluster: Any, command: psutil.Popen, run_dir: Path, _: object) -> psutil.Popen:
@@ -431,8 +424,7 @@ def head_dies(cluster: Any, command: psutil.Popen, run_dir: Path, submit: Callab
     """All processes of the head's node, and the job with them; the cluster is started anew, and the job submitted."""
     for node in (0, 1):
         cluster.kill_node(node)
-    for node in (0, 1):
-        cluster.start(node)
+    cluster.start_both()
     assert command.wait(PATIENCE) == 1, f"see {log_of(run_dir)}"
     assert "its head was started anew" in log_of(run_dir).read_text()
     return submit()

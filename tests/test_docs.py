@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from configurations import options
 
 from data_prep.cli import CONFIGS
 from reward_score.countdown import COMPONENTS
@@ -49,7 +50,7 @@ def test_the_readme_lists_every_option(name):
     text = (ROOT / name).read_text()
     for group in ("data", "prompt", "model", "reward", "recipe", "hardware", "topology", "tuning", "tracker"):
         row = next(line for line in text.splitlines() if line.startswith(f"| `{group}` |"))
-        assert set(re.findall(r"`([\w.]+)`", row)) == {group, *(path.stem for path in (CONFIGS / group).glob("*.yaml"))}
+        assert set(re.findall(r"`([\w.]+)`", row)) == {group, *options(group)}
 
 
 @pytest.mark.parametrize("name", ["docs/reward.md", "docs/zh/reward.md"])
@@ -67,8 +68,8 @@ def test_the_reward_page_lists_what_there_is_and_shows_what_the_command_prints(n
 def test_the_data_page_lists_every_option_and_repeats_the_measured_tables(name):
     text = (ROOT / name).read_text()
     for group in ("source", "split", "prompt", "preset", "ood"):
-        for path in (CONFIGS / group).glob("*.yaml"):
-            assert f"`{path.stem}`" in text or f"{group}={path.stem}" in text or path.stem == "none"
+        for option in options(group):
+            assert f"`{option}`" in text or f"{group}={option}" in text or option == "none"
     for measured in (ROOT / "benchmarks").glob("data_*.md"):  # written by benchmarks/data_speed.py
         assert measured.read_text() in text
 
@@ -84,4 +85,4 @@ def test_the_recipe_page_holds_the_generated_tables_and_names_every_recipe(langu
     assert recipes_table.with_tables(text, language, made) == text
     assert all(f"<!-- {name} -->\n{table[language]}<!-- /{name} -->" in text for name, table in made.items())
     for group in ("recipe", "tracker"):
-        assert all(f"`{path.stem}`" in text for path in (CONFIGS / group).glob("*.yaml"))
+        assert all(f"`{option}`" in text for option in options(group))

@@ -16,7 +16,7 @@ import pytest
 from commands import RESUMED, metrics_of
 from configurations import compose
 from omegaconf import OmegaConf
-from two_nodes import TWO_NODES, Cluster
+from two_nodes import TWO_NODES, running
 
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes import cluster, doctor, submit, train
@@ -190,13 +190,8 @@ def test_a_job_joins_its_cluster_with_its_environment():
 
 @pytest.fixture(scope="module")
 def two_nodes():
-    running = Cluster()
-    try:
-        for node in (0, 1):
-            running.start(node)
-        yield running
-    finally:
-        running.stop()
+    with running() as cluster_of_two:
+        yield cluster_of_two
 
 
 class Relay:

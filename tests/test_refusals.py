@@ -73,9 +73,9 @@ def test_a_run_that_would_save_nothing_is_refused(tmp_path):
     refused(tmp_path, "would leave no checkpoint", "trainer.save_freq=-1")
 
 
-def test_a_folder_without_a_model_is_one_line(tmp_path):
+def test_a_folder_without_a_model_is_one_line(tmp_path, small_data):
     (tmp_path / "model").mkdir()
-    refused(tmp_path, "holds no model", f"actor_rollout_ref.model.path={tmp_path / 'model'}", *small_data(tmp_path))
+    refused(tmp_path, "holds no model", f"actor_rollout_ref.model.path={tmp_path / 'model'}", *small_data)
 
 
 @pytest.fixture
@@ -91,22 +91,12 @@ def read_only(tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
-def test_a_run_folder_that_cannot_be_written_is_one_line(tmp_path, read_only):
-    refused(read_only, f"cannot write the run folder {read_only / 'run'}", *small_data(tmp_path))
+def test_a_run_folder_that_cannot_be_written_is_one_line(read_only, small_data):
+    refused(read_only, f"cannot write the run folder {read_only / 'run'}", *small_data)
 
 
-def test_a_taken_run_folder_is_one_line(tmp_path):
+def test_a_taken_run_folder_is_one_line(tmp_path, small_data):
     with supervise.locked(tmp_path / "run"):
-        result = command(f"run_dir={tmp_path / 'run'}", *small_data(tmp_path))
+        result = command(f"run_dir={tmp_path / 'run'}", *small_data)
     assert result.returncode != 0
     assert "another command is using" in result.stderr
-
-
-def small_data(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "data_prep", f"out={tmp_path / 'data'}", "train_size=64", "test_size=8"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
-    return [f"data.train_files={tmp_path}/data/train.parquet", f"data.val_files={tmp_path}/data/test.parquet"]

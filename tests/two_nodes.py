@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 import uuid
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from data_prep.cli import CONFIGS
+
+ROOT = CONFIGS.parent
 TWO_NODES = ["nodes=2", "gpus.all=1"]  # overrides of a run over both
 
 
@@ -59,6 +61,10 @@ class Cluster:
     def submit(self, *arguments):
         return self.run(*self.submission(*arguments))
 
+    def start_both(self):
+        for node in (0, 1):
+            self.start(node)
+
     def start(self, node):
         # A folder for each: a node that unpacks a job's files first deletes those that are there, and a process whose
         # working folder is gone cannot load torch ("oneMKL FATAL ERROR: Cannot load libtorch_cpu.so").
@@ -87,3 +93,14 @@ class Cluster:
         for name in self.names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def running():
+    """The cluster, until the end of the block."""
+    cluster = Cluster()
+    try:
+        cluster.start_both()
+        yield cluster
+    finally:
+        cluster.stop()

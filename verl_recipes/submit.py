@@ -88,7 +88,7 @@ def follow(address: str, client: Any, job: str) -> int:
             status = str(client.get_job_info(job).status.value)
             last_contact = time.monotonic()
         except (OSError, RuntimeError) as error:
-            line = str(error).splitlines()[0]
+            line = str(error).partition("\n")[0]
             if "status code 404" in line:
                 raise UserError(
                     f"the Ray cluster at {address} does not know {job}: its head was started anew, and a job ends with "
