@@ -1,4 +1,4 @@
-"""python benchmarks/behaviours.py: how often the rules of verl_recipes/behaviours.py are right.
+"""python benchmarks/behaviours.py: how often the rules of verl_recipes/measure/behaviours.py are right.
 
 Compares them with the labels of tests/behaviour_traces.jsonl: thoughts in English and Chinese, most of them written to
 mislead the rules, labelled by the definitions before there was a rule. The rules were made on the part `tuning`; the
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from verl_recipes.behaviours import BEHAVIOURS, behaviours
+from verl_recipes.measure.behaviours import BEHAVIOURS, behaviours
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from verl_recipes.summary import read_samples
+from verl_recipes.measure.summary import read_samples
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "runs" / "beside"

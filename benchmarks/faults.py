@@ -30,9 +30,9 @@ from typing import Any
 
 import psutil
 
-from verl_recipes.checkpoints import last_checkpoint
-from verl_recipes.summary import read_samples
-from verl_recipes.supervise import SCRATCH, TEMPORARY
+from verl_recipes.measure.summary import read_samples
+from verl_recipes.run.checkpoints import last_checkpoint
+from verl_recipes.run.supervise import SCRATCH, TEMPORARY
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, TABLE = ROOT / "runs" / "faults", ROOT / "benchmarks" / "faults.md"

@@ -12,7 +12,7 @@ from statistics import fmean
 from omegaconf import OmegaConf
 
 from verl_recipes.plan import estimate
-from verl_recipes.plan_memory import GIB
+from verl_recipes.planning.memory import GIB
 
 TIMES = {  # part of plan's: verl's metrics
     "generate": ["timing_s/gen"],

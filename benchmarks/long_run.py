@@ -15,8 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from verl_recipes.summary import read_samples
-from verl_recipes.supervise import SCRATCH, TEMPORARY, segments
+from verl_recipes.measure.summary import read_samples
+from verl_recipes.run.supervise import SCRATCH, TEMPORARY, segments
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "runs" / "long_run"

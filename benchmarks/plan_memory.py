@@ -28,8 +28,8 @@ from verl.utils.distributed import initialize_global_process_group_ray
 from verl.workers.engine import EngineRegistry
 
 from data_prep.cli import CONFIGS
-from verl_recipes import configuration  # noqa: F401  registers Hydra's resolvers
-from verl_recipes.plan_memory import cached, longest, passes
+from verl_recipes.planning.memory import cached, longest, passes
+from verl_recipes.settings import configuration  # noqa: F401  registers Hydra's resolvers
 
 MIB = 2**20
 SEQUENCES = 32  # two micro-batches of the CPU engine

@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 
 from verl_recipes.evaluate import samples_of, text
-from verl_recipes.measure import compare, figure
+from verl_recipes.measure.evaluation import compare, figure
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -22,7 +22,7 @@ from datasets import load_dataset
 from omegaconf import OmegaConf
 
 from verl_recipes.cpu.platform import PlatformCPU
-from verl_recipes.summary import read_samples
+from verl_recipes.measure.summary import read_samples
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCHES = 8

@@ -11,7 +11,7 @@ from typing import Any
 import hydra
 from omegaconf import OmegaConf
 
-import verl_recipes.configuration  # noqa: F401  registers the resolvers
+import verl_recipes.settings.configuration  # noqa: F401  registers the resolvers
 from data_prep.cli import CONFIGS
 
 DOCS = Path(__file__).resolve().parent

@@ -12,7 +12,7 @@ from contextlib import suppress
 import psutil
 
 from data_prep.cli import CONFIGS
-from verl_recipes.supervise import SCRATCH, TEMPORARY, mapped_segments, segments
+from verl_recipes.run.supervise import SCRATCH, TEMPORARY, mapped_segments, segments
 
 ROOT = CONFIGS.parent
 MARK = "COUNTDOWN_ZERO_TEST"  # an environment variable by which a test knows the processes that it caused

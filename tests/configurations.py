@@ -5,7 +5,7 @@ from functools import cache
 
 import hydra
 
-import verl_recipes.configuration  # noqa: F401  registers the resolvers
+import verl_recipes.settings.configuration  # noqa: F401  registers the resolvers
 from data_prep.cli import CONFIGS
 
 

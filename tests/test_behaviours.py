@@ -1,4 +1,4 @@
-"""What verl_recipes/behaviours.py finds, against labels and against what must not cost or break."""
+"""What verl_recipes/measure/behaviours.py finds, against labels and against what must not cost or break."""
 
 import doctest
 import json
@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import verl_recipes.behaviours
+import verl_recipes.measure.behaviours
 from benchmarks.behaviours import ROOT, table
-from verl_recipes.behaviours import BEHAVIOURS, behaviours, statements
+from verl_recipes.measure.behaviours import BEHAVIOURS, behaviours, statements
 
 TRACES = [json.loads(line) for line in (ROOT / "tests" / "behaviour_traces.jsonl").read_text("utf-8").splitlines()]
 
 
 def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(verl_recipes.behaviours).failed == 0
+    assert doctest.testmod(verl_recipes.measure.behaviours).failed == 0
 
 
 def test_there_are_enough_labelled_traces_of_every_kind():

@@ -25,8 +25,9 @@ from rich.console import Console
 
 from data_prep.cli import CONFIGS, UserError
 from reward_score.grammar import REASONS
-from verl_recipes import evaluate, export, measure, play
-from verl_recipes.summary import read_samples
+from verl_recipes import evaluate, export, play
+from verl_recipes.measure import evaluation as measure
+from verl_recipes.measure.summary import read_samples
 
 ROOT = CONFIGS.parent
 BASE = ROOT / "assets" / "tiny_base"

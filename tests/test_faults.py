@@ -15,8 +15,8 @@ from rich.console import Console
 
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes import train
-from verl_recipes.checkpoints import last_checkpoint
-from verl_recipes.checks import (
+from verl_recipes.run.checkpoints import last_checkpoint
+from verl_recipes.run.preflight import (
     FIXED,
     MEASURED,
     check_code,

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from verl_recipes.cpu.forkserver import HEADER
-from verl_recipes.supervise import start_forkserver
+from verl_recipes.run.supervise import start_forkserver
 
 pytestmark = pytest.mark.end_to_end
 TELL = """

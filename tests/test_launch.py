@@ -19,9 +19,10 @@ from omegaconf import OmegaConf
 from two_nodes import TWO_NODES, running
 
 from data_prep.cli import CONFIGS, UserError
-from verl_recipes import cluster, doctor, submit, train
-from verl_recipes.configuration import check_choice
-from verl_recipes.summary import AGREEMENT, read_samples
+from verl_recipes import doctor, submit, train
+from verl_recipes.measure.summary import AGREEMENT, read_samples
+from verl_recipes.run import cluster
+from verl_recipes.settings.configuration import check_choice
 
 ROOT = CONFIGS.parent
 SCRIPTS = ["a800_x1", "a800_x2", "a800_x3", "a800_x4", "a800_x8", "rtx4090_x1", "cpu"]
@@ -285,7 +286,7 @@ def test_a_node_count_that_is_not_met_is_said_within_a_minute(two_nodes, tmp_pat
 def test_a_cluster_that_another_run_uses_is_refused(two_nodes):
     code = """
 import sys, ray
-from verl_recipes import cluster
+from verl_recipes.run import cluster
 ray.init(address=sys.argv[1])
 @ray.remote
 class Controller: pass

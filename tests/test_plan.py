@@ -11,8 +11,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from data_prep.cli import CONFIGS, UserError
-from verl_recipes import plan, plan_memory, plan_time
-from verl_recipes.plan_memory import GIB, Pass
+from verl_recipes import plan
+from verl_recipes.planning import memory as plan_memory
+from verl_recipes.planning import time as plan_time
+from verl_recipes.planning.memory import GIB, Pass
 
 ROOT = CONFIGS.parent
 

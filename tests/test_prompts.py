@@ -174,7 +174,7 @@ def test_verls_data_set_loads_every_file_of_every_prompt(tmp_path, model, monkey
 def test_a_run_whose_chat_template_is_not_the_datas_is_refused(tmp_path):
     from test_data import prepare
 
-    from verl_recipes.checks import check_prompt as check_run
+    from verl_recipes.run.preflight import check_prompt as check_run
 
     prepare(tmp_path / "out", "prompt=mini_r1", "train_size=40", "test_size=8")
     files = str(tmp_path / "out/train.parquet")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
-from verl_recipes.configuration import batch_for_ranks, check_choice
+from verl_recipes.settings.configuration import batch_for_ranks, check_choice
 
 ROOT = CONFIGS.parent
 
@@ -231,7 +231,7 @@ def vllm_arguments(cfg, monkeypatch):
 
 @pytest.mark.slow
 def test_a_trackers_missing_key_or_package_is_one_line(monkeypatch, tmp_path):
-    from verl_recipes.checks import check_trackers
+    from verl_recipes.run.trackers import check_trackers
 
     def told(name, **environment):
         for key in ("WANDB_API_KEY", "SWANLAB_API_KEY", "WANDB_MODE", "SWANLAB_MODE"):
@@ -242,8 +242,8 @@ def test_a_trackers_missing_key_or_package_is_one_line(monkeypatch, tmp_path):
         check_trackers(OmegaConf.create({"trackers": trackers, "run_dir": "runs/x"}).trackers)
 
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("verl_recipes.checks.find_spec", lambda name: name)
-    monkeypatch.setattr("verl_recipes.checks.answers", lambda address: True)
+    monkeypatch.setattr("verl_recipes.run.trackers.find_spec", lambda name: name)
+    monkeypatch.setattr("verl_recipes.run.trackers.answers", lambda address: True)
     for name in ("wandb", "swanlab"):
         with pytest.raises(UserError, match=f"tracker={name}: no key"):
             told(name)
@@ -251,6 +251,6 @@ def test_a_trackers_missing_key_or_package_is_one_line(monkeypatch, tmp_path):
         told(name, **{f"{name.upper()}_MODE": "offline"})
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x\n")
     told("wandb")
-    monkeypatch.setattr("verl_recipes.checks.find_spec", lambda name: None)
+    monkeypatch.setattr("verl_recipes.run.trackers.find_spec", lambda name: None)
     with pytest.raises(UserError, match="tracker=mlflow: the package is not installed"):
         told("mlflow")

@@ -14,7 +14,7 @@ import pytest
 from commands import ROOT, Command, metrics_of, train
 from safetensors.torch import load_file
 
-from verl_recipes.summary import AGREEMENT
+from verl_recipes.measure.summary import AGREEMENT
 
 pytestmark = pytest.mark.end_to_end
 SHORT = ["model=tiny", "prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.total_training_steps=2"]
@@ -144,7 +144,7 @@ def test_a_merged_model_computes_what_the_model_with_its_adapter_does(tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from verl_recipes.merge_lora import merge
+    from verl_recipes.run.merge_lora import merge
 
     shutil.copytree(ROOT / "assets" / "tiny_base", tmp_path, dirs_exist_ok=True)
     base = AutoModelForCausalLM.from_pretrained(tmp_path)

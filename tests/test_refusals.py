@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.cli import CONFIGS
-from verl_recipes import checks, supervise
+from verl_recipes.run import preflight as checks
+from verl_recipes.run import supervise
 
 ROOT = CONFIGS.parent
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.cli import CONFIGS, UserError
-from verl_recipes.measure import figure
+from verl_recipes.measure.evaluation import figure
 from verl_recipes.report import PAGE_BYTES, Run, as_script_data, write_report
 
 ROOT = CONFIGS.parent

@@ -17,8 +17,12 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from data_prep.cli import CONFIGS, UserError
-from verl_recipes import alarms, checks, supervise, train
-from verl_recipes.summary import pass_at_k, summarize
+from verl_recipes import train
+from verl_recipes.in_verl import alarms
+from verl_recipes.measure.summary import pass_at_k, summarize
+from verl_recipes.run import preflight as checks
+from verl_recipes.run import supervise
+from verl_recipes.run.log import reason
 
 ROOT = CONFIGS.parent
 
@@ -70,10 +74,10 @@ def test_degenerate_output_ends_a_run_after_that_many_steps_and_names_the_last_g
     assert f"last good checkpoint: {tmp_path}/global_step_20;" in str(caught.value)
     (tmp_path / "log.txt").write_text(
         "\x1b[36m(TaskRunner pid=7)\x1b[0m Traceback (most recent call last):\n"
-        f"\x1b[36m(TaskRunner pid=7)\x1b[0m verl_recipes.alarms.DegenerateOutputError: {caught.value}\n"
+        f"\x1b[36m(TaskRunner pid=7)\x1b[0m verl_recipes.in_verl.alarms.DegenerateOutputError: {caught.value}\n"
         "ray.exceptions.RayTaskError(DegenerateOutputError): ray::TaskRunner.run() (pid=7)\n"
     )
-    assert checks.reason(tmp_path / "log.txt").endswith(str(caught.value))
+    assert reason(tmp_path / "log.txt").endswith(str(caught.value))
 
 
 def test_without_a_good_checkpoint_the_alarm_says_so(tmp_path):
@@ -190,7 +194,7 @@ def test_orphans_end_too():
         f"print(Popen([sys.executable, '-c', {stubborn!r}], stdout=DEVNULL, stderr=DEVNULL).pid)"
     )
     script = (
-        "import ctypes, subprocess, sys\nfrom verl_recipes import supervise\n"
+        "import ctypes, subprocess, sys\nfrom verl_recipes.run import supervise\n"
         "ctypes.CDLL(None).prctl(supervise.PR_SET_CHILD_SUBREAPER, 1)\n"
         f"print(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, text=True).stdout)\n"
         "supervise.end_descendants(patience=1)\n"
@@ -207,7 +211,7 @@ def test_a_second_signal_does_not_cut_the_cleaning_short(tmp_path):
     stubborn.write_text("#!/bin/sh\ntrap '' TERM\ntouch started\nwhile :; do sleep 1; done\n")
     stubborn.chmod(0o755)
     script = (
-        "import sys; from pathlib import Path; from verl_recipes import supervise\n"
+        "import sys; from pathlib import Path; from verl_recipes.run import supervise\n"
         f"sys.executable, supervise.TEMPORARY = {str(stubborn)!r}, Path.cwd()\n"
         "supervise.end_descendants.__defaults__ = (1,)\n"
         "supervise.run_verl(Path.cwd(), Path('log'), {}, lambda: None)\n"
@@ -271,7 +275,7 @@ def test_the_reason_of_a_failure_is_the_last_exception(tmp_path):
         "\x1b[36m(WorkerDict pid=7)\x1b[0m     raise RuntimeError(\n"
         "ray.exceptions.RayTaskError(RuntimeError): ray::TaskRunner.run()\nSet the environment variable\n"
     )
-    assert checks.reason(log, offset=30) == "OSError: no file"
-    assert checks.reason(log, offset=log.stat().st_size) == "it told of no error"
+    assert reason(log, offset=30) == "OSError: no file"
+    assert reason(log, offset=log.stat().st_size) == "it told of no error"
     log.write_text("Exception: The current node timed out during startup.\n")
-    assert checks.reason(log) == "Exception: The current node timed out during startup."
+    assert reason(log) == "Exception: The current node timed out during startup."

@@ -17,7 +17,7 @@ import pytest
 from configurations import compose
 
 from data_prep.cli import CONFIGS
-from verl_recipes import checks
+from verl_recipes.run import trackers as checks
 
 ROOT = CONFIGS.parent
 pytestmark = pytest.mark.slow
@@ -47,7 +47,9 @@ from pathlib import Path
 import hydra
 from rich.console import Console
 from data_prep.cli import CONFIGS
-from verl_recipes import configuration, supervise, train
+from verl_recipes import train
+from verl_recipes.run import supervise
+from verl_recipes.settings import configuration
 train.TELLING, supervise.TEMPORARY, sys.executable = 1, Path.cwd(), str(Path("python").resolve())
 with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
     cfg = hydra.compose("train", ["run_dir=run", "hardware=rtx4090_x1", *sys.argv[1:]])

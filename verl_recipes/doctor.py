@@ -51,7 +51,7 @@ def configuration(overrides: list[str]) -> tuple[Any, str]:
     try:
         import hydra
 
-        import verl_recipes.configuration  # noqa: F401  registers its resolvers
+        import verl_recipes.settings.configuration  # noqa: F401  registers its resolvers
 
         with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
             return hydra.compose("train", overrides=overrides), ""
@@ -261,7 +261,7 @@ def trackers(cfg: Any, **_: Any) -> Iterator[Line]:
         return
     from omegaconf import OmegaConf
 
-    from verl_recipes.checks import check_trackers
+    from verl_recipes.run.trackers import check_trackers
 
     for name in cfg.trackers:
         if name in ("console", "file"):

@@ -2,7 +2,7 @@
 
     runs/evaluations/tiny_seed0-tiny-seed0/
         evaluation.json    what is measured: model, data, sampling
-        summary.json       the figures (verl_recipes/measure.py), overall and by kinds of problem
+        summary.json       the figures (verl_recipes/measure/evaluation.py), overall and by kinds of problem
         samples/           validation/0.jsonl: n responses to every problem; greedy/0.jsonl: one at temperature 0
         config.yaml, log.txt, metrics.jsonl as in a run's folder
 
@@ -38,11 +38,11 @@ from rich.table import Table
 
 from data_prep.cli import CONFIGS, UserError, command, run
 from data_prep.sources import file_sha256
-from verl_recipes.checkpoints import last_checkpoint
-from verl_recipes.checks import check_code, check_model, check_parquet, check_prompt, check_space, read_json
-from verl_recipes.measure import CONFIDENCE, OUT, compare, measure
-from verl_recipes.summary import read_samples, summarize, write_whole
-from verl_recipes.supervise import locked
+from verl_recipes.measure.evaluation import CONFIDENCE, OUT, compare, measure
+from verl_recipes.measure.summary import read_samples, summarize, write_whole
+from verl_recipes.run.checkpoints import last_checkpoint
+from verl_recipes.run.preflight import check_code, check_model, check_parquet, check_prompt, check_space, read_json
+from verl_recipes.run.supervise import locked
 from verl_recipes.train import empty, provenance, start_verl, to_hugging_face
 
 PENDING, ANSWERED = "pending.parquet", "answered.jsonl"

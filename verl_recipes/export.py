@@ -22,15 +22,15 @@ from rich.console import Console
 
 from data_prep.cli import UserError, command, run
 from data_prep.folder import replaced
-from verl_recipes.checkpoints import last_checkpoint
-from verl_recipes.checks import check_model
 from verl_recipes.evaluate import find_weights, hugging_face, run_of, text
-from verl_recipes.measure import measure
-from verl_recipes.summary import read_samples
+from verl_recipes.measure.evaluation import measure
+from verl_recipes.measure.summary import read_samples
+from verl_recipes.run.checkpoints import last_checkpoint
+from verl_recipes.run.preflight import check_model
 from verl_recipes.train import provenance
 
 DTYPES = ("bfloat16", "float16", "float32")
-CARD = Path(__file__).with_name("model_card.md.jinja")
+CARD = Path(__file__).parent / "reporting" / "model_card.md.jinja"
 
 
 def find_run(path: Path) -> tuple[Path, int]:

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.cli import CONFIGS, UserError, command, run
-from verl_recipes import plan_time
-from verl_recipes.configuration import check_choice, check_ranks, gpus_of, longest
-from verl_recipes.plan_memory import GIB, facts, passes, phases, vllm
+from verl_recipes.planning import time as plan_time
+from verl_recipes.planning.memory import GIB, facts, passes, phases, vllm
+from verl_recipes.settings.configuration import check_choice, check_ranks, gpus_of, longest
 
 OFFLOAD = "actor_rollout_ref.actor.fsdp_config.{param_offload,optimizer_offload}=true"
 

@@ -21,8 +21,8 @@ from data_prep.render import load_tokenizer, render
 from data_prep.solver import solve
 from reward_score.__main__ import explain
 from reward_score.countdown import compute_score
-from verl_recipes.checks import check_model
 from verl_recipes.evaluate import compose, find_weights, hugging_face, run_of
+from verl_recipes.run.preflight import check_model
 
 ASK = "numbers and target, such as 11 18 25 = 98 (an empty line ends): "
 

@@ -33,11 +33,11 @@ from markupsafe import Markup
 
 from data_prep.cli import CONFIGS, UserError
 from reward_score.grammar import find_answer
-from verl_recipes.behaviours import BEHAVIOURS, behaviours, statements
-from verl_recipes.measure import figure
-from verl_recipes.summary import AGREEMENT
+from verl_recipes.measure.behaviours import BEHAVIOURS, behaviours, statements
+from verl_recipes.measure.evaluation import figure
+from verl_recipes.measure.summary import AGREEMENT
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent / "reporting"
 PAGE_BYTES = 4_000_000  # of samples on a page, and
 STEP_BYTES = 40_000  # at least for a step that has samples there, so that several long responses fit
 SHOWN = 6_000  # characters of one response on the page; its middle is left out

@@ -130,7 +130,7 @@ def main(address: str, *overrides: str) -> int:
         except RuntimeError as error:
             raise UserError(f"attach={job}: {str(error).strip().splitlines()[0]}; `ray job list` names them") from None
     else:
-        from verl_recipes import configuration  # noqa: F401  registers Hydra's resolvers
+        from verl_recipes.settings import configuration  # noqa: F401  registers Hydra's resolvers
 
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             cfg = hydra.compose("train", overrides=list(overrides))

@@ -5,14 +5,14 @@
         config.yaml    the resolved configuration; `python -m verl.trainer.main_ppo` takes it as it is
         log.txt        what verl, Ray and vLLM print
         metrics.jsonl  verl's metrics, one line a step
-        samples/       every response with all that the reward said of it (verl_recipes/sampler.py)
+        samples/       every response with all that the reward said of it (verl_recipes/in_verl/sampler.py)
         checkpoints/   verl's; the same command again continues from the last one
         model/         the trained model in Hugging Face's format
         summary.json   base and trained model side by side, seconds by stage, versions
         curves.png     reward, accuracy, length and agreement over the steps
         report.html    all of it on one page (verl_recipes/report.py)
 
-The trainer is verl's own, in a process of its own (verl_recipes/supervise.py). It evaluates the base model before the
+The trainer is verl's own, in a process of its own (run/supervise.py). It evaluates the base model before the
 first step and the trained one after the last, on the test problems, with the sampler and the reward of training.
 """
 
@@ -32,15 +32,16 @@ from rich.console import Console
 from rich.table import Table
 
 from data_prep.cli import CONFIGS, UserError, command, run
-from verl_recipes.alarms import DegenerateOutputError, component_metrics
-from verl_recipes.checkpoints import checkpoint_steps, last_checkpoint
-from verl_recipes.checks import MEASURED, check_parquet, check_resume, check_same, hashes, preflight, read_json, reason
-from verl_recipes.cluster import RETURN, check_nodes, in_job, join
-from verl_recipes.curves import draw
-from verl_recipes.progress import Progress
+from verl_recipes.in_verl.alarms import DegenerateOutputError, component_metrics
+from verl_recipes.measure.summary import read_samples, summarize, write_whole
 from verl_recipes.report import write_report
-from verl_recipes.summary import read_samples, summarize, write_whole
-from verl_recipes.supervise import locked, run_verl
+from verl_recipes.reporting.curves import draw
+from verl_recipes.run.checkpoints import checkpoint_steps, last_checkpoint
+from verl_recipes.run.cluster import RETURN, check_nodes, in_job, join
+from verl_recipes.run.log import reason
+from verl_recipes.run.preflight import MEASURED, check_parquet, check_resume, check_same, hashes, preflight, read_json
+from verl_recipes.run.progress import Progress
+from verl_recipes.run.supervise import locked, run_verl
 
 NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
 TELLING = 120  # seconds that verl gets after its last step, to tell the trackers' servers and to end
@@ -182,7 +183,7 @@ def to_hugging_face(actor: Path, model: Path, log: Path) -> None:
         shutil.copytree(actor / "huggingface", model)
         return
     calls = [["verl.model_merger", "merge", "--backend=fsdp", f"--local_dir={actor}", f"--target_dir={model}"]]
-    calls += [["verl_recipes.merge_lora", str(model)]] if lora else []
+    calls += [["verl_recipes.run.merge_lora", str(model)]] if lora else []
     for call in calls:
         with log.open("a") as output:
             if subprocess.run([sys.executable, "-m", *call], stdout=output, stderr=output).returncode:

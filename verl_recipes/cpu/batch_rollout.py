@@ -25,7 +25,7 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-from verl_recipes.configuration import gpus_of
+from verl_recipes.settings.configuration import gpus_of
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,9 @@ class BatchRollout:
         """Answer every row and put the scored responses into TransferQueue."""
         prompts = [self.tokenize(row) for row in rows]
         common, count = self.sampling(partition == "val"), len(self.servers)
-        sampling = [common | row["extra_info"].get("sampling", {}) for row in rows]  # as verl_recipes/row_sampling.py
+        sampling = [
+            common | row["extra_info"].get("sampling", {}) for row in rows
+        ]  # as verl_recipes/in_verl/row_sampling.py
         shares = ray.get(
             [
                 server.generate_batch.remote(prompts[i::count], sampling[i::count])

@@ -2,7 +2,7 @@
 
 A run on a CPU starts a dozen processes, mostly one after another, and each would spend ten seconds on much the same
 imports (docs/performance.md). One process imports everything once, and an executable that takes the arguments of
-`python` (verl_recipes/supervise.py, start_forkserver) asks it for a fork, which goes on with these arguments and with
+`python` (run/supervise.py, start_forkserver) asks it for a fork, which goes on with these arguments and with
 the caller's environment, folder and open files. Ray starts its workers with that executable (its
 `runtime_env.py_executable`), and vLLM its engine (`multiprocessing.set_executable`). Where the server is gone or has
 failed, the executable becomes the real Python, and the run is slower and nothing else.
@@ -39,7 +39,7 @@ MODULES = (
     "verl_recipes.cpu.batch_rollout",
     "verl_recipes.cpu.engine",
     "verl_recipes.cpu.worker_extension",
-    "verl_recipes.sampler",
+    "verl_recipes.in_verl.sampler",
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry
 
-from verl_recipes.supervise import PYTHON
+from verl_recipes.settings.configuration import PYTHON
 
 
 def register() -> None:

@@ -11,7 +11,7 @@ from verl.workers.rollout.vllm_rollout import ServerAdapter
 
 
 def own(handle: str) -> str:
-    """verl's address of the socket, with the run's folder (verl_recipes/supervise.py sets TMPDIR) in place of /tmp."""
+    """verl's address of the socket, with the run's folder (run/supervise.py sets TMPDIR) in place of /tmp."""
     return handle.replace("ipc:///tmp/", f"ipc://{os.environ.get('TMPDIR', '/tmp')}/")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from verl_recipes.behaviours import behaviours
+from verl_recipes.measure.behaviours import behaviours
 
 # The metric of rollout and actor: verl's, and where the update itself measures it (verl_recipes/cpu/engine.py).
 AGREEMENT = ["training/rollout_actor_probs_pearson_corr", "actor/rollout_actor_probs_pearson_corr"]
@@ -27,13 +27,13 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def candidates_tried(sample: Mapping[str, Any]) -> float:
-    """How many candidates a sample's response tries (verl_recipes/behaviours.py says what counts as one)."""
+    """How many candidates a sample's response tries (verl_recipes/measure/behaviours.py says what counts as one)."""
     problem = sample["ground_truth"]
     return behaviours(sample["response"], problem["numbers"], problem["target"])["candidates"]
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that the run's sampler wrote (verl_recipes/sampler.py)."""
+    """The rows of a file that the run's sampler wrote (verl_recipes/in_verl/sampler.py)."""
     with path.open(encoding="utf-8") as lines:  # str.splitlines would also split at a U+2028 inside a response
         return [json.loads(line) for line in lines]
 

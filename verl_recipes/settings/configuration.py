@@ -8,6 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_prep.cli import UserError
 
+PYTHON = "COUNTDOWN_ZERO_PYTHON"  # environment variable: the executable that cpu/forkserver.py answers
+
 
 def package_dir(name: str) -> str:
     """Where a package lies, without importing it: verl takes ten seconds to import."""

@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")  # no screen
 import matplotlib.pyplot as plt
 
-from verl_recipes.summary import AGREEMENT
+from verl_recipes.measure.summary import AGREEMENT
 
 PANELS = {  # title: metrics of verl's, or of the run's sampler
     "reward, training batch": ["critic/score/mean"],

@@ -1,22 +1,12 @@
-"""What can be known to fail before anything heavy starts, each as one line; and why verl stopped, if it did."""
+"""What can be known to fail before anything heavy starts, each as one line."""
 
 import json
 import os
 import re
 import shutil
-import ssl
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from http.client import HTTPException
-from importlib.util import find_spec
-from netrc import NetrcParseError, netrc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 import psutil
 import pyarrow as pa
@@ -26,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError
 from data_prep.sources import file_sha256
-from verl_recipes.checkpoints import damage, way_on
-from verl_recipes.configuration import check_choice
+from verl_recipes.run.checkpoints import damage, way_on
+from verl_recipes.run.trackers import check_trackers
+from verl_recipes.settings.configuration import check_choice
 
 COLUMNS = {"data_source", "prompt", "reward_model"}
 CPU_MEMORY_GIB = 8  # what the tiny run takes at its peak with its two ranks, rounded up (README.md)
@@ -55,23 +46,6 @@ FIXED = (
     "data.shuffle",
     "data.seed",
 )
-ANSWER_SECONDS = 10  # for a tracker's server, before anything starts
-ADDRESS = {  # prints the address of a tracker's server
-    "wandb": "import wandb; print(wandb.setup().settings.base_url)",
-    "swanlab": "import swanlab; print(swanlab.Settings().api_host)",
-}
-
-# What verl and Ray say because something else went wrong before.
-CONSEQUENCES = (
-    "ray.exceptions.",
-    "no materializable trajectories",
-    "Received an empty list as keys",
-    "Engine core init",
-)
-
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_WHO = re.compile(r"^(?:\([^)]*pid=[^)]*\)\s*)*(?:ERROR [-\d]+ [:\d]+ \[\S+\]\s*)?")  # Ray's and vLLM's prefixes
-_EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Interrupt)(?:\(\w+\))?: \S")
 
 
 def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "python -m data_prep") -> int:
@@ -197,66 +171,6 @@ def check_resume(cfg: DictConfig, run_dir: Path, step: int) -> None:
         )
 
 
-def has_login(hosts: Sequence[str], *files: str) -> bool:
-    """Whether one of these files, below the home directory, holds a login for a host, as `wandb login` leaves it."""
-    for file in files:
-        with suppress(OSError, NetrcParseError):
-            if any(host in machine for machine in netrc(Path.home() / file).hosts for host in hosts):
-                return True
-    return False
-
-
-def tracker_server(name: str, environment: Mapping[str, str]) -> str | None:
-    """The address that a tracker sends to, as its package reads it from environment and files; None for files."""
-    if name == "mlflow" and environment["MLFLOW_TRACKING_URI"].startswith("http"):
-        return environment["MLFLOW_TRACKING_URI"]
-    if name not in ADDRESS or environment[f"{name.upper()}_MODE"] not in ("online", "shared", "cloud"):
-        return None
-    # Not in this process: wandb starts its service, which the end of the run would take away from under it.
-    asked = subprocess.run([sys.executable, "-P", "-c", ADDRESS[name]], capture_output=True, text=True)
-    if asked.returncode:
-        raise UserError(f"tracker={name}: its settings cannot be read: {asked.stderr.strip().splitlines()[-1]}")
-    return asked.stdout.split()[-1]
-
-
-def answers(address: str) -> bool:
-    """Whether a server answers at all; what it says, and whether its certificate is known here, is not looked at."""
-    try:
-        urlopen(Request(address, method="HEAD"), timeout=ANSWER_SECONDS).close()
-    except (HTTPError, HTTPException):
-        pass
-    except OSError as error:
-        return isinstance(getattr(error, "reason", error), ssl.SSLError)
-    return True
-
-
-def check_trackers(trackers: DictConfig) -> None:
-    """Raise UserError where a tracker's package or key is missing, or its server does not answer."""
-    for name, tracker in ((str(name), tracker) for name, tracker in trackers.items()):
-        if name not in ("console", "file") and find_spec(name) is None:
-            raise UserError(f"tracker={name}: the package is not installed; `pip install -e '.[trackers]'`")
-        if urlsplit(tracker.environment.get("MLFLOW_TRACKING_URI", "")).password:
-            raise UserError(
-                "MLFLOW_TRACKING_URI holds a password, which config.yaml and log.txt would hold too; take it out and "
-                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-            )
-        server = tracker_server(name, tracker.environment)
-        if server is None:
-            continue
-        instead = f"{name.upper()}_MODE=offline and later `{name} sync` (configs/tracker/{name}.yaml)"
-        login = {
-            # wandb takes a login for its former address too.
-            "wandb": has_login((urlsplit(server).hostname or "", "api.wandb.ai"), ".netrc", "_netrc"),
-            "swanlab": has_login(("",), ".swanlab/.netrc"),
-            "mlflow": True,
-        }
-        if not login[name] and not os.environ.get(f"{name.upper()}_API_KEY"):
-            raise UserError(f"tracker={name}: no key; set {name.upper()}_API_KEY, or {instead}")
-        if not answers(server):
-            instead = "unset MLFLOW_TRACKING_URI for a file" if name == "mlflow" else f"wait for it, or set {instead}"
-            raise UserError(f"tracker={name}: {server} does not answer; {instead}")
-
-
 def check_space(cfg: DictConfig, run_dir: Path, weights: int) -> None:
     """Enough memory (on a CPU) and disk for a model whose weights have this many bytes."""
     ranks = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
@@ -292,13 +206,3 @@ def preflight(cfg: DictConfig, run_dir: Path) -> None:
         )
     check_space(cfg, run_dir, check_model(cfg.actor_rollout_ref.model.path))
     check_code(cfg.actor_rollout_ref.model)
-
-
-def reason(log: Path, offset: int = 0) -> str:
-    """The last exception that a log tells of, from `offset` bytes on, as one line; the cause, where it tells of one."""
-    with log.open(errors="replace") as file:
-        file.seek(offset)
-        lines = [_WHO.sub("", _COLOUR.sub("", line)).strip() for line in file]
-    exceptions = [line for line in lines if _EXCEPTION.match(line)]
-    causes = [line for line in exceptions if not any(c in line for c in CONSEQUENCES)]
-    return (causes or exceptions or ["it told of no error"])[-1]

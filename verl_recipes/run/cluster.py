@@ -1,6 +1,6 @@
 """A Ray cluster that is there already: whether this process runs in a job of it, and whether its nodes are enough.
 
-python -m verl_recipes.cluster ADDRESS NODES GPUS_PER_NODE    waits for them, half a minute at most
+python -m verl_recipes.run.cluster ADDRESS NODES GPUS_PER_NODE    waits for them, half a minute at most
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from data_prep.cli import UserError
-from verl_recipes.configuration import gpus_of
+from verl_recipes.settings.configuration import gpus_of
 
 PATIENCE = 30  # seconds that nodes may take to join
 RETURN = 600  # seconds that one may take to come back, where a run has lost it: a machine starts in minutes

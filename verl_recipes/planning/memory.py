@@ -19,7 +19,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
-from verl_recipes.configuration import gpus_of, is_split, longest, needs_reference
+from verl_recipes.settings.configuration import gpus_of, is_split, longest, needs_reference
 
 GIB = 2**30
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}

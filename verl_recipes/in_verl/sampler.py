@@ -27,8 +27,8 @@ from transformers import AutoTokenizer
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from reward_score.components import repetition
-from verl_recipes.alarms import check_output, component_metrics
-from verl_recipes.summary import write_whole
+from verl_recipes.in_verl.alarms import check_output, component_metrics
+from verl_recipes.measure.summary import write_whole
 
 POLL_SECONDS = 0.05
 FIELDS = ["prompts", "responses", "reward_model", "data_source", "extra_info", "extra_fields", "rm_scores"]
@@ -88,7 +88,7 @@ class CountdownReplayBuffer(ReplayBuffer):
         return batch, metrics | shares
 
     def end_if_asked(self) -> None:
-        """End verl where a scheduler asked for it (verl_recipes/supervise.py) and the step before this one is saved."""
+        """End verl where a scheduler asked for it (run/supervise.py) and the step before this one is saved."""
         if self.stop.exists() and self.trainer.config.trainer.save_freq == 1:
             raise RuntimeError("ended by SIGTERM, after a checkpoint")
 

@@ -1,6 +1,6 @@
 """What a batch of scored responses says of the run, as metrics; and the end of a run whose output has degenerated.
 
-One entry of `rows` is a line of samples/ (verl_recipes/sampler.py). The limits lie in configs/train.yaml, under
+One entry of `rows` is a line of samples/ (verl_recipes/in_verl/sampler.py). The limits lie in configs/train.yaml, under
 `trainer.v1.sampler.sampler_kwargs.alarm`.
 """
 
@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from verl_recipes.checkpoints import checkpoint_steps
+from verl_recipes.run.checkpoints import checkpoint_steps
 
 
 class DegenerateOutputError(RuntimeError):
-    """Ends verl; verl_recipes.checks.reason finds it in the log."""
+    """Ends verl; verl_recipes.run.preflight.reason finds it in the log."""
 
 
 def component_metrics(rows: list[dict[str, Any]], prefix: str) -> dict[str, float]:

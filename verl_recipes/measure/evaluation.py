@@ -27,7 +27,7 @@ from scipy import stats
 from data_prep.cli import UserError
 from data_prep.steps import ROW, annotations
 from reward_score.grammar import MAX_EXPRESSION, REASONS, find_answer
-from verl_recipes.summary import candidates_tried, pass_at_k
+from verl_recipes.measure.summary import candidates_tried, pass_at_k
 
 Row = Mapping[str, Any]
 Array = NDArray[Any]
@@ -156,7 +156,7 @@ def measure(samples: Iterable[Row], greedy: Iterable[Row] = ()) -> dict[str, Any
     """All figures of an evaluation.
 
     Args:
-        samples: rows of samples/ (verl_recipes/sampler.py), n for every problem; `set` tells of a row's test set.
+        samples: rows of samples/ (in_verl/sampler.py), n for every problem; `set` tells of a row's test set.
         greedy: the same with one row a problem, sampled at temperature 0.
 
     Returns:

@@ -26,7 +26,8 @@ from typing import Any
 import psutil
 
 from data_prep.cli import UserError
-from verl_recipes.cluster import in_job
+from verl_recipes.run.cluster import in_job
+from verl_recipes.settings.configuration import PYTHON
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 # The folder of everything temporary of a run. Ray's sockets lie below it, and a socket's path has at most 107 bytes, of
@@ -35,7 +36,6 @@ TEMPORARY, SCRATCH = Path("/tmp"), "czero-"
 # Ray starts a cluster of its own and joins none that runs here for others; and, as on Windows and macOS, all of it
 # listens on the loopback address alone. A job of a cluster joins that one.
 LOCAL = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-PYTHON = "COUNTDOWN_ZERO_PYTHON"  # names the executable that cpu/forkserver.py answers
 # verl waits for ever for an engine that dies while it gets weights, and for the responses of an agent loop that died.
 WATCHED = ("VLLM::EngineCore", "ray::AgentLoopWorker")
 DEAD = 60  # seconds; at the end of a run these end some seconds before it does
@@ -71,7 +71,7 @@ def run_verl(
         environment: added to this process's own.
         watch: called about five times a second; it shows the progress.
         notice: seconds that verl gets to end by itself after SIGTERM, told by the file `config_dir`/stop
-            (verl_recipes/sampler.py).
+            (verl_recipes/in_verl/sampler.py).
 
     Returns:
         verl's exit status; 1 where one of the processes WATCHED died. Any exception, Ctrl-C and SIGTERM included, ends
@@ -163,7 +163,7 @@ def who_died(watched: dict[psutil.Process, tuple[str, float]]) -> str:
 def start_forkserver(scratch: Path, start: Callable[..., Any]) -> Path:
     """Start the server of cpu/forkserver.py with `start`, and return the executable that asks it for processes."""
     python, address = scratch / "python", scratch / "python.socket"
-    program = str(Path(__file__).parent / "cpu" / "forkserver.py")
+    program = str(Path(__file__).parent.parent / "cpu" / "forkserver.py")
     ask = shlex.join([sys.executable, "-IS", program, str(address)])
     python.write_text(f'#!/bin/sh\nexec {ask} "$@"\n')
     python.chmod(0o755)

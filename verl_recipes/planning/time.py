@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.cli import CONFIGS
-from verl_recipes.configuration import gpus_of, is_split, needs_reference
-from verl_recipes.plan_memory import (
+from verl_recipes.planning.memory import (
     facts,
     kv_bytes_a_token,
     needs_critic,
     parameters_of,
     shape_of,
 )
+from verl_recipes.settings.configuration import gpus_of, is_split, needs_reference
 
 
 @dataclass(frozen=True)
