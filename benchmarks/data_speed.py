@@ -68,7 +68,7 @@ OURS = """
 import sys
 from time import perf_counter
 from data_prep import command
-from data_prep.cli import run
+
 write_folder = command.write_folder
 def timed(*arguments):
     started = perf_counter()
@@ -76,7 +76,7 @@ def timed(*arguments):
     print(perf_counter() - started, file=sys.stderr)
     return result
 command.write_folder = timed
-run(command.main)
+command.main()
 """
 
 

@@ -12,7 +12,6 @@ nothing is done.
 """
 
 if __name__ == "__main__":  # worker processes load this file too, and need nothing of it
-    from data_prep.cli import run
     from data_prep.command import main
 
-    run(main)
+    main()

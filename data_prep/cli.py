@@ -1,14 +1,39 @@
-"""What every command of this project does alike: Hydra composes, and a user's mistake is one line and a failed exit."""
+"""What every command of this project does alike: Hydra composes, a schema checks, a user's mistake is one line.
+
+A command is a function of a checked configuration:
+
+    class Keys(Checked):
+        n: Count = Field(description="samples a problem")
+
+    @command("evaluate", Keys)
+    def main(cfg): ...
+
+    if __name__ == "__main__":
+        main()
+
+Defaults stand in configs/, types, ranges and descriptions in the schema, and `--help` is made of both.
+"""
 
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+ENVIRONMENT = (  # errors of the machine and not of this project: one line
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+)
+HELP = ("--help", "-h")
 
 
 class UserError(SystemExit):
@@ -21,41 +46,194 @@ class UserError(SystemExit):
         return type(self), (str(self).removeprefix("error: "),)
 
 
-def command(config: str, folder: Path = CONFIGS) -> Callable[[Callable[[Any], object]], Callable[[], object]]:
-    """`hydra.main` with a configuration of this project. A full disk is one line: Hydra would print the overrides."""
+def _no_bool(value: Any) -> Any:
+    """pydantic would read true as 1."""
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Integer = Annotated[int, BeforeValidator(_no_bool)]
+Count = Annotated[Integer, Field(ge=1)]
+Size = Annotated[Integer, Field(ge=0)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**31)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Positive = Annotated[Number, Field(gt=0)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Checked(BaseModel):
+    """Keys of a configuration; those that a schema does not name are left as they are."""
+
+    model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True, protected_namespaces=())
+
+
+def _message(error: dict[str, Any]) -> str:
+    """One of pydantic's errors as a clause that begins with the key."""
+    key, what = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing" or error["input"] == "???":
+        return f"{key}= is missing"
+    return f"{key}={error['input']}: {what.replace('Input should', 'should')}"
+
+
+def _update(node: Any, values: dict[str, Any]) -> None:
+    """Write checked values into the configuration where they differ, so that `no` is False for whoever reads it."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _update(node[key], value)
+        elif type(node[key]) is not type(value) and not isinstance(value, list):
+            node[key] = value
+
+
+def check(cfg: "DictConfig", keys: type[Checked]) -> None:
+    """Check the keys of a composed configuration and convert their values in it, as YAML reads them.
+
+    Raises:
+        UserError: a value has the wrong type or is out of its range.
+    """
+    from omegaconf import OmegaConf, flag_override
+
+    try:
+        values = keys.model_validate(OmegaConf.to_container(cfg, resolve=True))
+    except ValidationError as error:
+        wrong = [_message(dict(each)) for each in error.errors(include_url=False)]
+        raise UserError("; ".join(dict.fromkeys(wrong))) from None
+    with flag_override(cfg, "struct", False):
+        _update(cfg, values.model_dump(exclude_unset=True))
+
+
+def compose(config: str, overrides: Sequence[str], keys: type[Checked] | None = None) -> "DictConfig":
+    """Compose the configuration of another command than the one that runs; check it if there are `keys`."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()  # of this command's own configuration
+    with in_one_line(), hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = hydra.compose(config, list(overrides))
+        if keys:
+            check(cfg, keys)
+    return cfg
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """What Hydra refuses, and what the machine refuses, becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in ENVIRONMENT:
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" at {error.filename}" if error.filename else ""
+            raise UserError(f"the disk is full{where}; free some of it, and the same command goes on") from None
+        raise UserError(f"{error.filename or 'a file'}: {error.strerror}") from None
+    except Exception as error:
+        if not type(error).__module__.startswith(("hydra.", "omegaconf.")):
+            raise
+        raise UserError(_refusal(error)) from None
+
+
+def _refusal(error: Exception) -> str:
+    """What Hydra or OmegaConf says, in one line."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    if isinstance(error, OverrideParseException):
+        key, equals, value = str(error.override).partition("=")
+        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+        advice = f"quote its value: '{key}=\"{quoted}\"'" if equals else "KEY=VALUE is expected"
+        return f"{error.override!r} cannot be read; {advice}"
+    lines = [str(each).strip().splitlines()[0] for each in (error, error.__cause__) if str(each or "").strip()]
+    if isinstance(error, MissingConfigException) and error.options:
+        lines.append(f"(known: {', '.join(error.options)})")
+    return " ".join(dict.fromkeys(lines))
+
+
+def _type_name(annotation: Any) -> str:
+    """The name of a field's type, as `--help` shows it."""
+    names = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null"}
+    if annotation in names:
+        return names[annotation]
+    parts = get_args(annotation)
+    if str(annotation).startswith("typing.Literal"):
+        return " | ".join(map(str, parts))
+    if getattr(annotation, "__metadata__", None):
+        return _type_name(parts[0])
+    if getattr(annotation, "__origin__", None) in (list, dict):
+        return f"{annotation.__origin__.__name__} of {_type_name(parts[-1])}"
+    return " or ".join(dict.fromkeys(_type_name(part) for part in parts)) if parts else "mapping"
+
+
+def _described(keys: type[Checked], defaults: Any, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Key, type, default and description of each key."""
+    from omegaconf import OmegaConf
+
+    for name, field in keys.model_fields.items():
+        key, kind = f"{prefix}{field.alias or name}", field.annotation
+        node = defaults._get_node(field.alias or name) if defaults is not None else None
+        if isinstance(kind, type) and issubclass(kind, Checked):
+            yield from _described(kind, node, f"{key}.")
+            continue
+        raw = OmegaConf.to_container(node) if OmegaConf.is_config(node) else getattr(node, "_value", lambda: None)()
+        default = "required" if raw == "???" else "null" if raw is None else str(raw)
+        yield key, _type_name(kind), default, field.description or ""
+
+
+def help_text(document: str, config: str, keys: type[Checked], folder: Path = CONFIGS) -> str:
+    """What `--help` prints: the command's own words, its keys with type, default and meaning, and its groups."""
     import hydra
 
-    def decorate(main: Callable[[Any], object]) -> Callable[[], object]:
-        @wraps(main)
-        def told(cfg: Any) -> object:
-            try:
-                return main(cfg)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                where = f" at {error.filename}" if error.filename else ""
-                raise UserError(f"the disk is full{where}; free some of it, and the same command goes on") from None
+    with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+        defaults = hydra.compose(config, return_hydra_config=True)
+    choices = {group: now for group, now in defaults.hydra.runtime.choices.items() if "hydra/" not in group}
+    groups = {group: sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) for group in choices}
+    lines = [document.strip(), "", "Keys (KEY=VALUE):"]
+    rows = list(_described(keys, defaults))
+    width = max((len(key) for key, *_ in rows), default=0)
+    lines += [f"  {key:{width}}  {text}  ({kind}; {default})" for key, kind, default, text in rows]
+    if any(groups.values()):
+        lines += ["", "Groups (GROUP=OPTION, * is the default):"]
+    for group, names in groups.items():
+        if names:
+            marked = (f"{name}*" if name in str(choices[group]).split() else name for name in names)
+            lines.append(f"  {group:{width}}  {', '.join(marked)}")
+    return "\n".join(lines)
 
-        return hydra.main(config_path=str(folder), config_name=config, version_base="1.3")(told)
+
+def command(
+    config: str, keys: type[Checked], folder: Path = CONFIGS
+) -> Callable[[Callable[[Any], object]], Callable[[], None]]:
+    """A command: `main(cfg)` with a configuration of this project that was composed by `hydra.main` and checked.
+
+    Args:
+        config: its name in `folder`.
+        keys: the schema of this project's own keys in it.
+        folder: where it lies.
+    """
+
+    def decorate(main: Callable[[Any], object]) -> Callable[[], None]:
+        @wraps(main)
+        def entry() -> None:
+            for stream in (sys.stdout, sys.stderr):
+                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            if set(HELP) & set(sys.argv[1:]):
+                print(help_text(sys.modules["__main__"].__doc__ or "", config, keys, folder))
+                return
+            import hydra
+
+            @wraps(main)
+            def checked(cfg: Any) -> object:
+                check(cfg, keys)
+                return main(cfg)
+
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises to us, instead of printing several lines
+            try:
+                with in_one_line():
+                    hydra.main(config_path=str(folder), config_name=config, version_base="1.3")(checked)()
+            except KeyboardInterrupt:
+                print("interrupted", file=sys.stderr)
+                sys.exit(130)
+
+        return entry
 
     return decorate
-
-
-def run(main: Callable[[], object]) -> None:
-    """Call a `command`; an override that Hydra refuses, or Ctrl-C, becomes one line on stderr."""
-    from hydra.errors import HydraException, MissingConfigException
-    from omegaconf.errors import OmegaConfBaseException
-
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises to us, instead of printing several lines
-    try:
-        main()
-    except (HydraException, OmegaConfBaseException) as error:
-        first_lines = [
-            str(each).strip().splitlines()[0] for each in (error, error.__cause__) if str(each or "").strip()
-        ]
-        if isinstance(error, MissingConfigException) and error.options:
-            first_lines.append(f"(known: {', '.join(error.options)})")
-        raise UserError(" ".join(dict.fromkeys(first_lines))) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)

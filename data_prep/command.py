@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data_prep import datasheet
-from data_prep.cli import UserError, command
+from data_prep.cli import Checked, UserError, command
 from data_prep.engines import Engine, Local, OnRay
 from data_prep.folder import replaced
 from data_prep.generate import check as check_preset
@@ -98,7 +98,7 @@ def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -
     return result
 
 
-@command("prepare")
+@command("prepare", Checked)
 def main(cfg: DictConfig) -> None:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     check_config(config)

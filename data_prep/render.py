@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep.cli import UserError, command, run
+from data_prep.cli import Checked, UserError, command
 from data_prep.prompts import check_prompt, fill_all, messages_for
 
 Array = NDArray[Any]
@@ -90,7 +90,7 @@ def token_counter(prompt: dict[str, Any], path: str) -> Callable[[pa.StringArray
     return lengths
 
 
-@command("render")
+@command("render", Checked)
 def main(cfg: DictConfig) -> None:
     prompt: dict[str, Any] = OmegaConf.to_container(cfg.prompt, resolve=True)  # type: ignore[assignment]
     check_prompt(prompt)
@@ -102,4 +102,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

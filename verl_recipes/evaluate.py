@@ -36,7 +36,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.cli import CONFIGS, UserError, command, run
+from data_prep.cli import CONFIGS, Checked, UserError, command
 from data_prep.sources import file_sha256
 from verl_recipes.measure.evaluation import CONFIDENCE, OUT, compare, measure
 from verl_recipes.measure.summary import read_samples, summarize, write_whole
@@ -320,7 +320,7 @@ def show_comparison(first: Path, second: Path, console: Console) -> None:
     console.print(table, "mean of the samples of each problem; paired permutation test, two-sided", sep="\n")
 
 
-@command("config", CONFIGS / "evaluate")
+@command("config", Checked, CONFIGS / "evaluate")
 def main(cfg: DictConfig) -> None:
     if cfg.name is None:
         parts = [cfg.model, Path(cfg.data).stem if isinstance(cfg.data, str) else "files", f"seed{cfg.seed}"]
@@ -335,4 +335,4 @@ if __name__ == "__main__":
             raise UserError("two evaluations are expected: python -m verl_recipes.evaluate compare A B")
         show_comparison(Path(sys.argv[2]), Path(sys.argv[3]), Console())
     else:
-        run(main)
+        main()

@@ -20,7 +20,7 @@ from huggingface_hub import HfApi
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from data_prep.cli import UserError, command, run
+from data_prep.cli import Checked, UserError, command
 from data_prep.folder import replaced
 from verl_recipes.evaluate import find_weights, hugging_face, run_of, text
 from verl_recipes.measure.evaluation import measure
@@ -121,7 +121,7 @@ def upload(folder: Path, repository: str, private: bool) -> str:
         raise UserError(f"{folder} was written, and upload={repository} failed: {reason}") from None
 
 
-@command("export")
+@command("export", Checked)
 def main(cfg: DictConfig) -> None:
     console, path = Console(), Path(cfg.run)
     out = Path(cfg.out) if cfg.out else find_run(path)[0] / f"export-{cfg.dtype}"
@@ -133,4 +133,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

@@ -19,10 +19,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.cli import CONFIGS, UserError, command, run
+from data_prep.cli import CONFIGS, UserError, command
 from verl_recipes.planning import time as plan_time
 from verl_recipes.planning.memory import GIB, facts, passes, phases, vllm
 from verl_recipes.settings.configuration import check_choice, check_ranks, gpus_of, longest
+from verl_recipes.settings.schema import TrainKeys
 
 OFFLOAD = "actor_rollout_ref.actor.fsdp_config.{param_offload,optimizer_offload}=true"
 
@@ -228,7 +229,7 @@ def sweep(overrides: list[str], console: Console) -> Table:
     return table
 
 
-@command("train")
+@command("train", TrainKeys)
 def main(cfg: DictConfig) -> None:
     console = Console() if Console().is_terminal else Console(width=160)
     if cfg.plan.sweep:
@@ -248,4 +249,4 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     logging.getLogger("torch").setLevel(logging.ERROR)
-    run(main)
+    main()

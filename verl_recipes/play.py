@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, TextStreamer, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from data_prep.cli import CONFIGS, UserError, command, run
+from data_prep.cli import CONFIGS, Checked, UserError, command
 from data_prep.prompts import messages_for
 from data_prep.render import load_tokenizer, render
 from data_prep.solver import solve
@@ -128,7 +128,7 @@ class Player:
         print(f"\n{verdict(self.answer(numbers, target), numbers, target)}")
 
 
-@command("config", CONFIGS / "play")
+@command("config", Checked, CONFIGS / "play")
 def main(cfg: DictConfig) -> None:
     if (cfg.numbers is None) != (cfg.target is None):
         raise UserError("numbers= and target= belong together; without both, you are asked")
@@ -147,4 +147,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

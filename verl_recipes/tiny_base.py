@@ -39,7 +39,7 @@ from transformers import (
     set_seed,
 )
 
-from data_prep.cli import command, run
+from data_prep.cli import Checked, command
 from data_prep.generate import Problem, as_problems, distinct
 from data_prep.prompts import fill
 from data_prep.split import TRAIN
@@ -209,7 +209,7 @@ def train(cfg: DictConfig, stage: DictConfig, model: Qwen2ForCausalLM, tokenizer
         Trainer(model, arguments, collator, Traces(cfg, stage, tokenizer, cfg.seed + stage.steps)).train()
 
 
-@command("tiny_base")
+@command("tiny_base", Checked)
 def main(cfg: DictConfig) -> None:
     set_seed(cfg.seed)
     if cfg.init:
@@ -229,4 +229,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()

@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.cli import CONFIGS, UserError, command, run
+from data_prep.cli import CONFIGS, UserError, command
 from verl_recipes.in_verl.alarms import DegenerateOutputError, component_metrics
 from verl_recipes.measure.summary import read_samples, summarize, write_whole
 from verl_recipes.report import write_report
@@ -42,6 +42,7 @@ from verl_recipes.run.log import reason
 from verl_recipes.run.preflight import MEASURED, check_parquet, check_resume, check_same, hashes, preflight, read_json
 from verl_recipes.run.progress import Progress
 from verl_recipes.run.supervise import locked, run_verl
+from verl_recipes.settings.schema import TrainKeys
 
 NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
 TELLING = 120  # seconds that verl gets after its last step, to tell the trackers' servers and to end
@@ -301,7 +302,7 @@ def train(cfg: DictConfig, run_dir: Path, console: Console) -> dict[str, Any]:
     return summary
 
 
-@command("train")
+@command("train", TrainKeys)
 def main(cfg: DictConfig) -> None:
     console, run_dir = Console(), Path(cfg.run_dir)
     preflight(cfg, run_dir)
@@ -322,4 +323,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()
