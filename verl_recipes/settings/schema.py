@@ -1,0 +1,118 @@
+"""The keys of a training run that are this project's own, and those of verl's that decide whether it can end well.
+
+Defaults stand in configs/train.yaml and in the groups. What depends on several keys is in settings/configuration.py.
+"""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from data_prep.cli import Checked, Count, Integer, Positive, Seed, Share, Size, Text
+
+
+def _one_component(name: str) -> str:
+    if name in (".", "..") or "/" in name or "\0" in name or name != name.strip():
+        raise ValueError("should be one name of a folder, without a slash or blanks around it; run_dir= takes a path")
+    return name
+
+
+def _path(path: str) -> str:
+    if not path.strip():
+        raise ValueError("should be a path")
+    return path
+
+
+Name = Annotated[Text, AfterValidator(_one_component)]
+Folder = Annotated[str, AfterValidator(_path)]
+
+
+class Plan(Checked):
+    sweep: bool = Field(description="plan: one row for each option of hardware")
+    price: Annotated[list[Positive], Field(min_length=2, max_length=2)] | Positive | None = Field(
+        description="of a GPU-hour, a number or [low,high]; null: that of configs/facts/gpus.yaml"
+    )
+    currency: Text = Field(description="of plan.price")
+    response_tokens: Positive | None = Field(
+        description="mean length of a response; null: a share of data.max_response_length"
+    )
+
+
+class Data(Checked):
+    train_files: list[Text] | Text = Field(description="parquet files with the training problems")
+    val_files: list[Text] | Text = Field(description="parquet files with the test problems")
+    train_batch_size: Count = Field(description="prompts a step")
+    val_batch_size: Count | None = Field(description="test problems generated at once; null: all")
+    max_prompt_length: Count = Field(description="tokens")
+    max_response_length: Count = Field(description="tokens")
+
+
+class Optim(Checked):
+    lr: Positive = Field(description="learning rate")
+
+
+class Actor(Checked):
+    optim: Optim
+    ppo_mini_batch_size: Count = Field(description="prompts an update")
+
+
+class Rollout(Checked):
+    n: Count = Field(description="responses to a prompt")
+    temperature: Positive = Field(description="of sampling in training")
+    top_p: Annotated[Share, Field(gt=0)] = Field(description="of sampling in training")
+
+
+class Models(Checked):
+    actor: Actor
+    rollout: Rollout
+
+
+class Alarm(Checked):
+    steps: Count = Field(description="a run ends if a share reached its limit at so many steps in a row")
+    limits: dict[str, Share | None] = Field(description="shares of a batch, each null for never")
+
+
+class SamplerKwargs(Checked):
+    alarm: Alarm
+
+
+class Sampler(Checked):
+    sampler_kwargs: SamplerKwargs
+
+
+class V1(Checked):
+    sampler: Sampler
+
+
+class Trainer(Checked):
+    total_training_steps: Count = Field(description="steps of the run")
+    save_freq: Count = Field(description="steps between checkpoints")
+    test_freq: Integer = Field(description="steps between evaluations; -1: before and after training alone")
+    restarts: Size = Field(description="how often a run that stopped early goes on by itself")
+    nnodes: Count = Field(description="machines")
+    n_gpus_per_node: Size = Field(description="ranks that train on each machine")
+    v1: V1
+
+
+class Gpus(Checked):
+    name: Text = Field(description="of configs/facts/gpus.yaml, or cpu")
+    all: Count = Field(description="ranks on a machine")
+    train: Size = Field(description="of them, those that train with topology=split")
+    generate: Size = Field(description="and those that generate")
+    most_parameters: Positive = Field(description="of the largest model that this hardware takes")
+
+
+class TrainKeys(Checked):
+    name: Name = Field(description="of the run")
+    run_dir: Folder = Field(description="its folder")
+    seed: Seed = Field(description="of data order, sampling and initialisation")
+    fresh: bool = Field(description="empty the run's folder first, instead of continuing the run")
+    eval_n: Count = Field(description="samples a problem in the evaluations before and after training")
+    force: bool = Field(description="start although plan says that the run does not fit")
+    prompts: Count = Field(description="prompts a step; rounded to what all ranks share evenly")
+    updates: Count = Field(description="mini-batches a step")
+    nodes: Count = Field(description="machines")
+    gpus: Gpus
+    data: Data
+    actor_rollout_ref: Models
+    trainer: Trainer
+    plan: Plan
