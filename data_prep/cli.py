@@ -223,8 +223,9 @@ def command(
 
             @wraps(main)
             def checked(cfg: Any) -> object:
-                check(cfg, keys)
-                return main(cfg)
+                with in_one_line():
+                    check(cfg, keys)
+                    return main(cfg)
 
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises to us, instead of printing several lines
             try:
