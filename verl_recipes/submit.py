@@ -17,9 +17,10 @@ from typing import Any
 
 import hydra
 
+from data_prep import SHIPPED
 from data_prep.cli import CONFIGS, UserError
 
-PACKAGES = ("data_prep", "reward_score", "verl_recipes", "configs", "assets")
+PACKAGES = ("data_prep", "reward_score", "verl_recipes")
 PATIENCE = 600  # seconds without the cluster before the command gives up; the job goes on
 ENVIRONMENT = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "WANDB_API_KEY", "WANDB_MODE", "SWANLAB_API_KEY", "SWANLAB_MODE")
 STATUS_OF = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
@@ -30,8 +31,9 @@ def staged(cfg: Any, folder: Path) -> None:
 
     The manifests lie beside the data files and go with them.
     """
-    root = CONFIGS.parent
-    for name in PACKAGES:
+    root = Path(__file__).resolve().parent.parent
+    beside = () if SHIPPED.is_relative_to(root / "data_prep") else ("configs", "assets", "requirements")
+    for name in (*PACKAGES, *beside):
         shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for files in (cfg.data.train_files, cfg.data.val_files):
         for name in [files] if isinstance(files, str) else files:

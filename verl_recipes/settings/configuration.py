@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from data_prep import SHIPPED
 from data_prep.cli import UserError
 
 PYTHON = "COUNTDOWN_ZERO_PYTHON"  # environment variable: the executable that cpu/forkserver.py answers
@@ -19,6 +20,12 @@ def package_dir(name: str) -> str:
     return str(Path(spec.origin).parent)
 
 
+def asset(name: str) -> str:
+    """The path of a shipped asset: relative in a checkout's folder, so that a run's configuration names no machine."""
+    here = Path("assets") / name
+    return str(here if here.exists() else SHIPPED / here)
+
+
 def batch_for_ranks(prompts: int, updates: int, n: int, nodes: int, ranks_per_node: int) -> int:
     """The batch nearest to `prompts` whose `updates` mini-batches of `n` responses each are shared evenly by all ranks.
 
@@ -30,6 +37,7 @@ def batch_for_ranks(prompts: int, updates: int, n: int, nodes: int, ranks_per_no
     return max(round(prompts / step), 1) * step
 
 
+OmegaConf.register_new_resolver("asset", asset, replace=True)
 OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
 OmegaConf.register_new_resolver("batch_for_ranks", batch_for_ranks, replace=True)
 OmegaConf.register_new_resolver("add", lambda *terms: sum(terms), replace=True)
