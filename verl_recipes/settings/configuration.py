@@ -1,5 +1,6 @@
 """What Hydra's groups cannot say alone: arithmetic between them, and which of them do not go together."""
 
+from functools import cache
 from importlib.util import find_spec
 from math import gcd
 from pathlib import Path
@@ -20,8 +21,10 @@ def package_dir(name: str) -> str:
     return str(Path(spec.origin).parent)
 
 
+@cache
 def asset(name: str) -> str:
-    """The path of a shipped asset: relative in a checkout's folder, so that a run's configuration names no machine."""
+    """The path of a shipped asset: relative where this command started in a checkout, so that a run's config.yaml names
+    no machine."""
     here = Path("assets") / name
     return str(here if here.exists() else SHIPPED / here)
 
