@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,26 +20,159 @@ ROOT = CONFIGS.parent
 PACKAGES = ("data_prep", "reward_score", "verl_recipes")
 ALLOWED = {"data_prep": {"data_prep"}, "reward_score": {"reward_score"}, "verl_recipes": set(PACKAGES)}
 FORBIDDEN = {"data_prep": {"torch", "verl", "vllm"}, "verl_recipes": set()}
+ROOMS = {  # of verl_recipes/, and the other rooms that each may import
+    "settings": set(),
+    "measure": set(),
+    "run": {"settings", "measure"},
+    "in_verl": {"run", "measure", "settings"},
+    "cpu": {"settings"},
+    "planning": {"settings"},
+    "reporting": {"run", "measure", "settings"},
+}
+COMMANDS = sorted(path.stem for path in (ROOT / "verl_recipes").glob("[!_]*.py"))
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+WHOLE = {"data_prep/folder.py", "verl_recipes/run/folder.py"}  # where a file or folder takes the place of another
+JSON_LINES = {
+    "data_prep/clean.py",  # a source's rows, of which each may be damaged
+    "data_prep/engines.py",  # a column of a table that workers hand over, no file
+    "reward_score/__main__.py",  # standard library only
+    "verl_recipes/run/folder.py",
+}
+STILL = {  # exceptions that are to go; what is no longer one must leave the list
+    "data_prep/prepare.py: prepare",
+    "reward_score/countdown.py: compute_score",
+    "reward_score/grammar.py: parse",
+    "verl_recipes/cpu/rollout.py: load_replica",
+    "verl_recipes/evaluate.py imports train",
+    "verl_recipes/evaluate.py reads JSON lines",
+    "verl_recipes/evaluate.py replaces a file",
+    "verl_recipes/export.py imports evaluate",
+    "verl_recipes/export.py imports train",
+    "verl_recipes/measure/behaviours.py: behaviours",
+    "verl_recipes/measure/summary.py reads JSON lines",
+    "verl_recipes/planning/memory.py imports cpu",
+    "verl_recipes/planning/memory.py replaces a file",
+    "verl_recipes/planning/memory.py: passes",
+    "verl_recipes/planning/memory.py: phases",
+    "verl_recipes/planning/memory.py: track",
+    "verl_recipes/play.py imports evaluate",
+    "verl_recipes/report.py reads JSON lines",
+    "verl_recipes/reporting/curves.py reads JSON lines",
+    "verl_recipes/run/progress.py reads JSON lines",
+    "verl_recipes/run/supervise.py: run_verl",
+    "verl_recipes/train.py imports report",
+    "verl_recipes/train.py reads JSON lines",
+    "compose is defined twice",
+}
+LONGEST = 60  # lines of a function, its docstring included
 
 
-def imports_of(package):
-    """Top-level names that the modules of a package import, wherever in the file."""
-    for path in (ROOT / package).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                yield from ((path, alias.name.split(".")[0]) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                yield path, node.module.split(".")[0]
+@cache
+def tree(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def imports_of(path):
+    """The modules that a file imports, wherever in it; `from a import b` as a.b, as b may be a module."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def functions():
+    """Every function of the three packages, with its file."""
+    for path in MODULES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield path, node
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_run_one_way(package):
-    for path, name in imports_of(package):
-        assert name not in PACKAGES or name in ALLOWED[package], f"{path} imports {name}"
-        if package == "reward_score":
-            assert name in {*sys.stdlib_module_names, "reward_score"}, f"{path} imports {name}"
-        else:
-            assert name not in FORBIDDEN[package], f"{path} imports {name}"
+    for path in (ROOT / package).rglob("*.py"):
+        for name in {module.split(".")[0] for module in imports_of(path)}:
+            assert name not in PACKAGES or name in ALLOWED[package], f"{path} imports {name}"
+            if package == "reward_score":
+                assert name in {*sys.stdlib_module_names, "reward_score"}, f"{path} imports {name}"
+            else:
+                assert name not in FORBIDDEN[package], f"{path} imports {name}"
+
+
+def inner_imports(folder):
+    """(file, room or command) for each import of verl_recipes in a folder of it, leaving out the folder itself."""
+    for path in folder.glob("*.py"):
+        for parts in (module.split(".") for module in imports_of(path)):
+            if parts[0] == "verl_recipes" and len(parts) > 1 and parts[1] != folder.name:
+                yield name_of(path), parts[1]
+
+
+def test_no_command_imports_a_command():
+    found = {f"{path} imports {name}" for path, name in inner_imports(ROOT / "verl_recipes") if name not in ROOMS}
+    assert found <= STILL
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_its_docstring_says(room):
+    folder = ROOT / "verl_recipes" / room
+    found = {f"{path} imports {name}" for path, name in inner_imports(folder) if name not in ROOMS[room]}
+    assert found <= STILL
+    document = ast.get_docstring(tree(folder / "__init__.py"))
+    _, told, imports = document.partition("Imports ")
+    assert told
+    assert set(re.findall(r"\b(\w+)/", imports)) == ROOMS[room]
+
+
+def test_every_folder_is_a_room_and_every_other_module_a_command():
+    assert {path.parent.name for path in (ROOT / "verl_recipes").glob("*/__init__.py")} == set(ROOMS)
+    for name in COMMANDS:
+        assert "__main__" in (ROOT / "verl_recipes" / f"{name}.py").read_text(encoding="utf-8")
+
+
+def test_no_function_is_longer_than_a_page():
+    long = {
+        f"{name_of(path)}: {node.name}" for path, node in functions() if node.end_lineno - node.lineno + 1 > LONGEST
+    }
+    assert long <= STILL
+
+
+def calls(path, *names):
+    """Lines of a file that call a method, or a function, of one of these names with exactly one argument."""
+    for node in ast.walk(tree(path)):
+        of_one = isinstance(node, ast.Call) and len(node.args) == 1 and not node.keywords
+        if of_one and isinstance(node.func, ast.Attribute) and node.func.attr in names:
+            yield node
+
+
+def test_files_are_replaced_whole_in_one_place_a_package():
+    """Beside ruff's banned os.replace: Path.replace and Path.rename take one argument, str.replace two."""
+    found = {name_of(path) for path in MODULES if any(calls(path, "replace", "rename"))}
+    assert {f"{name} replaces a file" for name in found - WHOLE} <= STILL
+
+
+def test_json_lines_are_read_in_one_place_a_package():
+    """A reader parses what a loop gives it: `json.loads(line)` where `for line in ...` stands in the same function."""
+    found = set()
+    for path, function in functions():
+        loops = [node.target for node in ast.walk(function) if isinstance(node, ast.For | ast.comprehension)]
+        names = {node.id for target in loops for node in ast.walk(target) if isinstance(node, ast.Name)}
+        parsed = [
+            call.args[0] for call in calls(path, "loads") if function.lineno <= call.lineno <= function.end_lineno
+        ]
+        if names & {argument.id for argument in parsed if isinstance(argument, ast.Name)}:
+            found.add(name_of(path))
+    assert {f"{name} reads JSON lines" for name in found - JSON_LINES} <= STILL
+
+
+@pytest.mark.parametrize("name", ["pass_at_k", "write_whole", "read_lines", "compose", "problem_key"])
+def test_what_several_modules_need_is_defined_once(name):
+    places = [path for path, node in functions() if node.name == name]
+    assert len(places) <= 1 or f"{name} is defined twice" in STILL
 
 
 @pytest.mark.parametrize("name", ["prepare", "render", "tiny_base", "train"])

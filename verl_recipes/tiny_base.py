@@ -17,32 +17,28 @@ Three things make half a million parameters enough:
 - Clean traces come before those that give up: arithmetic accuracy sets the ceiling of everything later.
 """
 
+from __future__ import annotations
+
 import math
 import random
 import tempfile
 from collections.abc import Iterator
 from functools import cache
 from itertools import permutations
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoTokenizer,
-    DataCollatorForSeq2Seq,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from pydantic import Field
 
-from data_prep.cli import Checked, command
+from data_prep.cli import Checked, Count, Positive, Seed, Share, Text, UserError, command
 from data_prep.generate import Problem, as_problems, distinct
 from data_prep.prompts import fill
 from data_prep.split import TRAIN
+
+if TYPE_CHECKING:  # seconds, which only the training itself needs
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
 LARGEST = 199  # the largest number with a token of its own: twice the largest intermediate result, less one
@@ -52,6 +48,26 @@ SLOPPY = 0.06  # share of endings in the last stage that are malformed, so that 
 Step = tuple[int, str, int, int]  # left, operator, right, result
 
 
+class Stage(Checked):
+    steps: Count
+    batch: Count
+    lr: Positive
+    stop: Share
+    most: Count
+
+
+class Keys(Checked):
+    out: Text = Field(description="the model's folder")
+    init: Text | None = Field(description="a tiny base to continue from, instead of an untrained model")
+    seed: Seed = Field(description="of the problems, the traces and the training")
+    problems: Count = Field(description="problems of the preset, from the training side")
+    held_out_share: Share = Field(description="share of the problems that is held out; as in prepare.yaml")
+    stages: dict[str, Stage] = Field(
+        description="steps, batch and lr (linear decay over the last 70%); stop: probability of giving up after a "
+        "wrong candidate; most: the most candidates in a trace"
+    )
+
+
 def make_tokenizer(template: str, chat_template: str) -> PreTrainedTokenizerFast:
     """Byte-level BPE with the words of the traces, the tags, the numbers and the phrases of `template` as tokens.
 
@@ -59,6 +75,9 @@ def make_tokenizer(template: str, chat_template: str) -> PreTrainedTokenizerFast
     beside a qwen2 model by Qwen2's own, which would split them; and not *special* ones, as verl strips special tokens
     before it scores a response.
     """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -73,8 +92,10 @@ def make_tokenizer(template: str, chat_template: str) -> PreTrainedTokenizerFast
     return wrapped
 
 
-def number_features(dim: int) -> torch.Tensor:
+def number_features(dim: int) -> Tensor:
     """Sine and cosine of 0..LARGEST at `dim` / 2 geometric periods from 2 to 400. Shape (LARGEST + 1, dim)."""
+    import torch
+
     periods = 2 * 200 ** torch.linspace(0, 1, dim // 2)
     angles = 2 * math.pi * torch.arange(LARGEST + 1)[:, None] / periods
     return torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -82,6 +103,9 @@ def number_features(dim: int) -> torch.Tensor:
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     """The untrained model, with number features for the embeddings of the number tokens."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
     config = Qwen2Config(
         vocab_size=len(tokenizer),  # no surplus ids: verl masks those in the rollout engine and not in the actor
         hidden_size=128,
@@ -159,7 +183,7 @@ def trace(problem: Problem, *, stop: float, most: int, max_value: int, rng: rand
     return "\n".join(lines) + f"</think>\n<answer> {answer} </answer>"
 
 
-class Traces(torch.utils.data.IterableDataset):
+class Traces:
     """An endless stream of tokenised prompts and traces, the loss on the trace alone; sorted by length in pools."""
 
     def __init__(self, cfg: DictConfig, stage: DictConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
@@ -187,6 +211,15 @@ class Traces(torch.utils.data.IterableDataset):
 
 def train(cfg: DictConfig, stage: DictConfig, model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """One stage of the warm start, by transformers' Trainer: constant learning rate, then linear decay to 0."""
+    from torch.utils.data import IterableDataset
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+
+    traces = Traces(cfg, stage, tokenizer, cfg.seed + stage.steps)
+
+    class Stream(IterableDataset):
+        def __iter__(self) -> Iterator[dict[str, list[int]]]:
+            return iter(traces)
+
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -205,12 +238,15 @@ def train(cfg: DictConfig, stage: DictConfig, model: Qwen2ForCausalLM, tokenizer
             use_cpu=True,
             seed=cfg.seed,
         )
-        collator = DataCollatorForSeq2Seq(tokenizer)
-        Trainer(model, arguments, collator, Traces(cfg, stage, tokenizer, cfg.seed + stage.steps)).train()
+        Trainer(model, arguments, DataCollatorForSeq2Seq(tokenizer), Stream()).train()
 
 
-@command("tiny_base", Checked)
+@command("tiny_base", Keys)
 def main(cfg: DictConfig) -> None:
+    if cfg.init and not (Path(cfg.init) / "config.json").is_file():
+        raise UserError(f"init={cfg.init} holds no model: a folder that this command wrote is expected")
+    from transformers import AutoTokenizer, Qwen2ForCausalLM, set_seed
+
     set_seed(cfg.seed)
     if cfg.init:
         tokenizer = AutoTokenizer.from_pretrained(cfg.init)

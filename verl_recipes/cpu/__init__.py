@@ -3,6 +3,8 @@
 verl imports this module in every process, by the `verl.plugins` entry point. It registers the platform and, once verl
 loads the registry concerned, the training engines, the rollout replica, the weight transfer and the process-group
 backend, so that a process which needs none of them imports none of them.
+
+Imports settings/.
 """
 
 import os
