@@ -274,7 +274,7 @@ def test_a_job_that_ended_with_its_head_is_not_waited_for(two_nodes):
 
 @pytest.mark.end_to_end
 def test_a_node_count_that_is_not_met_is_said_within_a_minute(two_nodes, tmp_path, small_data):
-    result = two_nodes.submit("nodes=3", "gpus.all=1", f"run_dir={tmp_path / 'run'}", *small_data)
+    result = two_nodes.submit("nodes=3", "gpus=1", f"run_dir={tmp_path / 'run'}", *small_data)
     assert result.returncode != 0
     unknown = two_nodes.submit("attach=none_such")
     assert (unknown.returncode, len(unknown.stderr.splitlines())) == (1, 1), unknown.stderr

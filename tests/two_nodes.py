@@ -12,7 +12,7 @@ from pathlib import Path
 from data_prep.cli import CONFIGS
 
 ROOT = CONFIGS.parent
-TWO_NODES = ["nodes=2", "gpus.all=1"]  # overrides of a run over both
+TWO_NODES = ["nodes=2", "gpus=1"]  # overrides of a run over both
 
 
 class Cluster:

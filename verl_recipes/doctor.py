@@ -112,7 +112,7 @@ def gpus(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
         )
         return
     cards = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
-    wanted = cfg.gpus.all if cfg else 1
+    wanted = cfg.gpus if cfg else 1
     names = ", ".join(sorted({f"{name}, {int(total) / 1024:.0f} GiB" for name, total, *_ in cards}))
     if len(cards) < wanted:
         yield Line(

@@ -30,11 +30,11 @@ OFFLOAD = "actor_rollout_ref.actor.fsdp_config.{param_offload,optimizer_offload}
 
 def gpu_of(cfg: DictConfig) -> dict[str, Any] | None:
     """Facts of the run's GPU; None for a CPU."""
-    name = cfg.gpus.name.lower()
+    name = cfg.card.name.lower()
     if cfg.trainer.device == "cpu":
         return None
     if name not in facts("gpus"):
-        raise UserError(f"gpus.name={name}: configs/facts/gpus.yaml knows {', '.join(facts('gpus'))}")
+        raise UserError(f"card.name={name}: configs/facts/gpus.yaml knows {', '.join(facts('gpus'))}")
     return facts("gpus")[name]
 
 

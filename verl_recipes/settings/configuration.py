@@ -4,6 +4,7 @@ from functools import cache
 from importlib.util import find_spec
 from math import gcd
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -40,11 +41,24 @@ def batch_for_ranks(prompts: int, updates: int, n: int, nodes: int, ranks_per_no
     return max(round(prompts / step), 1) * step
 
 
+def from_count(gpus: int, nodes: int, values: dict[int, Any]) -> Any:
+    """Of values by the least number of ranks that each is for, the one for this many machines with this many GPUs.
+
+    >>> from_count(1, 1, {1: "few", 3: "many"}), from_count(2, 2, {1: "few", 3: "many"})
+    ('few', 'many')
+    """
+    return values[max((least for least in values if least <= gpus * nodes), default=min(values))]
+
+
 OmegaConf.register_new_resolver("asset", asset, replace=True)
 OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
 OmegaConf.register_new_resolver("batch_for_ranks", batch_for_ranks, replace=True)
 OmegaConf.register_new_resolver("add", lambda *terms: sum(terms), replace=True)
 OmegaConf.register_new_resolver("divide", lambda a, b: a // b, replace=True)
+OmegaConf.register_new_resolver("subtract", lambda a, b: a - b, replace=True)
+OmegaConf.register_new_resolver("gcd", gcd, replace=True)
+OmegaConf.register_new_resolver("from_count", from_count, replace=True)
+OmegaConf.register_new_resolver("generating_gpus", lambda gpus: max(1, gpus // 4), replace=True)
 
 
 def is_split(cfg: DictConfig) -> bool:
@@ -72,7 +86,7 @@ def check_ranks(cfg: DictConfig) -> None:
     """Raise UserError where the topology leaves no GPU to train, or none to generate."""
     if cfg.trainer.n_gpus_per_node < 1 or (is_split(cfg) and cfg.actor_rollout_ref.rollout.n_gpus_per_node < 1):
         raise UserError(
-            f"topology=split takes a GPU for generation, and hardware of one {cfg.gpus.name} has none left to train"
+            f"topology=split takes a GPU for generation, and hardware of one {cfg.card.name} has none left to train"
         )
 
 
@@ -80,12 +94,12 @@ def check_choice(cfg: DictConfig) -> None:
     """Raise UserError where recipe, model, hardware and topology do not go together, by their numbers."""
     check_ranks(cfg)
     trainer, actor, rollout = cfg.trainer, cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.rollout
-    split, name = is_split(cfg), cfg.gpus.name
-    if cfg.architecture and cfg.architecture.parameters > cfg.gpus.most_parameters:
+    split, name = is_split(cfg), cfg.card.name
+    if cfg.architecture and cfg.architecture.parameters > cfg.card.most_parameters:
         raise UserError(
             f"{cfg.actor_rollout_ref.model.path} has {cfg.architecture.parameters / 1e9:.1f} billion parameters, and "
-            f"hardware of {cfg.gpus.all * cfg.nodes} x {name} takes {cfg.gpus.most_parameters / 1e9:g} at most; choose "
-            "another model or hardware, or set gpus.most_parameters to try"
+            f"hardware of {cfg.gpus * cfg.nodes} x {name} takes {cfg.card.most_parameters / 1e9:g} at most; choose "
+            "another model or hardware, or set card.most_parameters to try"
         )
     ranks, generating = trainer.nnodes * trainer.n_gpus_per_node, rollout.n_gpus_per_node * (rollout.nnodes or 1)
     parallel = rollout.tensor_model_parallel_size

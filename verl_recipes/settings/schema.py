@@ -93,11 +93,9 @@ class Trainer(Checked):
     v1: V1
 
 
-class Gpus(Checked):
+class Card(Checked):
     name: Text = Field(description="of configs/facts/gpus.yaml, or cpu")
-    all: Count = Field(description="ranks on a machine")
-    train: Size = Field(description="of them, those that train with topology=split")
-    generate: Size = Field(description="and those that generate")
+    transfer: Text = Field(description="verl's checkpoint engine that brings weights to GPUs that only generate")
     most_parameters: Positive = Field(description="of the largest model that this hardware takes")
 
 
@@ -110,8 +108,9 @@ class TrainKeys(Checked):
     force: bool = Field(description="start although plan says that the run does not fit")
     prompts: Count = Field(description="prompts a step; rounded to what all ranks share evenly")
     updates: Count = Field(description="mini-batches a step")
+    gpus: Count = Field(description="GPUs of each machine; ranks on a CPU")
     nodes: Count = Field(description="machines")
-    gpus: Gpus
+    card: Card
     data: Data
     actor_rollout_ref: Models
     trainer: Trainer
