@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from verl_recipes.measure.summary import read_samples
+from verl_recipes.run.folder import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "runs" / "beside"
@@ -36,10 +36,10 @@ def verl(steps: str) -> list[dict[str, float]]:
     short = ["eval_n=1", f"trainer.total_training_steps={steps}", f"trainer.save_freq={steps}"]
     command = [sys.executable, "-m", "verl_recipes.train", f"run_dir={RUN}", "fresh=true", *short]
     subprocess.run(command, cwd=ROOT, check=True)
-    events = read_samples(RUN / "samples" / "events.jsonl")
+    events = read_lines(RUN / "samples" / "events.jsonl")
     ended = [event["time"] - began for event in events if event["event"] == "generating"]
     ended = ended[2:]  # what follows the base model's measurement and the first step's start: the next step's
-    rows = [line["data"] for line in read_samples(RUN / "metrics.jsonl") if "training/global_step" in line["data"]]
+    rows = [line["data"] for line in read_lines(RUN / "metrics.jsonl") if "training/global_step" in line["data"]]
     names = {"acc": "reward/acc", "tokens": "response_length/mean", "step_s": "timing_s/step"}
     return [
         {"ended_s": end} | {name: row[key] for name, key in names.items()}

@@ -30,8 +30,8 @@ from typing import Any
 
 import psutil
 
-from verl_recipes.measure.summary import read_samples
 from verl_recipes.run.checkpoints import last_checkpoint
+from verl_recipes.run.folder import read_lines
 from verl_recipes.run.supervise import SCRATCH, TEMPORARY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,7 +117,7 @@ def is_saving(run_dir: Path) -> bool:
 
 def is_measuring(run_dir: Path, step: int) -> bool:
     """Whether the run is answering the test problems after this step."""
-    *_, last = [{"split": ""}, *read_samples(run_dir / "samples" / "events.jsonl")]
+    *_, last = [{"split": ""}, *read_lines(run_dir / "samples" / "events.jsonl")]
     return last["split"] == "validation" and last["step"] == step
 
 
@@ -160,7 +160,7 @@ def kill(command: psutil.Popen) -> None:
 def ends_whole(command: psutil.Popen, run_dir: Path, steps: int, prompts: bool = True) -> None:
     """The run ends at its last step, every step is there once, with the prompts of the undisturbed run."""
     assert command.wait() == 0, f"see {log_of(run_dir)}"
-    lines = [line["step"] for line in read_samples(run_dir / "metrics.jsonl") if "training/global_step" in line["data"]]
+    lines = [line["step"] for line in read_lines(run_dir / "metrics.jsonl") if "training/global_step" in line["data"]]
     assert lines == list(range(1, steps + 1)), "a step is missing or there twice"
     for step in range(1, steps + 1):
         assert not prompts or prompts_of(run_dir, step) == prompts_of(RUNS / "undisturbed", step), f"prompts of {step}"
@@ -178,7 +178,7 @@ def is_of(process: psutil.Process, run_dir: Path) -> bool:
 
 def prompts_of(run_dir: Path, step: int) -> list[str]:
     """The prompts of a step."""
-    return sorted({row["prompt"] for row in read_samples(run_dir / "samples" / "train" / f"{step}.jsonl")})
+    return sorted({row["prompt"] for row in read_lines(run_dir / "samples" / "train" / f"{step}.jsonl")})
 
 
 def kills(faults: list[str], name: str, *overrides: str) -> list[tuple[str, float]]:
@@ -206,7 +206,7 @@ def kills(faults: list[str], name: str, *overrides: str) -> list[tuple[str, floa
         print(f"{number + 1} of {len(faults)}: {kind}, {recovered[-1][1]:.0f} s until a new step", flush=True)
     ends_whole(command, run_dir, steps)
     right = [
-        [line["data"]["reward/acc"] for line in read_samples(each / "metrics.jsonl") if "reward/acc" in line["data"]]
+        [line["data"]["reward/acc"] for line in read_lines(each / "metrics.jsonl") if "reward/acc" in line["data"]]
         for each in (run_dir, RUNS / "undisturbed")
     ]
     (a, error_a), (b, error_b) = (
@@ -333,7 +333,7 @@ def clock_back(steps: int = 6) -> None:
     with behind.open("r+b") as file:  # in its place: the processes map it
         file.write((3600).to_bytes(8, sys.byteorder))
     ends_whole(run, run_dir, steps)
-    times = [event["time"] for event in read_samples(run_dir / "samples" / "events.jsonl")]
+    times = [event["time"] for event in read_lines(run_dir / "samples" / "events.jsonl")]
     assert min(b - a for a, b in pairwise(times)) < -3000, "the clock was not set back"
 
 

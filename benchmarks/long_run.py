@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from verl_recipes.measure.summary import read_samples
+from verl_recipes.run.folder import read_lines
 from verl_recipes.run.supervise import SCRATCH, TEMPORARY, segments
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,7 +68,7 @@ def main(hours: float = 2) -> None:
     assert command.wait() == 143
     assert not list(TEMPORARY.glob(f"{SCRATCH}{command.pid}-*")), "the scratch folder is left"
     assert set(segments()) <= before, "segments are left"
-    steps = [line["step"] for line in read_samples(RUN / "metrics.jsonl") if "training/global_step" in line["data"]]
+    steps = [line["step"] for line in read_lines(RUN / "metrics.jsonl") if "training/global_step" in line["data"]]
     assert steps == list(range(1, steps[-1] + 1))
     kept = samples[WARM_UP:]
     quarter = max(1, len(kept) // 4)

@@ -18,8 +18,9 @@ from typing import Any
 
 import jinja2
 
-from verl_recipes.evaluate import samples_of, text
+from verl_recipes.evaluate import samples_of
 from verl_recipes.measure.evaluation import compare, figure
+from verl_recipes.reporting.text import interval
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -127,7 +128,7 @@ def page(template: str, results: dict[str, dict[str, Any]]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["figure"] = text
+    environment.filters["figure"] = interval
     return environment.get_template(template).render(
         results=results,
         models=MODELS,

@@ -22,7 +22,7 @@ from datasets import load_dataset
 from omegaconf import OmegaConf
 
 from verl_recipes.cpu.platform import PlatformCPU
-from verl_recipes.measure.summary import read_samples
+from verl_recipes.run.folder import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCHES = 8
@@ -34,7 +34,7 @@ def run(name: str, steps: int, *overrides: str) -> tuple[Path, list[dict[str, fl
     short = [f"trainer.total_training_steps={steps}", f"trainer.save_freq={steps}", "eval_n=1", *overrides]
     still = ["actor_rollout_ref.actor.optim.lr=0", "fresh=true", f"run_dir={run_dir}"]
     subprocess.run([sys.executable, "-m", "verl_recipes.train", *short, *still], cwd=ROOT, check=True)
-    lines = [line["data"] for line in read_samples(run_dir / "metrics.jsonl")]
+    lines = [line["data"] for line in read_lines(run_dir / "metrics.jsonl")]
     return run_dir, [line for line in lines if "timing_s/gen" in line][1:]
 
 

@@ -16,6 +16,7 @@ Defaults stand in configs/, types, ranges and descriptions in the schema, and `-
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -123,17 +124,24 @@ def in_one_line() -> Iterator[None]:
     """What Hydra refuses, and what the machine refuses, becomes a UserError."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in ENVIRONMENT:
+    except Exception as error:
+        if type(error).__module__.startswith(("hydra.", "omegaconf.")):  # one of Hydra's is an OSError too
+            raise UserError(_refusal(error)) from None
+        if not isinstance(error, OSError) or error.errno not in ENVIRONMENT:
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" at {error.filename}" if error.filename else ""
             raise UserError(f"the disk is full{where}; free some of it, and the same command goes on") from None
         raise UserError(f"{error.filename or 'a file'}: {error.strerror}") from None
-    except Exception as error:
-        if not type(error).__module__.startswith(("hydra.", "omegaconf.")):
-            raise
-        raise UserError(_refusal(error)) from None
+
+
+def quoted(value: object) -> str:
+    """A text as a value of Hydra's grammar, whatever characters it holds.
+
+    >>> quoted('a "b" = c')
+    '"a \\\\"b\\\\" = c"'
+    """
+    return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), str(value)) + '"'
 
 
 def _refusal(error: Exception) -> str:
@@ -142,8 +150,7 @@ def _refusal(error: Exception) -> str:
 
     if isinstance(error, OverrideParseException):
         key, equals, value = str(error.override).partition("=")
-        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
-        advice = f"quote its value: '{key}=\"{quoted}\"'" if equals else "KEY=VALUE is expected"
+        advice = f"quote its value: '{key}={quoted(value)}'" if equals else "KEY=VALUE is expected"
         return f"{error.override!r} cannot be read; {advice}"
     lines = [str(each).strip().splitlines()[0] for each in (error, error.__cause__) if str(each or "").strip()]
     if isinstance(error, MissingConfigException) and error.options:
@@ -202,8 +209,14 @@ def help_text(document: str, config: str, keys: type[Checked], folder: Path = CO
     return "\n".join(lines)
 
 
+def _key(argument: str) -> str:
+    """The key of an override; "" for an option, and for Hydra's own."""
+    key = argument.lstrip("+~").partition("=")[0]
+    return "" if key.startswith(("-", "hydra")) or "=" not in argument else key
+
+
 def command(
-    config: str, keys: type[Checked], folder: Path = CONFIGS
+    config: str, keys: type[Checked], folder: Path = CONFIGS, others: str | None = None
 ) -> Callable[[Callable[[Any], object]], Callable[[], None]]:
     """A command: `main(cfg)` with a configuration of this project that was composed by `hydra.main` and checked.
 
@@ -211,6 +224,7 @@ def command(
         config: its name in `folder`.
         keys: the schema of this project's own keys in it.
         folder: where it lies.
+        others: the key, a list, that gets what the command line says of keys that are not in `keys`.
     """
 
     def decorate(main: Callable[[Any], object]) -> Callable[[], None]:
@@ -223,9 +237,14 @@ def command(
                 return
             import hydra
 
+            rest = [each for each in sys.argv[1:] if others and _key(each) not in {"", *keys.model_fields}]
+            sys.argv[1:] = [each for each in sys.argv[1:] if each not in rest]
+
             @wraps(main)
             def checked(cfg: Any) -> object:
                 with in_one_line():
+                    if others:
+                        cfg[others] = [*cfg[others], *rest]
                     check(cfg, keys)
                     return main(cfg)
 

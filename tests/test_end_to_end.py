@@ -17,7 +17,8 @@ from commands import ROOT, SHORT, Command, metrics_of, train
 
 from reward_score.countdown import compute_score
 from reward_score.grammar import REASONS
-from verl_recipes.measure.summary import AGREEMENT, read_samples
+from verl_recipes.measure.summary import AGREEMENT
+from verl_recipes.run.folder import read_lines
 
 pytestmark = pytest.mark.end_to_end
 
@@ -58,7 +59,7 @@ def test_nothing_listens_beyond_loopback_but_torchs_store(resumed):
 
 def test_no_prompt_is_repeated_or_left_out_where_a_run_is_resumed_at_an_epochs_end(resumed):
     folder = resumed["run_dir"] / "samples" / "train"
-    prompts = {step: {row["prompt"] for row in read_samples(folder / f"{step}.jsonl")} for step in (1, 2, 3, 4)}
+    prompts = {step: {row["prompt"] for row in read_lines(folder / f"{step}.jsonl")} for step in (1, 2, 3, 4)}
     assert {len(each) for each in prompts.values()} == {8}
     assert len(prompts[1] | prompts[2]) == 16
     assert prompts[3] | prompts[4] == prompts[1] | prompts[2]
@@ -86,7 +87,7 @@ def test_samples_hold_every_component_of_the_reward_and_whole_groups(resumed):
     files = {("train", 1): train, ("train", 4): train, ("validation", 0): validation, ("validation", 4): validation}
     for (split, step), (group, problems, n) in files.items():
         groups = defaultdict(list)
-        for row in read_samples(resumed["run_dir"] / "samples" / split / f"{step}.jsonl"):
+        for row in read_lines(resumed["run_dir"] / "samples" / split / f"{step}.jsonl"):
             assert {"response", "response_tokens", "ground_truth", "truncated", "repeated"} <= row.keys()
             scored = compute_score("", row["response"], row["ground_truth"])
             assert scored == {name: row[name] for name in scored}
@@ -141,7 +142,7 @@ def test_evaluate_measures_a_run_as_the_run_measured_itself(resumed, small_data,
     test_set = small_data[1].removeprefix("data.val_files=")
     command = Command(
         *(sys.executable, "-m", "verl_recipes.evaluate", f"model={resumed['run_dir']}", f"data={test_set}", "n=8"),
-        *(f"out={tmp_path / 'out'}", 'overrides=["data.max_response_length=64"]'),
+        *(f"out={tmp_path / 'out'}", "data.max_response_length=64"),
     )
     assert command.wait() == 0, command.output
     command.assert_nothing_is_left()

@@ -23,11 +23,13 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from data_prep.cli import CONFIGS, UserError
+from data_prep.cli import CONFIGS, UserError, check
 from reward_score.grammar import REASONS
 from verl_recipes import evaluate, export, play
 from verl_recipes.measure import evaluation as measure
-from verl_recipes.measure.summary import read_samples
+from verl_recipes.reporting.text import interval
+from verl_recipes.run.folder import RunFolder, as_lines, read_lines, write_whole
+from verl_recipes.run.weights import find_weights
 
 ROOT = CONFIGS.parent
 BASE = ROOT / "assets" / "tiny_base"
@@ -160,7 +162,7 @@ def test_every_wanted_response_has_its_own_seed(data):
     files = evaluate.find_data(str(data))
     assert [file.name for file in files] == ["test.parquet", "ood_needs_product.parquet"]
     rows = evaluate.rows_to_answer(files, 3, 0.7, True, seed=1)
-    assert len({evaluate.place(row) for row in rows}) == len(rows) == 36 * 4
+    assert len({evaluate.sample_key(row) for row in rows}) == len(rows) == 36 * 4
     sampling = [row["extra_info"]["sampling"] for row in rows]
     assert len({each["seed"] for each in sampling}) == len(rows)
     assert [each["temperature"] for each in sampling[:4]] == [0.0, 0.7, 0.7, 0.7]
@@ -173,10 +175,10 @@ def test_responses_of_commands_that_were_killed_are_kept(tmp_path):
 
     new = tmp_path / "samples" / "validation" / "0.jsonl"
     for index in (0, 1):
-        evaluate.write_whole(new, evaluate.as_lines([response(index)]))
-        assert len(evaluate.collect(tmp_path)) == index + 1
+        write_whole(new, as_lines([response(index)]))
+        assert len(evaluate.collect(RunFolder(tmp_path))) == index + 1
         assert not new.exists()
-    assert evaluate.collect(tmp_path)["test", 1, 1] == response(1)
+    assert evaluate.collect(RunFolder(tmp_path))["test", 1, 1] == response(1)
 
 
 def test_a_model_is_found_in_a_run_a_checkpoint_or_a_folder(tmp_path):
@@ -184,13 +186,13 @@ def test_a_model_is_found_in_a_run_a_checkpoint_or_a_folder(tmp_path):
     (checkpoint / "actor").mkdir(parents=True)
     (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("20")
     for path in (tmp_path, checkpoint, checkpoint / "actor"):
-        assert evaluate.find_weights(path) == checkpoint / "actor"
+        assert find_weights(path) == checkpoint / "actor"
     (tmp_path / "model").mkdir()
     for steps, weights in ((20, tmp_path / "model"), (10, checkpoint / "actor")):  # the run went on after step 10
         (tmp_path / "summary.json").write_text(json.dumps({"steps": steps}))
-        assert evaluate.find_weights(tmp_path) == weights
-    assert evaluate.find_weights(BASE) == BASE
-    assert evaluate.find_weights(Path("Qwen/Qwen2.5-3B")) == Path("Qwen/Qwen2.5-3B")
+        assert find_weights(tmp_path) == weights
+    assert find_weights(BASE) == BASE
+    assert find_weights(Path("Qwen/Qwen2.5-3B")) == Path("Qwen/Qwen2.5-3B")
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +205,8 @@ def run_dir(data, tmp_path_factory):
     cfg = compose("train", *files, f"run_dir={folder}")
     OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     rows = [sample(problem, problem % 2) for problem in range(16)]
-    evaluate.write_whole(folder / "samples" / "validation" / "0.jsonl", evaluate.as_lines(rows))
+    write_whole(folder / "samples" / "validation" / "0.jsonl", as_lines(rows))
+    RunFolder(folder).write_mark("run")
     return folder
 
 
@@ -226,8 +229,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(data, tmp_path):
 @pytest.mark.parametrize("recipe", options("recipe"))
 def test_a_model_is_measured_with_the_prompt_and_the_lengths_of_the_recipe(recipe, tmp_path):
     cfg = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml")
-    cfg.merge_with({"recipe": recipe, "hardware": "a800_x4", "model": "Some/Model"})
-    composed = evaluate.training_config(cfg, evaluate.find_weights(Path(cfg.model)), tmp_path)
+    cfg.merge_with({"overrides": [f"recipe={recipe}"], "hardware": "a800_x4", "model": "Some/Model"})
+    files = [tmp_path / "test.parquet"]
+    composed = evaluate.training_config(cfg, find_weights(Path(cfg.model)), files, RunFolder(tmp_path))
     model = "tiny" if recipe == "tiny" else "qwen2.5_3b"
     trained = compose("train", f"recipe={recipe}", f"model={model}", "hardware=a800_x4")
     assert composed.actor_rollout_ref.model.path == "Some/Model"
@@ -253,13 +257,13 @@ def test_other_mistakes_are_one_line_too(tmp_path, run_dir):
         evaluate.find_data(["a/test.parquet", "b/test.parquet"])
     shutil.copytree(run_dir / "samples", tmp_path / "samples")
     assert len(evaluate.samples_of(tmp_path)) == 16
-    (tmp_path / "evaluation.json").write_text("{}")
+    RunFolder(tmp_path).write_mark("evaluation")
     with pytest.raises(UserError, match="no finished evaluation"):
         evaluate.samples_of(tmp_path)
     with pytest.raises(UserError, match="neither a run's folder nor in one"):
         export.export(tmp_path.parent, tmp_path / "out", "bfloat16")
-    with pytest.raises(UserError, match="one of bfloat16, float16, float32"):
-        export.export(run_dir, tmp_path / "out", "int4")
+    with pytest.raises(UserError, match="dtype=int4: should be 'bfloat16', 'float16' or 'float32'"):
+        check(compose("export", f"run={run_dir}", "dtype=int4"), export.Keys)
     with pytest.raises(UserError, match="exists"):
         export.export(run_dir, tmp_path, "bfloat16")
     with pytest.raises(UserError, match="Could not find 'prompt/nope'"):
@@ -300,7 +304,7 @@ def test_an_export_holds_the_weights_the_tokenizer_and_the_template_of_the_run(r
 def test_the_model_card_is_filled_from_the_run(exported):
     card = (exported["bfloat16"] / "README.md").read_text()
     results = [sample(problem, problem % 2) for problem in range(16)]
-    assert f"| mean@1 | {evaluate.text(measure.measure(results)['figures']['mean@1'])} |" in card
+    assert f"| mean@1 | {interval(measure.measure(results)['figures']['mean@1'])} |" in card
     assert "Using the numbers {numbers}, create an equation that equals {target}" in card
     assert "| precision of this export | bfloat16 |" in card
     assert "train.parquet 64" in card
@@ -313,7 +317,7 @@ def test_a_model_card_says_what_is_not_known(run_dir):
     training = OmegaConf.load(run_dir / "config.yaml")
     training.data.train_files = ["gone/train.parquet"]
     del training.prompt
-    card = export.model_card(run_dir.parent, 3, training, "name", "float16")
+    card = export.model_card(RunFolder(run_dir.parent), 3, training, "name", "float16")
     assert "No manifest was beside them." in card
     assert "This run has not measured this step." in card
 
@@ -351,7 +355,7 @@ def test_a_verdict_explains_itself_and_knows_better():
 
 
 def test_what_a_model_writes_does_not_drive_the_terminal():
-    assert play.plain("\x1b[2J\r\x07\u202eevil\nnext") == "\\x1b[2J\\r\\x07\\u202eevil\nnext"
+    assert play.printable("\x1b[2J\r\x07\u202eevil\nnext") == "\\x1b[2J\\r\\x07\\u202eevil\nnext"
 
 
 @pytest.mark.parametrize("name", ["results.md.jinja", "results.zh.md.jinja"])
@@ -376,7 +380,7 @@ def test_the_evaluation_page_tells_of_every_figure_and_option(name):
         assert f"`{each}`" in text or f"{each}=" in text
 
 
-EVALUATION = ["n=2", "batch=8", 'overrides=["data.max_response_length=64"]']
+EVALUATION = ["n=2", "batch=8", "data.max_response_length=64"]
 
 
 @pytest.fixture(scope="module")
@@ -393,7 +397,7 @@ def evaluations(run_dir, data, tmp_path_factory):
     first.wait_for(written.exists)
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.communicate()
-    before = len(read_samples(written))
+    before = len(read_lines(written))
     commands = {}
     for name in ("killed", "whole"):
         commands[name] = start(name)
@@ -438,7 +442,7 @@ def test_a_server_of_the_exported_model_writes_what_the_rollout_engine_wrote(eva
                 return False
 
         server.wait_for(ready, timeout=300)
-        rows = read_samples(evaluations["folder"] / "whole" / "samples" / "greedy" / "0.jsonl")
+        rows = read_lines(evaluations["folder"] / "whole" / "samples" / "greedy" / "0.jsonl")
         for row in rows:
             content = {"role": "user", "content": row["prompt"]}
             body = {"model": str(exported["float32"]), "messages": [content], "temperature": 0, "max_tokens": 64}

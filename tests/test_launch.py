@@ -20,8 +20,9 @@ from two_nodes import TWO_NODES, running
 
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes import doctor, submit, train
-from verl_recipes.measure.summary import AGREEMENT, read_samples
+from verl_recipes.measure.summary import AGREEMENT
 from verl_recipes.run import cluster
+from verl_recipes.run.folder import RunFolder, read_lines
 from verl_recipes.settings.configuration import check_choice
 
 ROOT = CONFIGS.parent
@@ -168,12 +169,12 @@ def test_a_node_that_stays_away_ends_the_run_with_one_line_that_says_how_to_go_o
         raise UserError(f"2 nodes are wanted; waited {patience} s")
 
     monkeypatch.setattr(train, "check_nodes", check_nodes)
-    train.await_return(None, tmp_path)  # not in a job
+    train.await_return(None, RunFolder(tmp_path))  # not in a job
     monkeypatch.setattr(train, "in_job", lambda: True)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("40")
     with pytest.raises(UserError) as error:
-        train.await_return(None, tmp_path)
+        train.await_return(None, RunFolder(tmp_path))
     assert str(error.value) == "error: 2 nodes are wanted; waited 600 s; the same command goes on after step 40"
 
 
@@ -287,6 +288,7 @@ def test_a_cluster_that_another_run_uses_is_refused(two_nodes):
     code = """
 import sys, ray
 from verl_recipes.run import cluster
+from verl_recipes.run.folder import RunFolder
 ray.init(address=sys.argv[1])
 @ray.remote
 class Controller: pass
@@ -307,7 +309,7 @@ def steps_of(run_dir):
 def samples_of(run_dir, *keys):
     """Of each step, these keys of all responses, sorted."""
     files = [run_dir / "samples" / "train" / f"{step}.jsonl" for step in range(1, len(steps_of(run_dir)) + 1)]
-    return [sorted(tuple(row[key] for key in keys) for row in read_samples(file)) for file in files]
+    return [sorted(tuple(row[key] for key in keys) for row in read_lines(file)) for file in files]
 
 
 @pytest.fixture(scope="module")

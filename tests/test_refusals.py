@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.cli import CONFIGS
 from verl_recipes.run import preflight as checks
-from verl_recipes.run import supervise
+from verl_recipes.run.folder import RunFolder
 
 ROOT = CONFIGS.parent
 pytestmark = pytest.mark.slow
@@ -93,11 +93,11 @@ def read_only(tmp_path):
 
 
 def test_a_run_folder_that_cannot_be_written_is_one_line(read_only, small_data):
-    refused(read_only, f"cannot write the run folder {read_only / 'run'}", *small_data)
+    refused(read_only, f"cannot write the folder {read_only / 'run'}", *small_data)
 
 
 def test_a_taken_run_folder_is_one_line(tmp_path, small_data):
-    with supervise.locked(tmp_path / "run"):
+    with RunFolder(tmp_path / "run").locked():
         result = command(f"run_dir={tmp_path / 'run'}", *small_data)
     assert result.returncode != 0
     assert "another command is using" in result.stderr

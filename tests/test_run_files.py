@@ -19,10 +19,13 @@ from rich.console import Console
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes import train
 from verl_recipes.in_verl import alarms
+from verl_recipes.measure.batch import component_metrics
 from verl_recipes.measure.summary import pass_at_k, summarize
 from verl_recipes.run import preflight as checks
 from verl_recipes.run import supervise
+from verl_recipes.run.folder import RunFolder
 from verl_recipes.run.log import reason
+from verl_recipes.run.start import merge_metrics
 
 ROOT = CONFIGS.parent
 
@@ -50,15 +53,15 @@ def test_summary_means_over_samples_and_over_problems():
 def test_batch_metrics_are_means_and_shares_over_responses_and_groups():
     row = {"step": 1, "prompt_id": "a", "response": "x", "score": 0.1, "format": 1.0, "reason": "y", "truncated": True}
     rows = [row, row, row | {"prompt_id": "b"}, row | {"prompt_id": "b", "score": 1.0, "format": 0.0, "response": "z"}]
-    assert alarms.component_metrics(rows, "reward") == {
+    assert component_metrics(rows, "reward") == {
         "reward/score": pytest.approx(0.325),
         "reward/format": 0.75,
         "reward/truncated": 1.0,
         "reward/unparsable": 0.25,
-        "reward/identical": 0.5,
+        "reward/identical": 0.75,
         "reward/groups_without_signal": 0.5,
     }
-    assert "reward/unparsable" not in alarms.component_metrics([{**row, "format": None}], "reward")
+    assert "reward/unparsable" not in component_metrics([{**row, "format": None}], "reward")
 
 
 def test_degenerate_output_ends_a_run_after_that_many_steps_and_names_the_last_good_checkpoint(tmp_path):
@@ -95,7 +98,7 @@ def test_a_resumed_run_keeps_every_step_once(tmp_path):
     write("metrics.part.jsonl", [3, 4, 5])
     with (tmp_path / "metrics.part.jsonl").open("a") as part:
         part.write('{"step": 6, "data": {"fr')
-    train.merge_metrics(tmp_path)
+    merge_metrics(RunFolder(tmp_path))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["data"]["from"]) for line in lines] == [
         *((step, "metrics.jsonl") for step in (0, 1, 2)),
@@ -116,25 +119,11 @@ def test_a_step_that_was_saved_and_not_logged_has_what_its_samples_tell_and_late
     for evaluated in ({}, {"val": 1.0}):
         if evaluated:
             (tmp_path / "metrics.part.jsonl").write_text(line(2, **evaluated))
-        train.merge_metrics(tmp_path)
+        merge_metrics(RunFolder(tmp_path))
         first, second = (json.loads(each) for each in (tmp_path / "metrics.jsonl").read_text().splitlines())
         assert first == {"step": 1, "data": {"loss": 0.5}}
         expected = {"training/global_step": 2, "reward/acc": 0.5, "reward/groups_without_signal": 0.0} | evaluated
         assert expected.items() <= second["data"].items()
-
-
-def test_a_run_folder_is_held_by_one_command(tmp_path):
-    with supervise.locked(tmp_path), pytest.raises(UserError, match="another command"), supervise.locked(tmp_path):
-        pass
-    with supervise.locked(tmp_path):
-        pass
-
-
-def test_fresh_deletes_no_folder_that_is_not_a_run(tmp_path):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="no run folder"):
-        train.empty(tmp_path)
-    assert (tmp_path / "thesis.txt").exists()
 
 
 def test_only_our_own_new_and_unused_segments_are_removed(tmp_path):
@@ -214,7 +203,7 @@ def test_a_second_signal_does_not_cut_the_cleaning_short(tmp_path):
         "import sys; from pathlib import Path; from verl_recipes.run import supervise\n"
         f"sys.executable, supervise.TEMPORARY = {str(stubborn)!r}, Path.cwd()\n"
         "supervise.end_descendants.__defaults__ = (1,)\n"
-        "supervise.run_verl(Path.cwd(), Path('log'), {}, lambda: None)\n"
+        "supervise.run_verl(supervise.RunFolder('.'), {}, lambda: None)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment)
@@ -239,11 +228,9 @@ def test_verl_is_started_again_as_often_as_asked_but_not_after_an_alarm(tmp_path
         raise train.VerlStoppedError(message)
 
     monkeypatch.setattr(train, "start_verl", stops)
-    (tmp_path / "train.parquet").touch()
-    data = {"train_files": str(tmp_path / "train.parquet"), "val_batch_size": None}
-    cfg = OmegaConf.create({"trainer": {"total_training_steps": 4, "restarts": 2}, "data": data})
+    cfg = OmegaConf.create({"trainer": {"total_training_steps": 4, "restarts": 2}, "data": {"val_batch_size": None}})
     with pytest.raises(UserError, match="verl stopped"):
-        train.train(cfg, tmp_path, Console(quiet=True))
+        train.train(cfg, RunFolder(tmp_path), Console(quiet=True))
     assert len(calls) == starts
 
 

@@ -47,14 +47,14 @@ from pathlib import Path
 import hydra
 from rich.console import Console
 from data_prep.cli import CONFIGS
-from verl_recipes import train
-from verl_recipes.run import supervise
+from verl_recipes.run import start, supervise
+from verl_recipes.run.folder import RunFolder
 from verl_recipes.settings import configuration
-train.TELLING, supervise.TEMPORARY, sys.executable = 1, Path.cwd(), str(Path("python").resolve())
+start.TELLING, supervise.TEMPORARY, sys.executable = 1, Path.cwd(), str(Path("python").resolve())
 with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
     cfg = hydra.compose("train", ["run_dir=run", "hardware=rtx4090_x1", *sys.argv[1:]])
 Path("run").mkdir()
-train.start_verl(cfg, Path("run"), Console())
+start.start_verl(cfg, RunFolder("run"), Console())
 print("went on")
 """
 

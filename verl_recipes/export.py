@@ -13,69 +13,97 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import jinja2
-from huggingface_hub import HfApi
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
 from rich.console import Console
 
-from data_prep.cli import Checked, UserError, command
+from data_prep.cli import Checked, Text, UserError, command
 from data_prep.folder import replaced
-from verl_recipes.evaluate import find_weights, hugging_face, run_of, text
-from verl_recipes.measure.evaluation import measure
-from verl_recipes.measure.summary import read_samples
+from verl_recipes.reporting.text import interval
 from verl_recipes.run.checkpoints import last_checkpoint
+from verl_recipes.run.fingerprint import provenance
+from verl_recipes.run.folder import RunFolder, read_json, read_lines
 from verl_recipes.run.preflight import check_model
-from verl_recipes.train import provenance
+from verl_recipes.run.start import say
+from verl_recipes.run.weights import find_weights, hugging_face, run_of
 
-DTYPES = ("bfloat16", "float16", "float32")
 CARD = Path(__file__).parent / "reporting" / "model_card.md.jinja"
+AGAIN = "the run's command writes it again"
 
 
-def find_run(path: Path) -> tuple[Path, int]:
-    """The run's folder and the step of a path to it or to one of its checkpoints."""
-    if (run_dir := run_of(path)) is None:
-        raise UserError(f"run={path} is neither a run's folder nor in one: config.yaml and samples/ are expected there")
+class Keys(Checked):
+    run: Text = Field(
+        description="a run's folder, or one of its checkpoints: runs/tiny-seed0/checkpoints/global_step_20"
+    )
+    out: Text | None = Field(description="folder to write; null: export-<dtype> in the run's folder")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(description="of the weights")
+    upload: Text | None = Field(description="a repository of the Hugging Face Hub, name/model; needs `hf auth login`")
+    private: bool = Field(description="whether a new repository is private")
+
+
+def find_run(path: Path) -> tuple[RunFolder, int]:
+    """The run and the step of a path to it or to one of its checkpoints."""
+    if (run := run_of(path)) is None:
+        raise UserError(
+            f"run={path} is neither a run's folder nor in one: run.json, config.yaml and samples/ are expected"
+        )
     steps = [int(part.removeprefix("global_step_")) for part in path.parts if part.startswith("global_step_")]
-    return run_dir, steps[0] if steps else last_checkpoint(run_dir)
+    return run, steps[0] if steps else last_checkpoint(run.checkpoints)
 
 
-def results(run_dir: Path, steps: list[int]) -> dict[int, dict[str, Any]]:
+def results(run: RunFolder, steps: list[int]) -> dict[int, dict[str, Any]]:
     """What the run's own evaluations say, of those steps that have one."""
-    files = {step: run_dir / "samples" / "validation" / f"{step}.jsonl" for step in steps}
-    return {step: measure(read_samples(file)) for step, file in files.items() if file.exists()}
+    from verl_recipes.measure.evaluation import measure
+
+    files = {step: run.samples_of("validation", step) for step in steps}
+    return {step: measure(read_lines(file)) for step, file in files.items() if file.exists()}
 
 
 def data_of(training: DictConfig) -> dict[str, Any]:
     """What the data folder's manifest says of it."""
     files = training.data.train_files
     manifest = Path(files if isinstance(files, str) else files[0]).parent / "manifest.json"
-    return {"files": {}, "source": None} | (json.loads(manifest.read_text()) if manifest.exists() else {})
+    return {"files": {}, "source": None} | (read_json(manifest, "make the data again") if manifest.exists() else {})
 
 
-def model_card(run_dir: Path, step: int, training: DictConfig, name: str, dtype: str) -> str:
+def model_card(run: RunFolder, step: int, training: DictConfig, name: str, dtype: str) -> str:
     """README.md of the export."""
-    summary = run_dir / "summary.json"
+    import jinja2
+
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["figure"] = text
-    return environment.from_string(CARD.read_text()).render(
+    environment.filters["figure"] = interval
+    return environment.from_string(CARD.read_text(encoding="utf-8")).render(
         name=name,
         step=step,
         dtype=dtype,
         config=training,
         data=data_of(training),
-        results=results(run_dir, sorted({0, step})),
+        results=results(run, sorted({0, step})),
         messages=OmegaConf.to_container(training.prompt.messages) if "prompt" in training else [],
-        made_with=json.loads(summary.read_text()) if summary.exists() else provenance(),
+        made_with=read_json(run.summary, AGAIN) if run.summary.exists() else provenance(),
     )
+
+
+def generation_settings(training: DictConfig) -> dict[str, Any]:
+    """What `generate` needs to sample as training did, whatever the base's own generation_config.json holds."""
+    rollout = training.actor_rollout_ref.rollout
+    return {
+        "do_sample": True,
+        "temperature": rollout.temperature,
+        "top_p": rollout.top_p,
+        "top_k": max(rollout.top_k, 0),  # transformers has 0 for all, vLLM and verl -1
+        "min_p": None,
+        "typical_p": None,
+        "repetition_penalty": rollout.get("repetition_penalty", 1.0),
+        "max_new_tokens": training.data.max_response_length,
+    }
 
 
 def export(path: Path, out: Path, dtype: str) -> None:
     """Write the folder `out`, whole or not at all."""
-    run_dir, step = find_run(path)
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype}: one of {', '.join(DTYPES)} is possible")
+    run, step = find_run(path)
     if out.exists():
         raise UserError(f"{out} exists; name another folder with out=")
     import torch  # not above: a mistake in the command need not wait for them
@@ -83,35 +111,31 @@ def export(path: Path, out: Path, dtype: str) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    training = OmegaConf.load(run_dir / "config.yaml")
+    training = OmegaConf.load(run.config)
     assert isinstance(training, DictConfig)
     with replaced(out) as folder, tempfile.TemporaryDirectory() as scratch:
         source = hugging_face(find_weights(path), Path(scratch) / "merged", Path(scratch) / "log.txt")
         check_model(str(source))
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
-        rollout = training.actor_rollout_ref.rollout
-        model.generation_config.update(
-            do_sample=True,
-            temperature=rollout.temperature,
-            top_p=rollout.top_p,
-            max_new_tokens=training.data.max_response_length,
-        )
+        model.generation_config.update(**generation_settings(training))
         model.save_pretrained(folder)
         # As they are: what transformers reads beside a qwen2 model and writes again has another pre-tokenizer.
-        weights = shutil.ignore_patterns(
-            "*.safetensors*", "*.bin*", "config.json", "generation_config.json", "README.md"
-        )
-        shutil.copytree(source, folder, ignore=weights, dirs_exist_ok=True)
+        weights = ("*.safetensors*", "*.bin*", "config.json", "generation_config.json", "README.md")
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*weights), dirs_exist_ok=True)
+        texts = {"README.md": model_card(run, step, training, out.name, dtype)}
         if (template := training.actor_rollout_ref.model.custom_chat_template) is not None:
-            (folder / "chat_template.jinja").write_text(template)
+            texts["chat_template.jinja"] = template
         if "prompt" in training:
-            prompt = json.dumps(OmegaConf.to_container(training.prompt), indent=2, ensure_ascii=False)
-            (folder / "prompt.json").write_text(prompt + "\n")
-        (folder / "README.md").write_text(model_card(run_dir, step, training, out.name, dtype))
+            prompt = OmegaConf.to_container(training.prompt)
+            texts["prompt.json"] = json.dumps(prompt, indent=2, ensure_ascii=False) + "\n"
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def upload(folder: Path, repository: str, private: bool) -> str:
     """Upload the folder; the address of the model."""
+    from huggingface_hub import HfApi
+
     api = HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
@@ -121,15 +145,15 @@ def upload(folder: Path, repository: str, private: bool) -> str:
         raise UserError(f"{folder} was written, and upload={repository} failed: {reason}") from None
 
 
-@command("export", Checked)
+@command("export", Keys)
 def main(cfg: DictConfig) -> None:
     console, path = Console(), Path(cfg.run)
-    out = Path(cfg.out) if cfg.out else find_run(path)[0] / f"export-{cfg.dtype}"
+    out = Path(cfg.out) if cfg.out else find_run(path)[0].path / f"export-{cfg.dtype}"
     export(path, out, cfg.dtype)
-    console.print(f"{out}: {' '.join(sorted(file.name for file in out.iterdir()))}", highlight=False, soft_wrap=True)
-    console.print(f"python -m verl_recipes.play model={out}    or    vllm serve {out}", highlight=False, soft_wrap=True)
+    say(console, f"{out}: {' '.join(sorted(file.name for file in out.iterdir()))}")
+    say(console, f"python -m verl_recipes.play model={out}    or    vllm serve {out}")
     if cfg.upload:
-        console.print(upload(out, cfg.upload, cfg.private), highlight=False)
+        say(console, upload(out, cfg.upload, cfg.private))
 
 
 if __name__ == "__main__":

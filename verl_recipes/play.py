@@ -4,33 +4,52 @@ The thought is shown as it is written, then the verdict of training's reward wit
 failed, a solution of the exact solver's. With numbers=[11,18,25] target=98 it answers this one problem and ends.
 """
 
-import json
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
 from transformers import AutoModelForCausalLM, TextStreamer, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from data_prep.cli import CONFIGS, Checked, UserError, command
+from data_prep.cli import CONFIGS, Checked, Count, Integer, Number, Seed, Text, UserError, command, compose
 from data_prep.prompts import messages_for
 from data_prep.render import load_tokenizer, render
 from data_prep.solver import solve
 from reward_score.__main__ import explain
 from reward_score.countdown import compute_score
-from verl_recipes.evaluate import compose, find_weights, hugging_face, run_of
+from verl_recipes.run.fingerprint import read_config
+from verl_recipes.run.folder import read_json
 from verl_recipes.run.preflight import check_model
+from verl_recipes.run.weights import find_weights, hugging_face, run_of
+
+
+class Keys(Checked):
+    model: Text = Field(
+        description="an exported folder, a run's folder, a checkpoint of verl's, a Hugging Face folder or name"
+    )
+    prompt: Text | None = Field(
+        description="of configs/prompt; null: that of the export or the run, else tinyzero_base"
+    )
+    numbers: list[Integer] | None = Field(description="of one problem; null asks")
+    target: Integer | None = Field(description="of one problem")
+    temperature: Annotated[Number, Field(ge=0)] | None = Field(
+        description="null: the model's own; 0: always the likeliest token"
+    )
+    max_tokens: Count | None = Field(description="null: the model's own, else 1024")
+    seed: Seed | None = Field(description="null: another answer each time")
+
 
 ASK = "numbers and target, such as 11 18 25 = 98 (an empty line ends): "
 
 
-def plain(text: str) -> str:
+def printable(text: str) -> str:
     """The text with its control characters shown as such: a model's output must not drive the terminal.
 
-    >>> plain("a\\x1b[31mb\\nc")
+    >>> printable("a\\x1b[31mb\\nc")
     'a\\\\x1b[31mb\\nc'
     """
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
@@ -40,18 +59,18 @@ class Screen(TextStreamer):
     """Writes each piece of text as soon as it is whole."""
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        print(plain(text), end="\n" if stream_end else "", flush=True)
+        print(printable(text), end="\n" if stream_end else "", flush=True)
 
 
 def find_prompt(name: str | None, model: Path, weights: Path) -> dict[str, Any]:
     """The prompt of that name; without a name the one beside an exported model, or of its run, or tinyzero_base."""
     if name is None and (weights / "prompt.json").exists():
-        return json.loads((weights / "prompt.json").read_text())
-    if name is None and (run_dir := run_of(model)) is not None:
-        config = OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
-        if isinstance(config, dict) and "prompt" in config:
-            return config["prompt"]
-    cfg = compose("render", [f"prompt={name or 'tinyzero_base'}"])
+        prompt: dict[str, Any] = read_json(weights / "prompt.json", "export the model again")
+        return prompt
+    run = run_of(model)
+    if name is None and run and "prompt" in (config := read_config(run.config)):
+        return dict(config["prompt"])
+    cfg = compose("render", [f"prompt={name or 'tinyzero_base'}", "tokenizer=none"])
     return OmegaConf.to_container(cfg.prompt, resolve=True)  # type: ignore[return-value]
 
 
@@ -128,7 +147,7 @@ class Player:
         print(f"\n{verdict(self.answer(numbers, target), numbers, target)}")
 
 
-@command("config", Checked, CONFIGS / "play")
+@command("config", Keys, CONFIGS / "play")
 def main(cfg: DictConfig) -> None:
     if (cfg.numbers is None) != (cfg.target is None):
         raise UserError("numbers= and target= belong together; without both, you are asked")

@@ -1,45 +1,17 @@
-"""What a batch of scored responses says of the run, as metrics; and the end of a run whose output has degenerated.
+"""The end of a run whose output has degenerated, by the metrics of measure/batch.py.
 
-One entry of `rows` is a line of samples/ (verl_recipes/in_verl/sampler.py). The limits lie in configs/train.yaml, under
+The limits lie in configs/train.yaml, under
 `trainer.v1.sampler.sampler_kwargs.alarm`.
 """
 
-import statistics
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from verl_recipes.run.checkpoints import checkpoint_steps
 
 
 class DegenerateOutputError(RuntimeError):
     """Ends verl; verl_recipes.run.preflight.reason finds it in the log."""
-
-
-def component_metrics(rows: list[dict[str, Any]], prefix: str) -> dict[str, float]:
-    """Means of the reward's components over a batch, and the shares of what gives the trainer nothing to learn from.
-
-    Args:
-        rows: samples, those of one prompt sharing `prompt_id`.
-        prefix: of the metrics' names.
-
-    Returns:
-        The mean of each float or bool in the rows (with the reward's reasons, `truncated` and `repeated`);
-        `unparsable`, the share whose answer is no expression, where the reward says `format`; `identical`, the share
-        of responses that another one before them in the batch equals; `groups_without_signal`, the share of groups
-        whose rewards do not differ, so that their advantages are zero.
-    """
-    names = [name for name, value in rows[0].items() if isinstance(value, float | bool)]
-    metrics = {name: statistics.fmean(row[name] for row in rows) for name in names}
-    if "format" in metrics:
-        metrics["unparsable"] = 1 - metrics["format"]
-    metrics["identical"] = 1 - len({row["response"] for row in rows}) / len(rows)
-    groups = defaultdict(set)
-    for row in rows:
-        groups[row["prompt_id"]].add(row["score"])
-    metrics["groups_without_signal"] = statistics.fmean(len(scores) == 1 for scores in groups.values())
-    return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
 
 def last_good_checkpoint(checkpoints: Path, first_bad_step: int) -> Path | None:

@@ -13,7 +13,6 @@ One line of the files it writes, `samples/{train,validation}/<step>.jsonl`:
      "reason/no_answer": 0.0, …}
 """
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -27,8 +26,9 @@ from transformers import AutoTokenizer
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from reward_score.components import repetition
-from verl_recipes.in_verl.alarms import check_output, component_metrics
-from verl_recipes.measure.summary import write_whole
+from verl_recipes.in_verl.alarms import check_output
+from verl_recipes.measure.batch import component_metrics
+from verl_recipes.run.folder import RunFolder, append_line, as_lines, write_whole
 
 POLL_SECONDS = 0.05
 FIELDS = ["prompts", "responses", "reward_model", "data_source", "extra_info", "extra_fields", "rm_scores"]
@@ -62,8 +62,7 @@ class CountdownReplayBuffer(ReplayBuffer):
         )
         self.sampler_kwargs = sampler_kwargs
         self.trainer = kwargs["refill_fn"].__self__  # verl's PPOTrainer; the function is a method of it
-        self.folder = Path(sampler_kwargs["samples_dir"])
-        self.stop = self.folder.parent / "stop"
+        self.run = RunFolder(Path(sampler_kwargs["samples_dir"]).parent)
         self.tokenizer = AutoTokenizer.from_pretrained(sampler_kwargs["tokenizer"])
         self.rows: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
         self.history: dict[int, dict[str, float]] = {}  # metrics of the training steps
@@ -83,13 +82,13 @@ class CountdownReplayBuffer(ReplayBuffer):
             self.history[global_steps] = shares
             alarm = self.sampler_kwargs["alarm"]
             check_output(self.history, alarm["limits"], alarm["steps"], Path(self.sampler_kwargs["checkpoints_dir"]))
-            if self.stop.exists():  # what the trainer reads after each step: now it saves this one
+            if self.run.stop.exists():  # what the trainer reads after each step: now it saves this one
                 self.trainer.config.trainer.save_freq = 1
         return batch, metrics | shares
 
     def end_if_asked(self) -> None:
         """End verl where a scheduler asked for it (run/supervise.py) and the step before this one is saved."""
-        if self.stop.exists() and self.trainer.config.trainer.save_freq == 1:
+        if self.run.stop.exists() and self.trainer.config.trainer.save_freq == 1:
             raise RuntimeError("ended by SIGTERM, after a checkpoint")
 
     def read(self, batch: KVBatchMeta, step: int) -> list[dict[str, Any]]:
@@ -120,15 +119,13 @@ class CountdownReplayBuffer(ReplayBuffer):
         """Add rows to the file of their step, which is whole at every moment."""
         everything = self.rows[split, step]
         everything += rows
-        path = self.folder / split / f"{step}.jsonl"
-        write_whole(path, "".join(json.dumps(row, ensure_ascii=False, default=plain) + "\n" for row in everything))
+        path = self.run.samples_of(split, step)
+        write_whole(path, as_lines(everything, default=plain))
         self.rows = defaultdict(list, {(split, step): everything})  # earlier steps are done
 
     def note(self, event: str, split: str, step: int) -> None:
         """Tell whoever watches the run what it is doing (`events.jsonl`)."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "events.jsonl").open("a") as events:
-            events.write(json.dumps({"time": time.time(), "event": event, "split": split, "step": step}) + "\n")
+        append_line(self.run.events, {"time": time.time(), "event": event, "split": split, "step": step})
 
 
 class CountdownReplayBufferAsync(CountdownReplayBuffer, ReplayBufferAsync):

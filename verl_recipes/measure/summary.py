@@ -1,11 +1,8 @@
 """What the samples of an evaluation say: mean@n, pass@k, lengths, candidates tried."""
 
-import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import comb
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -30,20 +27,6 @@ def candidates_tried(sample: Mapping[str, Any]) -> float:
     """How many candidates a sample's response tries (verl_recipes/measure/behaviours.py says what counts as one)."""
     problem = sample["ground_truth"]
     return behaviours(sample["response"], problem["numbers"], problem["target"])["candidates"]
-
-
-def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that the run's sampler wrote (verl_recipes/in_verl/sampler.py)."""
-    with path.open(encoding="utf-8") as lines:  # str.splitlines would also split at a U+2028 inside a response
-        return [json.loads(line) for line in lines]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is whole at every moment: the old one, or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 def summarize(samples: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The checkpoints of a run, as verl writes them: which are there, which are whole, and how to go on from one."""
 
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -39,10 +40,20 @@ def way_on(checkpoints: Path, below: float = float("inf")) -> str:
     return "fresh=true to start anew"
 
 
-def last_checkpoint(run_dir: Path) -> int:
-    """The step of the last whole checkpoint, 0 where there is none."""
-    checkpoints = run_dir / "checkpoints"
-    text = (checkpoints / TRACKER).read_text() if (checkpoints / TRACKER).exists() else "0"
+def last_checkpoint(checkpoints: Path) -> int:
+    """The step of the last whole checkpoint, 0 if there is none."""
+    text = (checkpoints / TRACKER).read_text(encoding="utf-8") if (checkpoints / TRACKER).exists() else "0"
     if not text.strip().isdecimal():
         raise UserError(f"{checkpoints / TRACKER} is damaged; {way_on(checkpoints)}")
     return int(text)
+
+
+def remove_old(checkpoints: Path, keep: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints up to the last whole one; null or 0 keeps all.
+
+    Each process of verl's counts its own checkpoints alone, so those of earlier starts would stay for ever.
+    """
+    last = last_checkpoint(checkpoints)
+    older = [step for step in checkpoint_steps(checkpoints) if step <= last]
+    for step in older[keep:] if keep and keep > 0 else []:
+        shutil.rmtree(checkpoints / f"global_step_{step}", ignore_errors=True)

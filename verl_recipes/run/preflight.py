@@ -1,6 +1,5 @@
 """What can be known to fail before anything heavy starts, each as one line."""
 
-import json
 import os
 import re
 import shutil
@@ -11,41 +10,19 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError
 from data_prep.sources import file_sha256
-from verl_recipes.run.checkpoints import damage, way_on
+from verl_recipes.run.checkpoints import checkpoint_steps, damage, way_on
+from verl_recipes.run.folder import RunFolder, is_marked, read_json
 from verl_recipes.run.trackers import check_trackers
 from verl_recipes.settings.configuration import check_choice
 
 COLUMNS = {"data_source", "prompt", "reward_model"}
 CPU_MEMORY_GIB = 8  # what the tiny run takes at its peak with its two ranks, rounded up (README.md)
 GIB = 2**30
-# What may not change between the measurement before training and the one after it.
-MEASURED = ("eval_n", "data.val_files")
-# What may not change between a checkpoint and a resume: the model's parts and how they are sharded, the optimizer's
-# kind, and the order of the data.
-FIXED = (
-    "actor_rollout_ref.model.path",
-    "actor_rollout_ref.model.lora_rank",
-    "actor_rollout_ref.model.lora_alpha",
-    "actor_rollout_ref.model.target_modules",
-    "actor_rollout_ref.actor.strategy",
-    "actor_rollout_ref.actor.optim.optimizer",
-    "algorithm.adv_estimator",
-    "trainer.n_gpus_per_node",
-    "trainer.nnodes",
-    "trainer.v1.trainer_mode",
-    "data.train_files",
-    "data.train_max_samples",
-    "data.max_prompt_length",
-    "data.filter_overlong_prompts",
-    "data.train_batch_size",
-    "data.shuffle",
-    "data.seed",
-)
 
 
 def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "python -m data_prep") -> int:
@@ -78,14 +55,6 @@ def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "p
     if rows == 0:
         raise UserError(f"{key}: no rows in {files}")
     return rows
-
-
-def read_json(path: Path, advice: str) -> Any:
-    """What a JSON file holds; UserError with this advice where it is damaged."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); {advice}") from None
 
 
 def manifest_beside(path: Path) -> dict[str, Any]:
@@ -133,41 +102,50 @@ def check_code(model: DictConfig) -> None:
             )
 
 
-def hashes(files: str | Sequence[str]) -> dict[str, str]:
-    """The hash of each data file."""
-    return {name: file_sha256(Path(name)) for name in ([files] if isinstance(files, str) else files)}
-
-
-def check_same(cfg: DictConfig, run_dir: Path, keys: Sequence[str], why: str) -> None:
-    """These keys are what they were when the run began."""
-    before = OmegaConf.load(run_dir / "config.yaml")
-
-    def values(value: Any) -> list[Any]:  # verl is told of the test files once a sample (verl_recipes/train.py)
-        return list(dict.fromkeys(value)) if isinstance(value, ListConfig) else [value]
-
-    for key in keys:
-        was, now = OmegaConf.select(before, key), OmegaConf.select(cfg, key)
-        if values(was) != values(now):
-            raise UserError(
-                f"{key} was {was} in {run_dir} and is {now} now, which {why}: set it back, or "
-                "name=another for a new run (verl_recipes.export gives it this one's model)"
-            )
-
-
-def check_resume(cfg: DictConfig, run_dir: Path, step: int) -> None:
-    """The run can go on after a step: its checkpoint is whole, and what the checkpoint depends on is as it was."""
+def check_resume(cfg: DictConfig, run: RunFolder, step: int) -> None:
+    """The run can go on after this step: its checkpoint is whole, and there are steps left to do."""
     if step > cfg.trainer.total_training_steps:
         raise UserError(
-            f"{run_dir} is at step {step} already: ask for as many with trainer.total_training_steps, or more"
+            f"{run.path} is at step {step} already: ask for as many with trainer.total_training_steps, or more"
         )
-    checkpoints = run_dir / "checkpoints"
-    if damaged := damage(checkpoints / f"global_step_{step}"):
-        raise UserError(f"{damaged}; {way_on(checkpoints, below=step)}")
-    check_same(cfg, run_dir, FIXED, "its checkpoint does not allow")
-    if read_json(run_dir / "data.json", "fresh=true to start anew") != hashes(cfg.data.train_files):
+    if damaged := damage(run.checkpoints / f"global_step_{step}"):
+        raise UserError(f"{damaged}; {way_on(run.checkpoints, below=step)}")
+
+
+def check_place(run: RunFolder) -> None:
+    """Checkpoints that lie outside the run's folder are its own."""
+    if not is_marked(run.path) and checkpoint_steps(run.checkpoints):
         raise UserError(
-            f"data.train_files are not what {run_dir} was trained on so far, so their order cannot go on: bring them "
-            "back, or name=another for a new run"
+            f"trainer.default_local_dir={run.checkpoints} holds checkpoints, and {run.path} is a new run: name an "
+            "empty folder, or remove them yourself"
+        )
+
+
+def check_verl_keys(cfg: DictConfig, rows: int) -> None:
+    """Keys of verl's that a run of this project decides itself, and steps that the data can give."""
+    trainer, data = cfg.trainer, cfg.data
+    if list(trainer.logger) != list(cfg.trackers):
+        chosen = [name for name in trainer.logger if name != "file"]
+        raise UserError(
+            f"trainer.logger={list(trainer.logger)}: choose trackers by tracker=[{','.join(chosen)}], which sets "
+            "what they need; the file logger is always on"
+        )
+    if not trainer.val_before_train:
+        raise UserError(
+            "trainer.val_before_train=false: a run always measures the model first; eval_n=1 makes it short"
+        )
+    if trainer.resume_mode != "auto":
+        raise UserError(f"trainer.resume_mode={trainer.resume_mode}: a run resumes by itself; fresh=true starts anew")
+    most = data.get("train_max_samples", -1)
+    rows = min(rows, most) if most and most > 0 else rows
+    if rows < data.train_batch_size:
+        raise UserError(
+            f"data.train_files: {rows} rows are less than a batch of data.train_batch_size={data.train_batch_size}"
+        )
+    if rows // data.train_batch_size * trainer.total_epochs < trainer.total_training_steps:
+        raise UserError(
+            f"trainer.total_epochs={trainer.total_epochs} of {rows} rows end before "
+            f"trainer.total_training_steps={trainer.total_training_steps}: raise total_epochs, or leave it out"
         )
 
 
@@ -187,22 +165,15 @@ def check_space(cfg: DictConfig, run_dir: Path, weights: int) -> None:
         raise UserError(f"{free / GIB:.1f} GiB of disk are free at {parent}, and this run needs about {disk / GIB:.1f}")
 
 
-def preflight(cfg: DictConfig, run_dir: Path) -> None:
+def preflight(cfg: DictConfig, run: RunFolder) -> None:
     """Raise UserError for what would fail later."""
     check_choice(cfg)
-    if cfg.trainer.save_freq < 1:
-        raise UserError(
-            f"trainer.save_freq={cfg.trainer.save_freq} would leave no checkpoint of the trained model: for one at the "
-            f"end add trainer.save_freq={cfg.trainer.total_training_steps}"
-        )
+    check_place(run)
     check_trackers(cfg.trackers)
     rows = check_parquet(cfg.data.train_files, "data.train_files", cfg.data.made_by)
     check_parquet(cfg.data.val_files, "data.val_files", cfg.data.made_by)
+    check_verl_keys(cfg, rows)
     for files in (cfg.data.train_files, cfg.data.val_files):
         check_prompt(files, cfg.actor_rollout_ref.model.custom_chat_template)
-    if rows < cfg.data.train_batch_size:
-        raise UserError(
-            f"data.train_files: {rows} rows are less than one batch (data.train_batch_size={cfg.data.train_batch_size})"
-        )
-    check_space(cfg, run_dir, check_model(cfg.actor_rollout_ref.model.path))
+    check_space(cfg, run.path, check_model(cfg.actor_rollout_ref.model.path))
     check_code(cfg.actor_rollout_ref.model)

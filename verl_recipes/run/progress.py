@@ -1,6 +1,5 @@
 """Tells a person what a run is doing and how long it will take, from the files that the run writes."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -8,6 +7,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
+
+from verl_recipes.run.folder import RunFolder, parse_lines
 
 
 class Tail:
@@ -24,16 +25,16 @@ class Tail:
             added = file.read()
         whole = added[: added.rfind(b"\n") + 1]
         self.offset += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
+        return parse_lines(whole, self.path)
 
 
 class Progress:
     """A bar over the steps on a terminal; elsewhere a line whenever something is finished."""
 
-    def __init__(self, console: Console, run_dir: Path, first_step: int, steps: int, batches: int = 1) -> None:
+    def __init__(self, console: Console, run: RunFolder, first_step: int, steps: int, batches: int = 1) -> None:
         self.console, self.steps, self.first_step, self.batches = console, steps, first_step, batches
-        self.events = Tail(run_dir / "samples" / "events.jsonl")
-        self.metrics = Tail(run_dir / "metrics.part.jsonl")
+        self.events = Tail(run.events)
+        self.metrics = Tail(run.metrics_part)
         self.bar = RichProgress(
             SpinnerColumn(), BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
         )

@@ -6,7 +6,6 @@ Ray's session folder and the shared-memory segments.
 """
 
 import ctypes
-import fcntl
 import os
 import re
 import shlex
@@ -17,16 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from data_prep.cli import UserError
 from verl_recipes.run.cluster import in_job
+from verl_recipes.run.folder import RunFolder
 from verl_recipes.settings.configuration import PYTHON
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
@@ -42,35 +41,14 @@ DEAD = 60  # seconds; at the end of a run these end some seconds before it does
 SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names in /dev/shm
 
 
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder: a second command on it fails at once, and a dead one's hold ends with its process."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        handle = (run_dir / "lock").open("a")
-    except OSError as error:
-        raise UserError(
-            f"cannot write the run folder {run_dir}: {error.strerror}; choose another with run_dir="
-        ) from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another command is using {run_dir}; wait for it, or choose another with name=") from None
-        yield
-
-
-def run_verl(
-    config_dir: Path, log: Path, environment: dict[str, str], watch: Callable[[], None], notice: float = 0
-) -> int:
-    """Run `python -m verl.trainer.main_ppo` on `config_dir`/config.yaml until it ends.
+def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], None], notice: float = 0) -> int:
+    """Run `python -m verl.trainer.main_ppo` on the folder's verl.yaml until it ends; its log receives all output.
 
     Args:
-        config_dir: holds the whole configuration, resolved.
-        log: receives the output of every process.
+        run: the folder.
         environment: added to this process's own.
         watch: called about five times a second; it shows the progress.
-        notice: seconds that verl gets to end by itself after SIGTERM, told by the file `config_dir`/stop
+        notice: seconds that verl gets to end by itself after SIGTERM, told by the file `stop`
             (verl_recipes/in_verl/sampler.py).
 
     Returns:
@@ -78,8 +56,8 @@ def run_verl(
         verl before it goes on.
     """
     where = [
-        f"--config-path={config_dir.resolve()}",
-        "--config-name=config",
+        f"--config-path={run.path.resolve()}",
+        f"--config-name={run.verl_config.stem}",
         "hydra.run.dir=.",
         "hydra.output_subdir=null",
     ]
@@ -94,7 +72,7 @@ def run_verl(
     environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else LOCAL)
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-    deadline, stop = float("inf"), config_dir / "stop"
+    deadline, stop = float("inf"), run.stop
     watched: dict[psutil.Process, tuple[str, float]] = {}
     stop.unlink(missing_ok=True)
 
@@ -105,7 +83,7 @@ def run_verl(
 
     signal.signal(signal.SIGTERM, terminated)
     try:
-        with log.open("a") as output:
+        with run.log.open("a", encoding="utf-8") as output:
 
             def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
                 return subprocess.Popen(
@@ -127,7 +105,7 @@ def run_verl(
             if verl.poll() is not None or time.monotonic() > deadline:
                 break
             if look % 25 == 0 and (name := who_died(watched)):
-                with log.open("a") as output:
+                with run.log.open("a", encoding="utf-8") as output:
                     output.write(f"RuntimeError: {name} died, and verl would wait for it without end\n")
                 break
             watch()

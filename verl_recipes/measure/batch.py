@@ -1,0 +1,33 @@
+"""What a batch of scored responses says of the run, as metrics. A row is a line of samples/ (in_verl/sampler.py)."""
+
+import statistics
+from collections import defaultdict
+from typing import Any
+
+
+def component_metrics(rows: list[dict[str, Any]], prefix: str) -> dict[str, float]:
+    """Means of the reward's components over a batch, and the shares of what gives the trainer nothing to learn from.
+
+    Args:
+        rows: samples, those of one prompt sharing `prompt_id`.
+        prefix: of the metrics' names.
+
+    Returns:
+        The mean of each float or bool in the rows (with the reward's reasons, `truncated` and `repeated`);
+        `unparsable`, the share whose answer is no expression, where the reward says `format`; `identical`, the share
+        of responses that a response to another prompt equals; `groups_without_signal`, the share of groups
+        whose rewards do not differ, so that their advantages are zero.
+    """
+    names = [name for name, value in rows[0].items() if isinstance(value, float | bool)]
+    metrics = {name: statistics.fmean(row[name] for row in rows) for name in names}
+    if "format" in metrics:
+        metrics["unparsable"] = 1 - metrics["format"]
+    prompts = defaultdict(set)
+    for row in rows:
+        prompts[row["response"]].add(row["prompt_id"])
+    metrics["identical"] = statistics.fmean(len(prompts[row["response"]]) > 1 for row in rows)
+    groups = defaultdict(set)
+    for row in rows:
+        groups[row["prompt_id"]].add(row["score"])
+    metrics["groups_without_signal"] = statistics.fmean(len(scores) == 1 for scores in groups.values())
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}

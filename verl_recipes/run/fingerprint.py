@@ -1,0 +1,147 @@
+"""Whether a command asks for the run that its folder holds: what the run's numbers depend on is compared key by key.
+
+Compared are the whole resolved configuration with the run's config.yaml, and the hashes of data and model files with
+its run.json. A difference ends the command unless the key is one of MAY_CHANGE.
+"""
+
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_prep.cli import CONFIGS, UserError
+from data_prep.sources import file_sha256
+from verl_recipes.run.folder import RunFolder
+
+# What may change in a run that goes on: it decides how long the run is, what is kept and told of it, and how the work
+# is laid out on the machine, and no number but by rounding.
+MAY_CHANGE = (
+    *("fresh", "force", "plan.*", "run_dir", "versions.*"),
+    *("trainer.total_training_steps", "trainer.total_epochs", "trainer.save_freq", "trainer.test_freq"),
+    *("trainer.restarts", "trainer.max_*_ckpt_to_keep", "trainer.logger", "trackers.*", "trainer.project_name"),
+    *("trainer.default_local_dir", "trainer.v1.sampler.sampler_kwargs.checkpoints_dir"),
+    *("trainer.v1.sampler.sampler_kwargs.samples_dir", "trainer.v1.sampler.sampler_kwargs.alarm.*"),
+    *("ray_kwargs.*", "transfer_queue.*", "global_profiler.*", "*.profiler.*", "gpus.name", "gpus.most_parameters"),
+    *("*.param_offload", "*.optimizer_offload", "*.offload_policy", "*.enable_gradient_checkpointing"),
+    *("*micro_batch_size*", "*max_token_len_per_gpu", "*.gpu_memory_utilization", "*.max_num_seqs"),
+    *("*.max_num_batched_tokens", "*.enforce_eager", "*.free_cache_engine", "*.update_weights_bucket_megabytes"),
+)
+PACKAGES = ("verl", "vllm", "ray", "torch", "transformers", "tensordict")
+
+
+def versions() -> dict[str, str]:
+    """Of Python, and of the packages that make the numbers."""
+    return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
+
+
+def provenance() -> dict[str, Any]:
+    """What made the numbers: versions, and the commit of this checkout, None if it is none or git is not there."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(CONFIGS.parent), *arguments]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace").stdout.strip()
+
+    try:
+        ours = Path(git("rev-parse", "--show-toplevel")).resolve() == CONFIGS.parent  # and not a repository around it
+        commit = git("describe", "--always", "--dirty", "--abbrev=40") if ours else None
+    except OSError:  # no such program
+        commit = None
+    return {"versions": versions(), "git_commit": commit or None}
+
+
+def hashes(files: str | Sequence[str]) -> dict[str, str]:
+    """SHA-256 of each of one or several files."""
+    return {str(name): file_sha256(Path(name)) for name in ([files] if isinstance(files, str) else files)}
+
+
+def model_hashes(path: str) -> dict[str, str]:
+    """SHA-256 of the files of a local model that decide what it computes, by name; empty for a hub's name."""
+    folder = Path(path)
+    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.json"), *folder.glob("*.jinja")]
+    return {file.name: file_sha256(file) for file in sorted(files)}
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings, each with its dotted key; a list is a leaf."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def comparable(config: dict[str, Any]) -> dict[str, Any]:
+    """A resolved configuration by dotted key, with paths below the run's folder told from there: it may be moved."""
+    below = re.compile(rf"^(sqlite:///)?{re.escape(str(config.get('run_dir')))}(?=/|$)")
+    return {key: below.sub(r"\1${run_dir}", value) if isinstance(value, str) else value for key, value in flat(config)}
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A clause for each key that differs and is none of MAY_CHANGE: its name, the old value and the new one.
+
+    >>> differences({"seed": 0, "fresh": False}, {"seed": 1, "fresh": True})
+    ['seed was 0 and is 1 now']
+    """
+    found = []
+    for key in dict.fromkeys([*before, *now]):
+        if before.get(key) != now.get(key) and not any(fnmatchcase(key, pattern) for pattern in MAY_CHANGE):
+            was, becomes = (shortened(side[key]) if key in side else "not there" for side in (before, now))
+            found.append(f"{key} was {was} and is {becomes} now")
+    return found
+
+
+def shortened(value: Any, limit: int = 60) -> str:
+    """A value as text, its middle left out if it is long."""
+    text = repr(value) if isinstance(value, str) and not value.strip() else str(value)
+    return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A resolved configuration that a run wrote."""
+    config = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return config if isinstance(config, dict) else {}
+
+
+def facts_of(config: dict[str, Any]) -> dict[str, Any]:
+    """What the numbers of a run depend on beside its configuration."""
+    return {
+        "train_files": hashes(config["data"]["train_files"]),
+        "val_files": hashes(config["data"]["val_files"]),
+        "model": model_hashes(config["actor_rollout_ref"]["model"]["path"]),
+        "versions": versions(),
+    }
+
+
+def check_unchanged(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any]) -> None:
+    """The run in the folder is the one that is asked for.
+
+    Args:
+        folder: of a run that has begun.
+        config: the resolved configuration of the command.
+        facts: `facts_of` it.
+
+    Raises:
+        UserError: it differs by a key that may not change; the message names each.
+    """
+    if not folder.config.exists():
+        return  # ended before it began
+    before = comparable(read_config(folder.config))
+    found = differences(before, comparable(config))
+    mark = folder.read_mark()
+    found += differences(*(dict(flat({name: side.get(name, {}) for name in facts})) for side in (mark, facts)))
+    optim = config["actor_rollout_ref"]["actor"]["optim"]
+    steps, was = config["trainer"]["total_training_steps"], before.get("trainer.total_training_steps")
+    if steps != was and (optim.get("lr_scheduler_type") != "constant" or optim.get("lr_warmup_steps_ratio")):
+        found.append(f"trainer.total_training_steps was {was} and is {steps} now, and the learning rate follows it")
+    if found:
+        more = f" and {len(found) - 6} more" if len(found) > 6 else ""
+        raise UserError(
+            f"{folder.path} holds another run: {'; '.join(found[:6])}{more}. Set it back, name=another for a new run, "
+            "or fresh=true to start this one anew"
+        )

@@ -1,0 +1,214 @@
+"""The folder of a run, or of an evaluation: the one place that knows its files, and how they are read and written.
+
+run.json            marks the folder as this project's: kind, checkpoints, hashes of model and data, versions
+config.yaml         the resolved configuration of the run (run/fingerprint.py compares it)
+verl.yaml           what verl was last started with; `python -m verl.trainer.main_ppo` takes it as it is
+log.txt             what verl, Ray and vLLM print
+metrics.jsonl       verl's metrics, one line a step; of a start that is going on in metrics.part.jsonl
+samples/            {train,validation}/<step>.jsonl, and events.jsonl: what the run is doing
+checkpoints/        verl's, unless trainer.default_local_dir says another place
+model/ summary.json curves.png report.html    made after the last step
+lock, stop          the command that is using the folder; its wish that verl ends
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_prep.cli import UserError
+
+MARK, MADE_BY = "run.json", "countdown-zero"
+
+
+def parse_lines(content: bytes, where: object, *, skip_damaged: bool = False) -> list[dict[str, Any]]:
+    """The objects of JSON lines. Half a line at the end, which a killed process leaves, is no line.
+
+    Args:
+        content: UTF-8.
+        where: names the file in an error.
+        skip_damaged: leave out what is no object, instead of raising.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    rows = []
+    lines = content.split(b"\n")  # str.splitlines would also split at a U+2028 inside a response
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            row = number == len(lines)  # half a line
+        if isinstance(row, dict):
+            rows.append(row)
+        elif not (row is None or row is True or skip_damaged):
+            raise UserError(f"{where}, line {number} is damaged: a JSON object is expected")
+    return rows
+
+
+def read_lines(path: Path, *, skip_damaged: bool = False) -> list[dict[str, Any]]:
+    """`parse_lines` of a file; empty if there is none."""
+    return parse_lines(path.read_bytes(), path, skip_damaged=skip_damaged) if path.exists() else []
+
+
+def as_lines(rows: Iterable[dict[str, Any]], default: Any = None) -> str:
+    """Rows as JSON lines; `default` as json.dumps has it."""
+    return "".join(json.dumps(row, ensure_ascii=False, default=default) + "\n" for row in rows)
+
+
+def append_line(path: Path, row: dict[str, Any]) -> None:
+    """Add one JSON line to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(as_lines([row]))
+
+
+def cut_half_line(path: Path) -> int:
+    """Cut off half a line at the end of a file, which a killed process leaves; returns the number of whole lines."""
+    if not path.exists():
+        return 0
+    with path.open("rb+") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)
+    return content.count(b"\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is whole at every moment, also after a crash of the machine: the old one, or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_whole` of a value as JSON."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, advice: str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UserError: it is damaged; the message ends with the advice.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); {advice}") from None
+
+
+def is_marked(path: Path) -> bool:
+    """Whether a folder bears the mark of a run or an evaluation."""
+    try:
+        mark = json.loads((path / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(mark, dict) and mark.get("made_by") == MADE_BY
+
+
+def why_not_emptied(path: Path) -> str:
+    """Why a folder must not be emptied, as the end of a sentence; "" if it may be: see `RunFolder.empty`."""
+    real, here, home = path.resolve(), Path.cwd().resolve(), Path.home().resolve()
+    if real in (here, *here.parents):
+        return "is the current folder or holds it"
+    if real in (home, *home.parents):
+        return "is your home or holds it"
+    if not is_marked(path):
+        return f"holds no {MARK} of this project, so it is no run folder"
+    for folder, folders, files in os.walk(real):
+        folders[:] = [name for name in folders if not (Path(folder) / name).is_symlink()]
+        if Path(folder) != real and MARK in files and is_marked(Path(folder)):
+            return f"holds another run, {folder}"
+        if mounted := [name for name in folders if os.path.ismount(Path(folder) / name)]:
+            return f"holds another file system, {Path(folder) / mounted[0]}"
+    return ""
+
+
+class RunFolder:
+    """Paths of one folder, and what is done to it as a whole."""
+
+    def __init__(self, path: Path | str, checkpoints: Path | str | None = None) -> None:
+        """A folder, which need not exist; `checkpoints` is taken from its mark unless it is given."""
+        self.path = Path(path)
+        self.mark, self.config, self.verl_config = self.path / MARK, self.path / "config.yaml", self.path / "verl.yaml"
+        self.log, self.stop = self.path / "log.txt", self.path / "stop"
+        self.metrics, self.metrics_part = self.path / "metrics.jsonl", self.path / "metrics.part.jsonl"
+        self.samples, self.events = self.path / "samples", self.path / "samples" / "events.jsonl"
+        self.model, self.summary = self.path / "model", self.path / "summary.json"
+        self.curves, self.report = self.path / "curves.png", self.path / "report.html"
+        if checkpoints is None and is_marked(self.path):
+            checkpoints = json.loads(self.mark.read_text(encoding="utf-8")).get("checkpoints")
+        self.checkpoints = Path(checkpoints or self.path / "checkpoints")
+
+    def samples_of(self, split: str, step: int) -> Path:
+        """The file with the samples of a step; `split` is train, validation or greedy."""
+        return self.samples / split / f"{step}.jsonl"
+
+    def is_new(self) -> bool:
+        """Whether nothing is in the folder but the lock."""
+        return not self.path.exists() or all(entry.name == "lock" for entry in self.path.iterdir())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder: a second command on it fails at once, and a killed command's hold ends with its process.
+
+        Raises:
+            UserError: another command holds it, it cannot be written, or it holds something else than a run.
+        """
+        try:
+            if not self.is_new() and not is_marked(self.path):
+                raise UserError(
+                    f"{self.path} holds files that are not of a run (no {MARK}); choose another with run_dir= or out="
+                )
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = (self.path / "lock").open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"cannot write the folder {self.path}: {error.strerror}; choose another with run_dir= or out="
+            ) from None
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"another command is using {self.path}; wait for it, or choose another folder"
+                ) from None
+            yield
+
+    def write_mark(self, kind: str, **facts: Any) -> None:
+        """Mark the folder as this project's, with what is to be known of it."""
+        elsewhere = self.checkpoints.resolve() != (self.path / "checkpoints").resolve()
+        place = str(self.checkpoints.resolve()) if elsewhere else None
+        write_json(self.mark, {"made_by": MADE_BY, "kind": kind, "checkpoints": place} | facts)
+
+    def read_mark(self) -> dict[str, Any]:
+        """The facts of `write_mark`; empty if there is no mark."""
+        return read_json(self.mark, "fresh=true starts anew") if self.mark.exists() else {}
+
+    def empty(self) -> None:
+        """Delete what is in the folder but the lock. Links are unlinked and never followed.
+
+        Raises:
+            UserError: the folder is not marked, holds another run or another file system, or is the current folder,
+                the home or the root, or a parent of one.
+        """
+        if self.is_new():
+            return
+        if reason := why_not_emptied(self.path):
+            raise UserError(f"{self.path} {reason}; nothing was deleted")
+        # The mark goes last: of what is cut short, the same command deletes the rest.
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == MARK):
+            if entry.name == "lock":
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()

@@ -1,0 +1,127 @@
+"""One start of verl in the folder of a run: the configuration that verl gets, its end, and its metrics."""
+
+import signal
+import time
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from data_prep.cli import UserError
+from verl_recipes.measure.batch import component_metrics
+from verl_recipes.run.checkpoints import last_checkpoint, remove_old
+from verl_recipes.run.cluster import in_job, join
+from verl_recipes.run.folder import RunFolder, as_lines, cut_half_line, read_lines, write_whole
+from verl_recipes.run.log import reason
+from verl_recipes.run.progress import Progress
+from verl_recipes.run.supervise import run_verl
+
+NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
+TELLING = 120  # seconds that verl gets after its last step, to send the rest to the trackers' servers and to end
+LATER = "`wandb sync` and `swanlab sync` send what a server missed"
+
+
+class VerlStoppedError(UserError):
+    """verl ended before its last step."""
+
+
+class StillTellingError(Exception):
+    """verl's last step is done, and it does not end."""
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line as it is: not folded, and without markup, as names may hold square brackets."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def merge_metrics(run: RunFolder) -> None:
+    """Move what verl's file logger wrote since its start into metrics.jsonl; a step done again replaces the old.
+
+    verl saves a step, sends its weights to the engines, evaluates, and logs the step last. If it was killed in between,
+    the step's line is made from the step's samples.
+    """
+    by_step: dict[int, dict[str, Any]] = {}
+    for entry in read_lines(run.metrics) + read_lines(run.metrics_part):
+        step, same = entry["step"], by_step.get(entry["step"], {})  # the evaluation alone may be done again
+        by_step = {done: kept for done, kept in by_step.items() if done < step} | {step: same | entry["data"]}
+    saved = last_checkpoint(run.checkpoints)
+    samples = run.samples_of("train", saved)
+    if samples.exists() and "training/global_step" not in by_step.get(saved, {}):
+        known = {"training/global_step": saved} | component_metrics(read_lines(samples), "reward")
+        by_step[saved] = known | by_step.get(saved, {})
+    write_whole(run.metrics, as_lines({"step": step, "data": data} for step, data in sorted(by_step.items())))
+    run.metrics_part.unlink(missing_ok=True)
+
+
+def as_verl_wants(cfg: DictConfig, trainer: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration, resolved, with these keys of `trainer` set.
+
+    n samples a test problem become n prompts of one: for a prompt with several, verl bootstraps best@k and worst@k of
+    every key of the reward, 25 s on 256 problems, where summary.json has the exact pass@k.
+    """
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    config["trainer"] |= trainer
+    files, validation = config["data"]["val_files"], config["actor_rollout_ref"]["rollout"]["val_kwargs"]
+    config["data"]["val_files"] = ([files] if isinstance(files, str) else files) * validation["n"]
+    validation["n"] = 1
+    return config
+
+
+def environment_of(cfg: DictConfig, run: RunFolder) -> dict[str, str]:
+    """Environment variables of verl and all its processes, beside this process's own."""
+    environment = {"VERL_FILE_LOGGER_PATH": str(run.metrics_part.resolve())}
+    environment |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}  # verl opens files without naming an encoding
+    for tracker in cfg.trackers.values():
+        environment |= tracker.environment
+    if environment.get("SWANLAB_MODE") in ("offline", "local", "disabled"):
+        environment["SWANLAB_API_KEY"] = ""  # with one verl logs in, although nothing is to be sent
+    if cfg.trainer.device == "cpu":
+        environment["VERL_PLATFORM"] = "cpu"
+    return environment
+
+
+def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int = 1, **trainer: Any) -> None:
+    """Run verl's trainer once on the run's configuration, with these keys of `trainer` set, until it ends.
+
+    Args:
+        batches: of an evaluation, for the progress that is shown.
+
+    Raises:
+        VerlStoppedError: verl ended before its last step.
+    """
+    merge_metrics(run)
+    if cfg.trainer.resume_mode == "auto":
+        remove_old(run.checkpoints, cfg.trainer.max_actor_ckpt_to_keep)
+    cut_half_line(run.events)
+    config, environment = as_verl_wants(cfg, trainer), environment_of(cfg, run)
+    if in_job():
+        join(config, environment)
+    write_whole(run.verl_config, OmegaConf.to_yaml(config))
+    already = run.log.stat().st_size if run.log.exists() else 0
+    first, steps = last_checkpoint(run.checkpoints), cfg.trainer.total_training_steps
+    try:
+        with Progress(console, run, first, steps, batches) as progress:
+
+            def watch() -> None:
+                progress.update()
+                if progress.done and time.monotonic() - progress.done > TELLING:
+                    raise StillTellingError
+
+            notice = 0 if config["trainer"].get("val_only") else NOTICE
+            status = run_verl(run, environment, watch, notice)
+            progress.update()
+    except StillTellingError:
+        line = f"verl has not ended {TELLING} s after its last step, as if a tracker's server hangs: it was ended"
+        say(console, f"{line}; {LATER}")
+        return
+    except SystemExit as error:
+        if error.code == 128 + signal.SIGTERM:
+            say(console, f"ended by SIGTERM; the same command goes on after step {last_checkpoint(run.checkpoints)}")
+        raise
+    finally:
+        merge_metrics(run)
+    if status:
+        why = f"{reason(run.log, already)} (everything it printed: {run.log})"
+        if not progress.done:
+            raise VerlStoppedError(f"verl stopped: {why}")
+        say(console, f"verl's last step is done, and after it: {why}; {LATER}")

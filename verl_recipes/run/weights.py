@@ -1,0 +1,67 @@
+"""Where a model's weights lie, in a Hugging Face folder, a run or a checkpoint of verl's, and their conversion."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from data_prep.cli import UserError
+from verl_recipes.run.checkpoints import last_checkpoint
+from verl_recipes.run.folder import RunFolder, is_marked, read_json
+
+
+def run_of(path: Path) -> RunFolder | None:
+    """The run that a path belongs to: its folder, its model or one of its checkpoints; None if it belongs to none."""
+    for folder in (path, *path.absolute().parents):
+        if is_marked(folder) or ((folder / "config.yaml").is_file() and (folder / "samples").is_dir()):
+            return RunFolder(folder)
+    return None
+
+
+def find_weights(path: Path) -> Path:
+    """The folder that holds the weights: Hugging Face's, or `actor` of a checkpoint of verl's.
+
+    Args:
+        path: a Hugging Face folder, a run's folder (its model/, or else its last checkpoint), a checkpoint
+            (global_step_20) or its actor. Anything else is returned as it is.
+    """
+    run = RunFolder(path)
+    step = last_checkpoint(run.checkpoints)
+    written = read_json(run.summary, "delete it, and the run's command writes it again") if run.summary.exists() else {}
+    if run.model.is_dir() and written.get("steps", 0) >= step:
+        return run.model
+    if step:  # and model/, if there is one, is of the steps before the run went on
+        path = run.checkpoints / f"global_step_{step}"
+    return path / "actor" if (path / "actor").is_dir() else path
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether this is the `actor` of a checkpoint of verl's."""
+    return (path / "fsdp_config.json").exists()
+
+
+def to_hugging_face(actor: Path, model: Path, log: Path) -> None:
+    """Write the actor of a checkpoint of verl's to the folder `model` in Hugging Face's format, whole or not at all."""
+    partial = model.with_name(f".{model.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    lora = (actor / "lora_train_meta.json").exists()
+    if not lora and list((actor / "huggingface").glob("*.safetensors")):  # save_contents holds hf_model: there, in fp32
+        shutil.copytree(actor / "huggingface", partial)
+    else:
+        calls = [["verl.model_merger", "merge", "--backend=fsdp", f"--local_dir={actor}", f"--target_dir={partial}"]]
+        calls += [["verl_recipes.run.merge_lora", str(partial)]] if lora else []
+        for call in calls:
+            with log.open("a", encoding="utf-8") as output:
+                if subprocess.run([sys.executable, "-m", *call], stdout=output, stderr=output).returncode:
+                    raise UserError(f"{call[0]} failed on {actor}; see {log}")
+    shutil.rmtree(model, ignore_errors=True)
+    partial.rename(model)
+
+
+def hugging_face(path: Path, scratch: Path, log: Path) -> Path:
+    """The Hugging Face folder of what `find_weights` found; a checkpoint is merged into `scratch`."""
+    if not is_checkpoint(path):
+        return path
+    if not scratch.exists():
+        to_hugging_face(path, scratch, log)
+    return scratch
