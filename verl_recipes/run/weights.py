@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from data_prep.cli import UserError
+from data_prep.folder import replaced
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.folder import RunFolder, is_marked, read_json
 
@@ -42,20 +43,17 @@ def is_checkpoint(path: Path) -> bool:
 
 def to_hugging_face(actor: Path, model: Path, log: Path) -> None:
     """Write the actor of a checkpoint of verl's to the folder `model` in Hugging Face's format, whole or not at all."""
-    partial = model.with_name(f".{model.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     lora = (actor / "lora_train_meta.json").exists()
-    if not lora and list((actor / "huggingface").glob("*.safetensors")):  # save_contents holds hf_model: there, in fp32
-        shutil.copytree(actor / "huggingface", partial)
-    else:
-        calls = [["verl.model_merger", "merge", "--backend=fsdp", f"--local_dir={actor}", f"--target_dir={partial}"]]
-        calls += [["verl_recipes.run.merge_lora", str(partial)]] if lora else []
+    with replaced(model) as folder:
+        if not lora and list((actor / "huggingface").glob("*.safetensors")):  # save_contents holds hf_model, in fp32
+            shutil.copytree(actor / "huggingface", folder, dirs_exist_ok=True)
+            return
+        calls = [["verl.model_merger", "merge", "--backend=fsdp", f"--local_dir={actor}", f"--target_dir={folder}"]]
+        calls += [["verl_recipes.run.merge_lora", str(folder)]] if lora else []
         for call in calls:
             with log.open("a", encoding="utf-8") as output:
                 if subprocess.run([sys.executable, "-m", *call], stdout=output, stderr=output).returncode:
                     raise UserError(f"{call[0]} failed on {actor}; see {log}")
-    shutil.rmtree(model, ignore_errors=True)
-    partial.rename(model)
 
 
 def hugging_face(path: Path, scratch: Path, log: Path) -> Path:
