@@ -19,22 +19,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from reward_score.countdown import compute_score, read_ground_truth
-from reward_score.grammar import MAX_EXPRESSION, REASONS, ExpressionError, judge, parse
+from reward_score.countdown import check_options, compute_score, read_ground_truth
+from reward_score.grammar import MAX_EXPRESSION, OPTIONS, REASONS, ExpressionError, judge, parse
 from reward_score.profiles import PROFILES
 
-OPTIONS = ("equals_target", "unicode_signs", "latex_fractions", "subset")
 SHOWN = 80  # characters of an answer
 
 
 def quote(text: str) -> str:
-    """The text as Python would write it, on one line, its middle left out where it is long."""
+    """The text as Python would write it, on one line, its middle left out if it is long."""
     return repr(text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} … {text[-SHOWN // 2 :]}")
 
 
-def why_no_answer(response: str, thought_end: int | None) -> str:
+def why_no_answer(response: str, thought_end: int | None, answer_in_thought: bool) -> str:
     """The likeliest reason that no block counts."""
     blocks = response.count("<answer>")
+    if answer_in_thought:
+        return "no <answer> is closed by </answer> before the next tag" if blocks else "there is no <answer>"
     if thought_end is None:
         return "the thought never ends, as there is no </think>" + (
             f"; an <answer> inside a thought does not count ({blocks} there)" if blocks else ""
@@ -47,13 +48,16 @@ def why_no_answer(response: str, thought_end: int | None) -> str:
 def explain(response: str, ground_truth: Mapping[str, Any], **options: bool) -> str:
     """One sentence on what was found and why it is right or refused.
 
+    Args:
+        options: of reward_score/grammar.py.
+
     >>> explain("no</think><answer>18*11</answer>", {"numbers": [11, 18, 25], "target": 175})
     "'18*11' (characters 18 to 22): it uses 11, 18, and 11, 18, 25 are given, each to be used once"
     """
     numbers, target = read_ground_truth(ground_truth, "", None)
     verdict = judge(response, numbers, target, **options)
     if verdict.answer is None:
-        return why_no_answer(response, verdict.thought_end)
+        return why_no_answer(response, verdict.thought_end, options.get("answer_in_thought", False))
     start, end = verdict.answer
     found = f"{quote(response[start:end])} (characters {start} to {end - 1})"
     if verdict.reason == "too_long":
@@ -73,7 +77,7 @@ def explain(response: str, ground_truth: Mapping[str, Any], **options: bool) -> 
 
 
 def listed(numbers: list[int]) -> str:
-    """Numbers with commas, the middle left out where they are many."""
+    """Numbers with commas, the middle left out if they are many."""
     return quote(", ".join(map(str, numbers)))[1:-1]
 
 
@@ -91,10 +95,10 @@ def read(path: Path) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
                 ) from None
 
 
-def show(response: str, ground_truth: Mapping[str, Any], profile: str, options: Mapping[str, Any]) -> None:
+def show(response: str, ground_truth: Mapping[str, Any], profile: str, options: dict[str, Any]) -> None:
     """A verdict at length."""
     score = compute_score("the command line", response, ground_truth, profile=profile, **options)
-    parts = [f"{weight:g} x {name} {score[name]:g}" for name, weight in PROFILES[profile].items()]
+    parts = [f"{weight:g} x {name} {score[name]:g}" for name, weight in PROFILES[profile].weights.items()]
     thought, closed, _ = response.partition("</think>")
     print(f"score    {score['score']:g} = {' + '.join(parts)}")
     print(f"thought  {len(thought)} characters, " + ("closed by </think>" if closed else "never closed"))
@@ -105,16 +109,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m reward_score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", help="a response, where --numbers and --target are given; else a file of JSON lines")
+    parser.add_argument("source", help="a response, with --numbers and --target; without them a file of JSON lines")
     parser.add_argument("--numbers", type=int, nargs="+", metavar="N")
     parser.add_argument("--target", type=int)
     parser.add_argument("--profile", default="countdown", choices=PROFILES)
     for option in OPTIONS:
-        parser.add_argument(f"--{option.replace('_', '-')}", action="store_true")
+        parser.add_argument(
+            f"--{option.replace('_', '-')}", action=argparse.BooleanOptionalAction, help="as the profile sets it"
+        )
     arguments = parser.parse_args()
     if (arguments.numbers is None) != (arguments.target is None):
         parser.error("--numbers and --target belong together")
-    options = {option: getattr(arguments, option) for option in OPTIONS}
+    given = {option: getattr(arguments, option) for option in OPTIONS if getattr(arguments, option) is not None}
+    options: dict[str, Any] = check_options(profile=arguments.profile, **given).grammar
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:

@@ -26,12 +26,14 @@ that of the first rule it breaks: `no_answer` (1, 2), `too_long` and `syntax` (3
 Cost is linear in the length of the response. Nothing is evaluated as code, nothing recurses, and arithmetic begins only
 after the literals were found to be the given numbers, so no value can grow large.
 
-Four options widen rules 3 and 4, all off by default and accepted by none of the published scorers:
+Five options widen these rules, all off by default. TinyZero's scorer has the first; none of the published ones has
+another:
 
-    equals_target    the expression may be followed by "=" and the target
-    unicode_signs    × ÷ − and the full-width ＋ － ＊ ／ （ ） ＝ stand for the ASCII signs
-    latex_fractions  \\frac{a}{b}, also \\dfrac and \\tfrac, stands for ((a) / (b))
-    subset           each given number is used at most once (the television game)
+    answer_in_thought  (rule 2) a block counts inside a thought too, and so in a thought that never ends
+    equals_target      (3) the expression may be followed by "=" and the target
+    unicode_signs      (3) × ÷ − and the full-width ＋ － ＊ ／ （ ） ＝ stand for the ASCII signs
+    latex_fractions    (3) \\frac{a}{b}, also \\dfrac and \\tfrac, stands for ((a) / (b))
+    subset             (4) each given number is used at most once (the television game)
 """
 
 import re
@@ -41,6 +43,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 MAX_EXPRESSION = 1000
+OPTIONS = ("answer_in_thought", "equals_target", "unicode_signs", "latex_fractions", "subset")
 REASONS = ("no_answer", "too_long", "syntax", "wrong_numbers", "division_by_zero", "wrong_value")
 NOT_AN_EXPRESSION = frozenset({"no_answer", "too_long", "syntax"})
 
@@ -76,7 +79,7 @@ class Verdict(NamedTuple):
     value: int | Fraction | None = None
 
 
-def find_answer(response: str) -> tuple[int | None, tuple[int, int] | None]:
+def find_answer(response: str, *, answer_in_thought: bool = False) -> tuple[int | None, tuple[int, int] | None]:
     """The index of the first `</think>`, and the start and end of the text in the block that counts (rules 1 and 2).
 
     >>> response = "3+4=7 no</think><answer>1+2</answer> or <answer>3+4</answer>"
@@ -85,12 +88,15 @@ def find_answer(response: str) -> tuple[int | None, tuple[int, int] | None]:
     ('3+4=7 no', '3+4')
     >>> find_answer("<answer>1+2</answer> still thinking")
     (None, None)
+    >>> find_answer("<answer>1+2</answer> still thinking", answer_in_thought=True)
+    (None, (8, 11))
     """
-    thought_end = response.find("</think>")
-    if thought_end < 0:
+    closed = response.find("</think>")
+    thought_end = closed if closed >= 0 else None
+    if thought_end is None and not answer_in_thought:
         return None, None
     in_thought, opened, answer = False, None, None
-    for tag in _TAG.finditer(response, thought_end):
+    for tag in _TAG.finditer(response, 0 if answer_in_thought else closed):
         name = tag[0]
         if name == "<answer>":
             opened = None if in_thought else tag.end()
@@ -99,7 +105,7 @@ def find_answer(response: str) -> tuple[int | None, tuple[int, int] | None]:
                 answer = opened, tag.start()
             opened = None
         else:
-            in_thought, opened = name == "<think>", None
+            in_thought, opened = name == "<think>" and not answer_in_thought, None
     return thought_end, answer
 
 
@@ -200,12 +206,13 @@ def judge(
     numbers: Sequence[int],
     target: int,
     *,
+    answer_in_thought: bool = False,
     equals_target: bool = False,
     unicode_signs: bool = False,
     latex_fractions: bool = False,
     subset: bool = False,
 ) -> Verdict:
-    """The verdict on a response; see the options above.
+    """The verdict on a response; OPTIONS are explained above.
 
     Args:
         numbers: the given numbers in ascending order.
@@ -213,7 +220,7 @@ def judge(
     >>> judge("</think><answer>(18-11)*25</answer>", [11, 18, 25], 175)
     Verdict(reason='right', thought_end=0, answer=(16, 26), value=175)
     """
-    thought_end, answer = find_answer(response)
+    thought_end, answer = find_answer(response, answer_in_thought=answer_in_thought)
     if answer is None:
         return Verdict("no_answer", thought_end)
     start, end = answer

@@ -11,12 +11,15 @@ from reward_score.grammar import MAX_EXPRESSION, REASONS
 TRUTHS = [{"numbers": [11, 18, 25], "target": 175}, {"numbers": [2, 3], "target": 6}]
 ALL = dict.fromkeys(COMPONENTS, 0.0)
 KEYS = {"score", "reason", *COMPONENTS, *(f"reason/{name}" for name in REASONS)}
-OPTIONS = ("equals_target", "unicode_signs", "latex_fractions", "subset")
+WIDER = ("equals_target", "unicode_signs", "latex_fractions", "subset")  # whatever is right without them stays right
 SIGNS = {ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b}
 
 
-def answer_of(response):
-    """The text of the block that counts: the last one in what lies outside the thoughts."""
+def answer_of(response, answer_in_thought):
+    """The text of the block that counts: the last one, in what lies outside the thoughts unless the option is on."""
+    if answer_in_thought:
+        found = re.findall(r"<answer>((?:(?!</?(?:answer|think)>).)*)</answer>", response, re.DOTALL)
+        return found[-1] if found else None
     pieces = re.split("(</?think>)", response)
     outside = [text for tag, text in zip(pieces[1::2], pieces[2::2], strict=True) if tag == "</think>"]
     blocks = [re.findall(r"<answer>((?:(?!</?answer>).)*)</answer>", text, re.DOTALL) for text in outside]
@@ -41,9 +44,9 @@ def value_of(node, numbers):
     raise ValueError("not of this grammar")
 
 
-def reason_of(response, truth):
+def reason_of(response, truth, answer_in_thought=False):
     """The reason as Python's parser sees it; None where it cannot tell (it gives up on deep nesting)."""
-    answer = answer_of(response)
+    answer = answer_of(response, answer_in_thought)
     if answer is None:
         return "no_answer"
     if len(answer) > MAX_EXPRESSION:
@@ -71,7 +74,9 @@ def check(response):
         assert scored.keys() == KEYS
         assert all(math.isfinite(value) for name, value in scored.items() if name != "reason")
         assert reason_of(response, truth) in (None, scored["reason"]), (response, scored)
-        for option in OPTIONS:
+        anywhere = compute_score("countdown", response, truth, answer_in_thought=True)
+        assert reason_of(response, truth, answer_in_thought=True) in (None, anywhere["reason"]), (response, anywhere)
+        for option in WIDER:
             wider = compute_score("countdown", response, truth, **{option: True})
             assert wider["acc"] >= scored["acc"], (response, option)
             assert wider["format"] >= scored["format"], (response, option)

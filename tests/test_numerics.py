@@ -279,6 +279,56 @@ def test_the_overlong_penalty_is_dapos(length):
     assert float(asyncio.run(score())["reward_score"]) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("scorer", ["the recipe's", "a number", "without acc"])
+def test_a_row_reports_the_score_with_the_overlong_penalty_that_was_trained_on(scorer):
+    """From verl's reward manager and the fields of its TransferQueue to the sampler's row, under the recipe dapo."""
+    from verl import DataProto
+    from verl.experimental.reward_loop.reward_manager.dapo import DAPORewardManager
+    from verl.trainer.ppo.reward import get_custom_reward_fn
+    from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+
+    from verl_recipes.in_verl.sampler import FIELDS, CountdownReplayBuffer
+
+    config = config_of("dapo")
+    function = {"the recipe's": get_custom_reward_fn(config), "a number": lambda **_: 1.0}
+    function |= {"without acc": lambda **_: {"score": 1.0}}
+    text = "so</think>\n<answer>(18-11)*25</answer>"
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: text)
+    lengths = {512: 0.0, 922: -(922 - 820) / 204, 1024: -1.0}
+    assert config.data.max_response_length - config.reward.reward_kwargs.overlong_buffer_cfg.len == 820
+
+    async def verdict(data):
+        return await DAPORewardManager(config, tokenizer, function[scorer]).run_single(data)
+
+    fields = []
+    for length in lengths:
+        field = {
+            "prompts": torch.zeros(9, dtype=torch.long),
+            "responses": torch.zeros(length, dtype=torch.long),
+            "reward_model": {"ground_truth": {"numbers": [11, 18, 25], "target": 175}, "style": "rule"},
+            "data_source": "countdown/3_numbers",
+            "extra_info": {"split": "train", "index": 0},
+        }
+        tokens = {"responses": field["responses"][None], "attention_mask": torch.ones(1, 9 + length, dtype=torch.long)}
+        others = {name: [field[name]] for name in ("data_source", "reward_model", "extra_info")}
+        given = asyncio.run(verdict(DataProto.from_dict(tokens, non_tensors=others)))
+        field["rm_scores"] = torch.zeros(length)
+        field["rm_scores"][-1] = given["reward_score"]
+        field["extra_fields"] = {"reward_extra_info": given["reward_extra_info"]}
+        fields.append(field)
+    data = list_of_dict_to_tensordict(fields)
+    sampler = SimpleNamespace(tokenizer=tokenizer, sampler_kwargs={"response_length": 1024})
+    columns = zip(*(data[name] for name in FIELDS), strict=True)
+    rows = [CountdownReplayBuffer.row(sampler, **dict(zip(FIELDS, values, strict=True))) for values in columns]
+    for row, penalty in zip(rows, lengths.values(), strict=True):
+        assert row["score"] == pytest.approx(1.0 + penalty, abs=1e-6)
+        assert (row["reward_score"], row["acc"]) == (1.0, 1.0)
+        assert row["overlong_reward"] == pytest.approx(penalty)
+        assert all(isinstance(value, float) for name, value in row.items() if name.startswith("reason/"))
+    assert [row["truncated"] for row in rows] == [False, False, True]
+    assert rows[0]["ground_truth"]["numbers"] == [11, 18, 25]
+
+
 def learning_rates(optim, steps):
     """The rate of each optimizer step, from the scheduler that verl's FSDP engine builds."""
     from verl.utils.config import omega_conf_to_dataclass

@@ -3,11 +3,16 @@
 import doctest
 import importlib
 import json
+import math
 import os
+import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from fractions import Fraction
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -19,7 +24,7 @@ from benchmarks.reward_cost import HOSTILE, block
 from data_prep.cli import CONFIGS
 from data_prep.solver import reachable, solve
 from reward_score import components, random_control
-from reward_score.countdown import compute_score
+from reward_score.countdown import check_options, compute_score
 from reward_score.grammar import MAX_EXPRESSION, REASONS, ExpressionError, evaluate, parse
 from reward_score.profiles import PROFILES
 
@@ -297,7 +302,7 @@ def test_what_a_profile_pays(profile, paid):
 
 
 def test_the_keys_depend_on_the_profile_alone_and_one_reason_at_most_is_given():
-    for profile, weights in PROFILES.items():
+    for profile, (weights, _) in PROFILES.items():
         keys = {"score", "acc", "format", "reason", *weights, *(f"reason/{name}" for name in REASONS)}
         for answer in ("", "18", "(18-11)*25", "1/0", " " * 2000, "18/(11-11)"):
             scored = verdict(block(answer), profile=profile)
@@ -408,19 +413,80 @@ def test_a_malformed_ground_truth_is_an_error_that_names_the_row(truth):
     ("options", "message"),
     [
         ({"profile": "no_such"}, "no_such"),
+        ({"profile": ["tinyzero"]}, "there is no reward profile"),
         ({"profil": "tinyzero"}, "profil"),
         ({"weights": {"lenght": 1}}, "lenght"),
+        ({"weights": ["acc"]}, "weights is a number for each"),
+        ({"weights": {"acc": "0.5x"}}, "the weight of acc is a number, not '0.5x'"),
+        ({"weights": {"acc": math.nan}}, "the weight of acc"),
+        ({"weights": {"acc": True}}, "the weight of acc"),
+        ({"subset": "no"}, "subset is true or false, not 'no'"),
+        ({"answer_in_thought": None}, "answer_in_thought is true or false"),
         ({"language": "fr"}, "fr"),
+        ({"language": ["en"]}, "language is en or zh"),
+        ({"max_characters": 0}, "max_characters"),
+        ({"max_characters": "many"}, "max_characters"),
         ({"overlong_buffer": 0}, "overlong_buffer"),
+        ({"overlong_buffer": 1.5}, "overlong_buffer"),
     ],
 )
-def test_a_misspelt_or_senseless_keyword_is_an_error(options, message):
-    with pytest.raises(ValueError, match=message):
-        verdict("", **options)
+def test_a_misspelt_or_senseless_option_is_an_error_before_and_while_it_scores(options, message):
+    for asked in (check_options, random_control.check_options, partial(verdict, "")):
+        with pytest.raises(ValueError, match=message):
+            asked(**options)
 
 
-def test_the_control_has_the_same_keys():
-    assert random_control.compute_score("countdown", "", TRUTH, profile="countdown").keys() == verdict("").keys()
+# --- the random control ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def coins(monkeypatch):
+    """A function that scores responses to row 3 as a fresh process would."""
+
+    def of(responses, seed=0, **row):
+        monkeypatch.setattr(random_control, "_seen", Counter())
+        row = {"split": "train", "index": 3} | row
+        return [random_control.compute_score("", text, TRUTH, row, seed=seed)["score"] for text in responses]
+
+    return of
+
+
+def test_the_control_has_the_same_keys_and_tells_the_truth_about_the_answer():
+    for response in ("", block("(18-11)*25")):
+        control, truth = random_control.compute_score("countdown", response, TRUTH), verdict(response)
+        assert control | {"score": 0} == truth | {"score": 0}
+
+
+def test_the_coins_of_a_run_can_be_repeated_whatever_the_order_of_scoring(coins):
+    responses = [f"try {i % 50}" for i in range(200)]  # each four times
+    first = sorted(zip(responses, coins(responses), strict=True))
+    shuffled = random.Random(1).sample(responses, len(responses))
+    assert sorted(zip(shuffled, coins(shuffled), strict=True)) == first
+    assert sorted(zip(responses, coins(responses, seed=1), strict=True)) != first
+
+
+def test_equal_responses_of_a_group_get_coins_of_their_own(coins):
+    same = coins(["no"] * 1000)
+    assert set(same[:8]) == {0.0, 1.0}
+    assert 437 <= sum(same) <= 563  # four standard deviations
+
+
+@pytest.mark.parametrize("vary", ["response", "row", "seed"])
+def test_the_coins_are_fair_and_independent_over(vary, coins):
+    if vary == "response":
+        flips = coins([f"{i}" for i in range(1000)])
+    elif vary == "row":
+        flips = [coins(["no"], index=i)[0] for i in range(1000)]
+    else:
+        flips = [coins(["no"], seed=i)[0] for i in range(1000)]
+    assert 437 <= sum(flips) <= 563
+    assert 437 <= sum(a == b for a, b in pairwise(flips)) <= 563
+
+
+def test_a_seed_that_is_no_integer_is_an_error():
+    for seed in ("abc", 1.5, True, None):
+        with pytest.raises(ValueError, match="seed is an integer"):
+            random_control.check_options(seed=seed)
 
 
 def test_importing_it_imports_the_standard_library_alone():

@@ -1,9 +1,10 @@
 """Our profiles beside the scorers whose rewards they repeat, on ten thousand responses.
 
-The published rules are written again here as plainly as they are there: Jiayi-Pan/TinyZero,
-verl/utils/reward_score/countdown.py; philschmid/deep-learning-pytorch-huggingface, training/scripts/run_r1_grpo.py
-(mini-r1); datawhalechina/unlock-deepseek, Datawhale-R1/train_Datawhale-R1.py, as published with the article. They use
-`eval`, so no response here holds two powers.
+The published rules are written again here as plainly as they are there: Jiayi-Pan/TinyZero at commit b19c457,
+verl/utils/reward_score/countdown.py; philschmid/deep-learning-pytorch-huggingface at 59b3797,
+training/scripts/run_r1_grpo.py (mini-r1); datawhalechina/unlock-deepseek at 83de91b,
+Datawhale-R1/train_Datawhale-R1.py, as published with the article, and at 9ece4b3, as corrected. They use `eval`, so no
+response here holds two powers.
 """
 
 import random
@@ -15,6 +16,7 @@ import pytest
 from data_prep.cli import CONFIGS
 from reward_score.countdown import compute_score
 from reward_score.grammar import MAX_EXPRESSION, find_answer
+from reward_score.profiles import PROFILES
 
 # --- the published rules; each finds the start and end of its answer's text -----------------------------------------
 
@@ -84,6 +86,7 @@ PUBLISHED = {
 
 END = "</think>\n"
 DIFFERENCES = {  # name in docs/reward.md: (profile, response, target, theirs, ours)
+    "a thought that never ends": ("mini_r1", "so <answer>2+3+6</answer>", 11, 1.0, 0.0),
     "a block inside the thought": ("mini_r1", f"<answer>2+3+6</answer>{END}<answer>2*3+6</answer>", 11, 2.0, 1.0),
     "several blocks after the thought": ("mini_r1", f"{END}<answer>2+3+6</answer><answer>2*3+6</answer>", 12, 1.0, 2.0),
     "a line break after the block": ("tinyzero", f"{END}<answer>2+3+6</answer>\n", 11, 0.0, 1.0),
@@ -116,12 +119,13 @@ def in_thought(response, place):
 
 def names_of(profile, response, numbers):
     """The differences that apply to a response, by properties of it alone."""
-    theirs, (_, ours) = PUBLISHED[profile][1](response), find_answer(response)
+    anywhere = "answer_in_thought" in PROFILES[profile].options
+    theirs, (_, ours) = PUBLISHED[profile][1](response), find_answer(response, answer_in_thought=anywhere)
     length = response.partition("</think>")
     if profile == "datawhale_r1_article" and "\n" in length[0] and "<think>" in length[2]:
         yield "a later thought in one line"
-    if theirs is not None and in_thought(response, theirs[0]):
-        yield "a block inside the thought"
+    if theirs is not None and not anywhere and in_thought(response, theirs[0]):
+        yield "a block inside the thought" if "</think>" in response else "a thought that never ends"
     elif theirs is None and ours is not None:
         inside = "\n" in response[slice(*ours)]
         yield "a line break inside the block" if inside else "a line break after the block"
@@ -220,7 +224,10 @@ def cases(count=10_000):
         response = response_of(rng, numbers)
         target = rng.randint(1, 100)
         answers = [response[slice(*place)] for place in (first_answer(response), find_answer(response)[1]) if place]
-        values = [published_value(text.replace("\v", "").replace("\n", " "), numbers) for text in answers]
+        texts = [
+            text.replace("\v", "").replace("\n", " ").replace("(" * 201, "").replace(")" * 201, "") for text in answers
+        ]
+        values = [published_value(text, numbers) for text in texts]
         whole = [int(value) for value in values if value is not None and value == int(value)]
         yield response, numbers, rng.choice(whole) if whole and rng.random() < 0.8 else target
 
@@ -241,6 +248,34 @@ def test_ten_thousand_responses_differ_only_where_it_is_intended(profile):
     assert seen.keys() <= DIFFERENCES.keys()
     assert len(seen) >= 8, seen  # the responses try them
     assert min(verdicts.values()) >= 100, verdicts
+
+
+@pytest.mark.parametrize(
+    ("response", "paid"),
+    [
+        ("so <answer>2+3+6</answer>", 1.0),
+        ("so\nI try <answer> 2*3+6 </answer>", 0.1),
+        ("<answer>2+3</answer>", 0.1),
+        ("<answer>I do not know</answer>", 0.1),
+        ("so <answer>2*3+6</answer> no, <answer>2+3+6</answer>", 1.0),
+        ("so <answer>2+3+6</answer></think>", 1.0),
+        ("so <answer>2+3+6</answer></think><answer>2*3+6</answer>", 0.1),
+        ("so </think><think><answer>2+3+6</answer>", 1.0),
+        ("so <answer>2+3+6", 0.0),
+        ("2+3+6", 0.0),
+    ],
+)
+def test_a_thought_that_never_ends_is_paid_as_tinyzeros_scorer_pays_it(response, paid):
+    truth = {"numbers": [2, 3, 6], "target": 11}
+    assert tinyzero(response, **truth) == paid
+    assert compute_score("", response, truth, profile="tinyzero")["score"] == paid
+
+
+def test_the_grammar_asks_for_a_closed_thought_unless_the_option_is_set():
+    truth, response = {"numbers": [2, 3, 6], "target": 11}, "so <answer>2+3+6</answer>"
+    assert compute_score("", response, truth)["reason"] == "no_answer"
+    assert compute_score("", response, truth, answer_in_thought=True)["reason"] == "right"
+    assert compute_score("", response, truth, profile="tinyzero", answer_in_thought=False)["reason"] == "no_answer"
 
 
 def test_the_layout_and_the_thought_length_are_theirs_to_the_letter():

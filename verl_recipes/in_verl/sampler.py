@@ -9,8 +9,10 @@ One line of the files it writes, `samples/{train,validation}/<step>.jsonl`:
 
     {"step": 0, "prompt_id": "5d0c…", "prompt": "…", "response": "11+18=29,…", "ground_truth": {…},
      "data_source": "countdown/3_numbers", "extra_info": {"split": "test", "index": 0, …}, "response_tokens": 37,
-     "truncated": false, "repeated": false, "score": 0.1, "acc": 0.0, "format": 1.0, "reason": "wrong_value",
-     "reason/no_answer": 0.0, …}
+     "truncated": false, "repeated": false, "score": 0.1, "reward_score": 0.1, "acc": 0.0, "format": 1.0,
+     "reason": "wrong_value", "reason/no_answer": 0.0, …}
+
+`score` is what was trained on, `reward_score` what the reward function returned (measure/rows.py).
 """
 
 import time
@@ -28,6 +30,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from reward_score.components import repetition
 from verl_recipes.in_verl.alarms import check_output
 from verl_recipes.measure.batch import component_metrics
+from verl_recipes.measure.rows import scored
 from verl_recipes.run.folder import RunFolder, append_line, as_lines, write_whole
 
 POLL_SECONDS = 0.05
@@ -95,25 +98,35 @@ class CountdownReplayBuffer(ReplayBuffer):
         """The samples of a batch as rows."""
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=FIELDS)
         columns = zip(batch.keys, *(data[name] for name in FIELDS), strict=True)
-        rows = []
-        for key, prompt, response, reward_model, data_source, extra_info, extra_fields, scores in columns:
-            text = self.tokenizer.decode(response, skip_special_tokens=True)
-            row = {
-                "step": step,
-                "prompt_id": key.split("_")[0],
-                "prompt": self.tokenizer.decode(prompt, skip_special_tokens=True),
-                "response": text,
-                "ground_truth": getattr(reward_model, "data", reward_model)["ground_truth"],
-                "data_source": getattr(data_source, "data", data_source),
-                "extra_info": getattr(extra_info, "data", extra_info),
-                "response_tokens": len(response),
-                "truncated": len(response) >= self.sampler_kwargs["response_length"],
-                "repeated": repetition(text) == 1.0,
-                "score": float(scores.sum()),
-            }
-            verdict = getattr(extra_fields, "data", extra_fields).get("reward_extra_info", {})
-            rows.append(row | {name: number(value) for name, value in verdict.items()})
-        return rows
+        return [
+            {"step": step, "prompt_id": key.split("_")[0]} | self.row(**dict(zip(FIELDS, values, strict=True)))
+            for key, *values in columns
+        ]
+
+    def row(
+        self,
+        *,
+        prompts: torch.Tensor,
+        responses: torch.Tensor,
+        reward_model: Any,
+        data_source: Any,
+        extra_info: Any,
+        extra_fields: Any,
+        rm_scores: torch.Tensor,
+    ) -> dict[str, Any]:
+        """One sample, from its fields in TransferQueue: token ids, the data's columns, and the score of each token."""
+        text = self.tokenizer.decode(responses, skip_special_tokens=True)
+        verdict = getattr(extra_fields, "data", extra_fields).get("reward_extra_info", {})
+        return {
+            "prompt": self.tokenizer.decode(prompts, skip_special_tokens=True),
+            "response": text,
+            "ground_truth": getattr(reward_model, "data", reward_model)["ground_truth"],
+            "data_source": getattr(data_source, "data", data_source),
+            "extra_info": getattr(extra_info, "data", extra_info),
+            "response_tokens": len(responses),
+            "truncated": len(responses) >= self.sampler_kwargs["response_length"],
+            "repeated": repetition(text) == 1.0,
+        } | scored({name: number(value) for name, value in verdict.items()}, float(rm_scores.sum()))
 
     def write(self, rows: list[dict[str, Any]], split: str, step: int) -> None:
         """Add rows to the file of their step, which is whole at every moment."""

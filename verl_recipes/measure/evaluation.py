@@ -162,7 +162,8 @@ def measure(samples: Iterable[Row], greedy: Iterable[Row] = ()) -> dict[str, Any
     Returns:
         `n`; `problems`; `figures`: name to [value, low, high], over the problems in distribution where there are such,
         else over all; `reasons`: the share of each reason, likewise; `tokens`: percentiles of response lengths; and
-        `by`: kind, value, and there `problems` and the main figures.
+        `by`: kind, value, and there `problems` and the main figures. A reward that says neither `format` nor `reason`
+        leaves those out.
 
     Raises:
         UserError: there are no samples, or problems with more samples than others have.
@@ -187,13 +188,17 @@ def measure(samples: Iterable[Row], greedy: Iterable[Row] = ()) -> dict[str, Any
         "n": n,
         "problems": len(inside),
         "figures": accuracies(inside, [zero for _, zero in within])
+        | ({"format": mean_of(inside, lambda row: row["format"])} if "format" in inside[0][0] else {})
         | {
-            "format": mean_of(inside, lambda row: row["format"]),
             "truncated": mean_of(inside, lambda row: row["truncated"]),
             "response_tokens": mean_of(inside, lambda row: row["response_tokens"], share=False),
             "candidates": mean_of(inside, candidates_tried, share=False),
         },
-        "reasons": {reason: mean_of(inside, partial(_refused, reason)) for reason in ("right", *REASONS)},
+        "reasons": {
+            reason: mean_of(inside, partial(_refused, reason))
+            for reason in ("right", *REASONS)
+            if "reason" in inside[0][0]
+        },
         "tokens": {str(p): float(np.percentile(lengths, p)) for p in (5, 50, 95)},
         "by": dict(by),
     }

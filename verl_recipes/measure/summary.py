@@ -34,7 +34,8 @@ def summarize(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
 
     Returns:
         `problems`, `mean@n`, `pass@1`, `pass@2`, ... up to `pass@n` by doubling, `format`, `response_tokens`,
-        `candidates` and `truncated`, each but the first a mean over samples or problems.
+        `candidates` and `truncated`, each but the first a mean over samples or problems; no `format` if the reward
+        says none.
     """
     correct: dict[str, list[float]] = defaultdict(list)
     for row in samples:
@@ -44,5 +45,6 @@ def summarize(samples: Sequence[dict[str, Any]]) -> dict[str, float]:
     for k in sorted({n} | {2**i for i in range(n.bit_length()) if 2**i <= n}):
         result[f"pass@{k}"] = fmean(pass_at_k(len(group), round(sum(group)), k) for group in correct.values())
     for name in ("format", "response_tokens", "truncated"):
-        result[name] = fmean(row[name] for row in samples)
+        if name in samples[0]:
+            result[name] = fmean(row[name] for row in samples)
     return result | {"candidates": fmean(map(candidates_tried, samples))}

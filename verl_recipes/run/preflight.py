@@ -17,6 +17,7 @@ from data_prep.cli import UserError
 from data_prep.sources import file_sha256
 from verl_recipes.run.checkpoints import checkpoint_steps, damage, way_on
 from verl_recipes.run.folder import RunFolder, is_marked, read_json
+from verl_recipes.run.reward import check_reward
 from verl_recipes.run.trackers import check_trackers
 from verl_recipes.settings.configuration import check_choice
 
@@ -170,6 +171,7 @@ def preflight(cfg: DictConfig, run: RunFolder) -> None:
     check_choice(cfg)
     check_place(run)
     check_trackers(cfg.trackers)
+    check_reward(cfg)
     rows = check_parquet(cfg.data.train_files, "data.train_files", cfg.data.made_by)
     check_parquet(cfg.data.val_files, "data.val_files", cfg.data.made_by)
     check_verl_keys(cfg, rows)

@@ -1,0 +1,46 @@
+"""Whether verl will find the reward function, and whether it takes the options of the configuration."""
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from data_prep.cli import UserError
+
+KEY = "reward.custom_reward_function"
+
+
+def load(path: str) -> ModuleType:
+    """The module that a path names, as verl's `load_module` reads it: pkg://package.module, file://path, or a path."""
+    if path.startswith("pkg://"):
+        return importlib.import_module(path.removeprefix("pkg://").replace("/", "."))
+    spec = importlib.util.spec_from_file_location("reward_function", path.removeprefix("file://"))
+    if spec is None or spec.loader is None:
+        raise ImportError("no Python file; its name should end in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_reward(cfg: DictConfig) -> None:
+    """Raise UserError if the reward function cannot be loaded, or if its own `check_options` refuses its options.
+
+    The functions of reward_score have a `check_options`; one of the user's own may have it.
+    """
+    function = cfg.reward.custom_reward_function
+    if not function.path:  # verl then chooses one of its own by the data's source
+        return
+    try:
+        module = load(function.path)
+    except Exception as error:  # whatever a file of the user's raises
+        raise UserError(f"{KEY}.path={function.path} cannot be loaded: {type(error).__name__}: {error}") from None
+    if not callable(getattr(module, str(function.name), None)):
+        raise UserError(f"{KEY}.name={function.name}: {function.path} has no such function")
+    options: Any = OmegaConf.to_container(function.get("reward_kwargs") or OmegaConf.create(), resolve=True)
+    if check := getattr(module, "check_options", None):
+        try:
+            check(**options)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{KEY}.reward_kwargs: {error}") from None
