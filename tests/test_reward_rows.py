@@ -72,6 +72,7 @@ def test_a_reward_function_of_the_users_own_is_loaded_as_verl_loads_it(tmp_path)
     assert refusal(file, "score") is None
     assert refusal(f"file://{file}", "score") is None
     assert "has no such function" in refusal(file, "scores")
+    assert "unexpected keyword argument 'profile'" in refusal(file, "score", profile="countdown")
     assert "No such file" in refusal(tmp_path / "no.py")
     assert "cannot be loaded" in refusal(tmp_path)
     assert "No module named 'no_such_package'" in refusal("pkg://no_such_package.reward")
@@ -79,6 +80,14 @@ def test_a_reward_function_of_the_users_own_is_loaded_as_verl_loads_it(tmp_path)
     assert "ZeroDivisionError" in refusal(file, "score")
     file.write_text("def score(:\n", "utf-8")
     assert "SyntaxError" in refusal(file, "score")
+
+
+def test_options_can_be_left_out_and_not_set_to_null():
+    cfg = compose("train", "~reward.custom_reward_function.reward_kwargs")
+    check_reward(cfg)
+    cfg = compose("train", "reward.custom_reward_function.reward_kwargs=null")
+    with pytest.raises(UserError, match=r"add ~reward\.custom_reward_function\.reward_kwargs"):
+        check_reward(cfg)
 
 
 # --- what a row says -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from data_prep.cli import UserError
 
 KEY = "reward.custom_reward_function"
+VERLS = ("data_source", "solution_str", "ground_truth", "extra_info")  # the keywords that verl's managers pass
 
 
 def load(path: str) -> ModuleType:
@@ -25,9 +27,9 @@ def load(path: str) -> ModuleType:
 
 
 def check_reward(cfg: DictConfig) -> None:
-    """Raise UserError if the reward function cannot be loaded, or if its own `check_options` refuses its options.
+    """Raise UserError if the reward function cannot be loaded or called, or if `check_options` refuses its options.
 
-    The functions of reward_score have a `check_options`; one of the user's own may have it.
+    The modules of reward_score have a `check_options`; one of the user's own may have it.
     """
     function = cfg.reward.custom_reward_function
     if not function.path:  # verl then chooses one of its own by the data's source
@@ -36,11 +38,15 @@ def check_reward(cfg: DictConfig) -> None:
         module = load(function.path)
     except Exception as error:  # whatever a file of the user's raises
         raise UserError(f"{KEY}.path={function.path} cannot be loaded: {type(error).__name__}: {error}") from None
-    if not callable(getattr(module, str(function.name), None)):
+    score = getattr(module, str(function.name), None)
+    if not callable(score):
         raise UserError(f"{KEY}.name={function.name}: {function.path} has no such function")
-    options: Any = OmegaConf.to_container(function.get("reward_kwargs") or OmegaConf.create(), resolve=True)
-    if check := getattr(module, "check_options", None):
-        try:
+    options: Any = OmegaConf.to_container(function, resolve=True).get("reward_kwargs", {})  # type: ignore[union-attr]
+    if not isinstance(options, dict):
+        raise UserError(f"{KEY}.reward_kwargs={options}: to leave them out, add ~{KEY}.reward_kwargs")
+    try:
+        inspect.signature(score).bind(**dict.fromkeys(VERLS), **options)
+        if check := getattr(module, "check_options", None):
             check(**options)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{KEY}.reward_kwargs: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{KEY}.reward_kwargs: {error}") from None
