@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from verl_recipes.measure.summary import AGREEMENT
+from verl_recipes.reporting.metrics import AGREEMENT
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ["run", "mean@8", "pass@8", "response tokens", "candidates", "truncated", "least agreement", "minutes"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from verl_recipes.measure.summary import AGREEMENT
+from verl_recipes.reporting.metrics import AGREEMENT
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ("tiny", "tinyzero_grpo", "mini_r1", "datawhale_r1", "datawhale_r1_article", "dapo", "dr_grpo", "rloo")

@@ -13,7 +13,7 @@ from statistics import median
 
 from playwright.sync_api import sync_playwright
 
-from verl_recipes.report import write_report
+from verl_recipes.reporting.page import write_report
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from test_report import CHROMIUM, FLAGS, make_large_run

@@ -19,7 +19,8 @@ from typing import Any
 import jinja2
 
 from verl_recipes.evaluate import samples_of
-from verl_recipes.measure.evaluation import compare, figure
+from verl_recipes.measure.comparison import compare
+from verl_recipes.measure.intervals import figure
 from verl_recipes.reporting.text import interval
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,7 +17,7 @@ from commands import ROOT, SHORT, Command, metrics_of, train
 
 from reward_score.countdown import compute_score
 from reward_score.grammar import REASONS
-from verl_recipes.measure.summary import AGREEMENT
+from verl_recipes.reporting.metrics import AGREEMENT
 from verl_recipes.run.folder import read_lines
 
 pytestmark = pytest.mark.end_to_end

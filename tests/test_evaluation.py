@@ -1,4 +1,4 @@
-"""Evaluations, their statistics, exported models and the game: properties, and the real thing once."""
+"""Evaluations, exported models and the game: properties, and the real thing once."""
 
 import importlib.util
 import json
@@ -11,41 +11,24 @@ import subprocess
 import sys
 import time
 import urllib.request
-from itertools import combinations, product
 from pathlib import Path
 
-import numpy as np
 import pytest
 from commands import Command
 from configurations import compose, options
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from rich.console import Console
+from test_measure import sample
 
 from data_prep.cli import CONFIGS, UserError, check
-from reward_score.grammar import REASONS
 from verl_recipes import evaluate, export, play
-from verl_recipes.measure import evaluation as measure
+from verl_recipes.measure.evaluation import measure
 from verl_recipes.reporting.text import interval
 from verl_recipes.run.folder import RunFolder, as_lines, read_lines, write_whole
 from verl_recipes.run.weights import find_weights
 
 ROOT = CONFIGS.parent
 BASE = ROOT / "assets" / "tiny_base"
-
-
-def sample(problem, right, response="</think><answer>1</answer>", **others):
-    """A row of samples/ on the problem of that number."""
-    return {
-        "ground_truth": {"numbers": [1, 2, problem + 3], "target": problem + 6},
-        "response": response,
-        "response_tokens": len(response),
-        "acc": float(right),
-        "format": 1.0,
-        "truncated": False,
-        "reason": "right" if right else "wrong_value",
-    } | others
 
 
 @pytest.fixture(scope="module")
@@ -56,106 +39,6 @@ def data(tmp_path_factory):
     arguments = [f"out={folder}", "train_size=64", "test_size=24", *ood]
     subprocess.run([sys.executable, "-m", "data_prep", *arguments], cwd=ROOT, check=True, capture_output=True)
     return folder
-
-
-correct = st.integers(1, 5).flatmap(
-    lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=5)
-)
-
-
-@given(correct)
-@settings(max_examples=25, deadline=None)
-def test_pass_at_k_and_mean_are_those_of_a_direct_enumeration(matrix):
-    n = len(matrix[0])
-    rows = [sample(problem, right) for problem, line in enumerate(matrix) for right in line]
-    figures = measure.measure(rows)["figures"]
-    assert figures[f"mean@{n}"][0] == pytest.approx(np.mean(matrix))
-    for k in range(1, n + 1):
-        drawn = [np.mean([any(draw) for draw in combinations(line, k)]) for line in matrix]
-        assert figures[f"pass@{k}"][0] == pytest.approx(np.mean(drawn))
-
-
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), min_size=1, max_size=6))
-def test_a_majority_is_the_most_frequent_answer_whatever_the_order(votes):
-    rows = [{"response": f"</think><answer>{letter} </answer>", "acc": letter == "a"} for letter, _ in votes]
-    counts = {letter: sum(letter == other for other, _ in votes) for letter, _ in votes}
-    most = [letter for letter in counts if counts[letter] == max(counts.values())]
-    assert measure.majority(rows) == pytest.approx(("a" in most) / len(most))
-    assert measure.majority(sorted(rows, key=str)) == measure.majority(rows)
-    assert measure.majority([{"response": "no", "acc": 0.0}]) == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("problems", [64, 256])
-@pytest.mark.parametrize("k", [1, 4, 8])
-@pytest.mark.parametrize(("a", "b"), [(0.6, 2.4), (3, 3), (8, 0.5), (0.05, 5)], ids=["base", "middle", "high", "low"])
-def test_intervals_of_shares_cover_the_truth_at_their_rate(a, b, k, problems):
-    """Problems whose difficulty follows Beta(a, b), 8 samples of each, 500 evaluations; 95% but for Monte Carlo."""
-    rng = np.random.default_rng(k)
-    truth = np.mean(1 - (1 - rng.beta(a, b, 10**6)) ** k)
-    chance = np.array([measure.pass_at_k(8, right, k) for right in range(9)])
-    covered = 0
-    for _ in range(500):
-        _, low, high = measure.figure(chance[rng.binomial(8, rng.beta(a, b, problems))])
-        covered += low <= truth <= high
-    assert covered / 500 >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 500)
-
-
-def test_intervals_of_lengths_and_differences_cover_the_truth_at_their_rate():
-    rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(1000):
-        value, low, high = measure.figure(rng.gamma(4, 25, 64), share=False)
-        assert low < value < high
-        covered += low <= 100 <= high
-    assert abs(covered / 1000 - 0.95) <= 3 * np.sqrt(0.95 * 0.05 / 1000)
-
-
-def test_an_interval_says_how_little_few_problems_tell():
-    assert measure.figure([1.0]) == [1.0, 0.0, 1.0]
-    value, low, high = measure.figure([1.0] * 10)
-    assert (value, high) == (1.0, 1.0)
-    assert 0.5 < low < 0.8
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=7))
-@settings(max_examples=25, deadline=None)
-def test_the_paired_test_is_that_of_all_flips_of_signs(pairs):
-    rows = [[sample(i, right < pair[side]) for i, pair in enumerate(pairs) for right in range(4)] for side in (0, 1)]
-    result = measure.compare(*rows)
-    differences = np.array([b - a for a, b in pairs]) / 4
-    flips = np.array([np.dot(signs, differences) for signs in product([-1, 1], repeat=len(pairs))])
-    tails = [np.mean(flips >= differences.sum() - 1e-9), np.mean(flips <= differences.sum() + 1e-9)]
-    assert result["difference"][0] == pytest.approx(differences.mean())
-    assert result["p"] == pytest.approx(min(1, 2 * min(tails)))
-    assert (result["better"], result["worse"]) == ((differences > 0).sum(), (differences < 0).sum())
-
-
-def test_what_was_measured_on_other_problems_is_not_compared():
-    with pytest.raises(UserError, match="not measured on the same problems: 2 and 2, 1 in common"):
-        measure.compare([sample(0, True), sample(1, True)], [sample(1, True), sample(2, True)])
-
-
-def test_problems_with_unequal_numbers_of_samples_are_refused():
-    with pytest.raises(UserError, match="same number of samples"):
-        measure.measure([sample(0, True), sample(0, True), sample(1, True)])
-
-
-def test_headlines_are_those_in_distribution_and_kinds_tell_the_rest():
-    easy = [sample(0, True, set="test"), sample(1, False, set="test", reason="syntax")]
-    hard = [sample(0, False, set="ood_x", ground_truth={"numbers": [3, 3, 8, 8], "target": 24})]
-    figures = measure.measure([*easy, *hard], greedy=[sample(0, True, set="test"), sample(1, True, set="test")])
-    assert (figures["problems"], figures["figures"]["mean@1"][0], figures["figures"]["greedy"][0]) == (2, 0.5, 1.0)
-    assert figures["by"]["distribution"]["out"]["mean@1"][0] == 0
-    assert figures["by"]["set"].keys() == {"test", "ood_x"}
-    assert figures["by"]["numbers"]["4"]["problems"] == 1
-    assert figures["by"]["path"] == {
-        "fraction needed": figures["by"]["set"]["ood_x"],
-        "integers do": figures["by"]["set"]["test"],
-    }
-    assert figures["by"]["operators"]["* or / needed"]["problems"] == 1
-    assert sum(share[0] for share in figures["reasons"].values()) == pytest.approx(1)
-    assert figures["reasons"].keys() == {"right", *REASONS}
 
 
 def test_every_wanted_response_has_its_own_seed(data):
@@ -304,7 +187,7 @@ def test_an_export_holds_the_weights_the_tokenizer_and_the_template_of_the_run(r
 def test_the_model_card_is_filled_from_the_run(exported):
     card = (exported["bfloat16"] / "README.md").read_text()
     results = [sample(problem, problem % 2) for problem in range(16)]
-    assert f"| mean@1 | {interval(measure.measure(results)['figures']['mean@1'])} |" in card
+    assert f"| mean@1 | {interval(measure(results)['figures']['mean@1'])} |" in card
     assert "Using the numbers {numbers}, create an equation that equals {target}" in card
     assert "| precision of this export | bfloat16 |" in card
     assert "train.parquet 64" in card
@@ -374,7 +257,7 @@ def test_the_results_page_is_what_its_script_makes_of_the_measured_files(name):
 @pytest.mark.parametrize("name", ["docs/evaluation.md", "docs/zh/evaluation.md"])
 def test_the_evaluation_page_tells_of_every_figure_and_option(name):
     text = (ROOT / name).read_text()
-    figures = measure.measure([sample(0, True), sample(1, False)])["figures"]
+    figures = measure([sample(0, True), sample(1, False)])["figures"]
     options = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml").keys() - {"name", "defaults", "hydra"}
     for each in {figure.replace("@1", "@n") for figure in figures if not figure.startswith("pass")} | options:
         assert f"`{each}`" in text or f"{each}=" in text

@@ -20,7 +20,7 @@ from two_nodes import TWO_NODES, running
 
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes import doctor, submit, train
-from verl_recipes.measure.summary import AGREEMENT
+from verl_recipes.reporting.metrics import AGREEMENT
 from verl_recipes.run import cluster
 from verl_recipes.run.folder import RunFolder, read_lines
 from verl_recipes.settings.configuration import check_choice

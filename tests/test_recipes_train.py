@@ -14,7 +14,7 @@ import pytest
 from commands import ROOT, Command, metrics_of, train
 from safetensors.torch import load_file
 
-from verl_recipes.measure.summary import AGREEMENT
+from verl_recipes.reporting.metrics import AGREEMENT
 
 pytestmark = pytest.mark.end_to_end
 SHORT = ["model=tiny", "prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.total_training_steps=2"]

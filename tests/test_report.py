@@ -1,76 +1,33 @@
-"""The report of a run in a real browser, headless Chromium, from disk; and what it is made from."""
+"""The report of a run in a real browser, headless Chromium, from disk."""
 
 import json
 import math
 import re
 import shutil
 import socket
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
+from test_reporting import (
+    THOUGHTS,
+    broken,
+    emptied,
+    killed,
+    make_run,
+    sample,
+    without_a_metric,
+    without_validation,
+    write_samples,
+)
 
-from data_prep.cli import CONFIGS, UserError
-from verl_recipes.measure.evaluation import figure
-from verl_recipes.report import PAGE_BYTES, Run, as_script_data, write_report
+from verl_recipes.measure.intervals import figure
+from verl_recipes.reporting.page import PAGE_BYTES, write_report
 
-ROOT = CONFIGS.parent
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # Of Chromium's own background work, which would look for hosts of its maker's.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
-
-THOUGHTS = ["11+18=29,29-25=4 no\n18-11=7,7*25=175 yes", "11*18=190,190-25=165 no", "先凑出7：18-11=7，7*25=175，对了"]
-
-
-def sample(step, problem, i, response=None):
-    right = (problem + i + step) % 3 == 0
-    return {
-        "step": step,
-        "prompt_id": f"p{problem}",
-        "prompt": "Make it.",
-        "response": response or f"{THOUGHTS[(i + step) % 3]}</think>\n<answer> (18-11)*25 </answer>",
-        "ground_truth": {"numbers": [11, 18, 25], "target": 170 + problem},
-        "response_tokens": 30 + step,
-        "truncated": i == 3,
-        "score": float(right),
-        "acc": float(right),
-        "format": 1.0,
-        "reason": "right" if right else "wrong_value",
-    }
-
-
-def write_samples(run, split, step, rows):
-    path = run / "samples" / split / f"{step}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def make_run(run, steps=6, seed=0, **config):
-    """A folder as a run of so many steps leaves it; returns it."""
-    run.mkdir(parents=True)
-    metrics = [{"step": 0, "data": {"val-core/countdown/acc/mean@1": 0.2}}]
-    for step in range(1, steps + 1):
-        data = {"reward/score": step / 10 + seed / 100, "reward/acc": step / 10, "reward/format": 0.9}
-        data |= {"reward/reason/wrong_value": 0.5, "response_length/mean": 30 + step, "response_length/clip_ratio": 0.1}
-        data |= {"actor/kl_loss": 0.01 * step, "actor/entropy": 0.3, "actor/grad_norm": 0.2, "perf/throughput": 900.0}
-        data |= {"reward/groups_without_signal": 0.2, "timing_s/step": 36.0, "timing_s/gen": 20.0}
-        data |= {"training/rollout_actor_probs_pearson_corr": 0.9999}
-        metrics.append({"step": step, "data": data})
-        write_samples(run, "train", step, [sample(step, problem, i) for problem in range(4) for i in range(4)])
-    metrics[-1]["data"]["val-core/countdown/acc/mean@1"] = 0.5
-    for step in (0, steps):
-        write_samples(run, "validation", step, [sample(step, problem, i) for problem in range(9) for i in range(4)])
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
-    trainer = {"n_gpus_per_node": 2, "nnodes": 1, "device": "cuda", "total_training_steps": steps}
-    settings = {"name": run.name, "seed": seed, "run_dir": str(run), "trainer": trainer, "plan": {"price": [5, 7]}}
-    (run / "config.yaml").write_text(json.dumps(settings | config))  # JSON is YAML
-    summary = {"versions": {"verl": "0.9.1"}, "git_commit": "abc", "seconds": {"total": 360.0}, "resumed_from": 0}
-    (run / "summary.json").write_text(json.dumps(summary))
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -303,35 +260,6 @@ def test_hostile_text_is_shown_as_text(tmp_path, visit):
     assert evil in page.locator("#setup ~ details, section[aria-labelledby=setup]").first.inner_text()
 
 
-def killed(run):
-    (run / "summary.json").unlink()
-    lines = (run / "metrics.jsonl").read_text()
-    (run / "metrics.part.jsonl").write_text(lines[: len(lines) // 2])
-    (run / "metrics.jsonl").unlink()
-    last = run / "samples" / "train" / "3.jsonl"
-    last.write_bytes(last.read_bytes()[:-300] + b"\xe5\x87")
-
-
-def without_validation(run):
-    shutil.rmtree(run / "samples" / "validation")
-
-
-def without_a_metric(run):
-    text = (run / "metrics.jsonl").read_text()
-    (run / "metrics.jsonl").write_text(text.replace("actor/grad_norm", "other").replace("actor/kl_loss", "another"))
-
-
-def emptied(run):
-    shutil.rmtree(run)
-    run.mkdir()
-
-
-def broken(run):
-    (run / "config.yaml").write_text("a: [b")
-    (run / "summary.json").write_text('{"versions": 3, "seconds": {"total": "long"}}')
-    (run / "metrics.jsonl").write_text('5\n{"step": 1}\n{"step": "x", "data": {}}\n' + "[" * 100_000)
-
-
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
@@ -381,44 +309,6 @@ def test_the_headline_and_the_cost_are_what_the_files_say(plain):
     assert "0.200 (the whole run)" in cost  # two devices for 360 s
     assert "1 to 1.4" in cost
     assert "0.1 to 0.14 a step" in cost  # 36 s
-
-
-def test_gpus_that_only_generate_cost_as_well(tmp_path):
-    trainer = {"n_gpus_per_node": 3, "nnodes": 1, "device": "cuda", "v1": {"trainer_mode": "separate_async"}}
-    split = {"trainer": trainer, "actor_rollout_ref": {"rollout": {"n_gpus_per_node": 1, "nnodes": 1}}}
-    assert Run(make_run(tmp_path / "run", **split), PAGE_BYTES).cost(None, None)["gpus"] == 4
-
-
-def test_data_in_the_page_cannot_end_its_script():
-    text = as_script_data({"</script>": ["<!--", float("nan"), "\u2028\ud800"]})
-    assert "<" not in text
-    assert text.isascii()
-    assert json.loads(text) == {"</script>": ["<!--", None, "\u2028\ud800"]}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "name a run folder"),
-        (["nowhere"], "there is no run folder nowhere"),
-        (["a", "b"], "out=FILE"),
-        (["a", "prize=3"], "knows no prize"),
-        (["a", "price=much"], "price is a number"),
-    ],
-)
-def test_a_mistake_is_one_line(tmp_path, arguments, message):
-    from verl_recipes.report import main
-
-    with pytest.raises(UserError, match=message):
-        main(arguments)
-
-
-def test_the_command_writes_the_page_and_replaces_it_whole(run):
-    command = [sys.executable, "-m", "verl_recipes.report", str(run), "price=2", "currency=EUR"]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert Path(printed.strip()) == run / "report.html"
-    assert "0.4 EUR" in (run / "report.html").read_text()
-    assert not list(run.glob(".*"))
 
 
 def make_large_run(run):

@@ -10,10 +10,10 @@ from omegaconf import open_dict
 
 from data_prep.cli import UserError
 from verl_recipes.measure.batch import component_metrics
-from verl_recipes.measure.evaluation import compare, measure
+from verl_recipes.measure.comparison import compare
+from verl_recipes.measure.evaluation import measure, summarize
 from verl_recipes.measure.rows import scored
-from verl_recipes.measure.summary import summarize
-from verl_recipes.report import per_problem
+from verl_recipes.reporting.run import evaluation_figures
 from verl_recipes.run.reward import check_reward
 
 finite = st.floats(-10, 10, allow_nan=False)
@@ -155,4 +155,4 @@ def test_a_reward_of_the_users_own_has_metrics_a_summary_an_evaluation_and_a_rep
     assert measured["reasons"] == {}
     assert "format" not in measured["figures"] | summary
     assert compare(rows, rows)["difference"][0] == 0
-    assert set(per_problem(rows)["mean@2"].values()) == {0.5, 0.0}
+    assert set(evaluation_figures(rows)["mean@2"].values()) == {0.5, 0.0}

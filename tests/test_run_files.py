@@ -6,13 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import combinations
 from multiprocessing import shared_memory
 
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -20,7 +17,6 @@ from data_prep.cli import CONFIGS, UserError
 from verl_recipes import train
 from verl_recipes.in_verl import alarms
 from verl_recipes.measure.batch import component_metrics
-from verl_recipes.measure.summary import pass_at_k, summarize
 from verl_recipes.run import preflight as checks
 from verl_recipes.run import supervise
 from verl_recipes.run.folder import RunFolder
@@ -28,26 +24,6 @@ from verl_recipes.run.log import reason
 from verl_recipes.run.start import merge_metrics
 
 ROOT = CONFIGS.parent
-
-
-@given(st.integers(1, 8), st.data())
-def test_pass_at_k_is_the_share_of_draws_with_a_right_one(n, data):
-    correct, k = data.draw(st.integers(0, n)), data.draw(st.integers(1, n))
-    draws = list(combinations([True] * correct + [False] * (n - correct), k))
-    assert pass_at_k(n, correct, k) == pytest.approx(sum(map(any, draws)) / len(draws))
-
-
-def test_summary_means_over_samples_and_over_problems():
-    row = {
-        "format": 1.0,
-        "response_tokens": 10,
-        "truncated": False,
-        "ground_truth": {"numbers": [11, 18, 25], "target": 175},
-    }
-    row |= {"response": "11+18=29,29-25=4 no\n18-11=7,7*25=175 yes</think>"}
-    samples = [row | {"prompt": p, "acc": acc} for p, acc in (("a", 1.0), ("a", 0.0), ("b", 0.0), ("b", 0.0))]
-    figures = summarize(samples)
-    assert (figures["problems"], figures["mean@2"], figures["pass@2"], figures["candidates"]) == (2, 0.25, 0.5, 2)
 
 
 def test_batch_metrics_are_means_and_shares_over_responses_and_groups():

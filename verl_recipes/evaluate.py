@@ -38,8 +38,10 @@ from rich.text import Text as Plain
 
 from data_prep.cli import CONFIGS, Checked, Count, Number, Seed, Text, UserError, command, compose, quoted
 from data_prep.sources import file_sha256
-from verl_recipes.measure.evaluation import CONFIDENCE, OUT, compare, measure
-from verl_recipes.measure.summary import summarize
+from verl_recipes.measure.comparison import compare
+from verl_recipes.measure.evaluation import measure, summarize, what_is_missing
+from verl_recipes.measure.intervals import CONFIDENCE
+from verl_recipes.measure.problems import OUT, set_name
 from verl_recipes.reporting.text import interval
 from verl_recipes.run.fingerprint import differences, flat, provenance, read_config
 from verl_recipes.run.folder import RunFolder, as_lines, is_marked, read_json, read_lines, write_json, write_whole
@@ -262,6 +264,7 @@ def finish(cfg: DictConfig, out: RunFolder, responses: list[Row]) -> Row:
         "temperature": cfg.temperature,
         **summarize(inside),
         **measure(samples, greedy),
+        "missing": what_is_missing(samples),
         "confidence": CONFIDENCE,
         "cost": {"responses": len(responses), "response tokens": tokens, "seconds of sampling": seconds},
     } | provenance()
@@ -283,13 +286,15 @@ def show(summary: Row, out: RunFolder, console: Console) -> None:
     for reason, value in summary["reasons"].items():
         if reason != "right" and value[0]:
             table.add_row(f"refused: {reason}", interval(value))
-    main = [f"mean@{summary['n']}", f"pass@{summary['n']}", "greedy"]
+    main = [f"mean@{summary['n']}", f"pass@{summary['n']}", "greedy"] if summary["n"] else ["score"]
     kinds = Table("kind", "problems", *main)
     for name, values in summary["by"].items():
         for value, figures in values.items():
             cells = (interval(figures[key]) if key in figures else "" for key in main)
             kinds.add_row(Plain(f"{name}: {value}"), str(figures["problems"]), *cells)
     console.print(table, kinds, sep="\n")
+    for each in summary.get("missing", []):
+        say(console, each)
     say(console, f"{out.path}: summary.json samples/ log.txt")
 
 
@@ -312,9 +317,9 @@ def show_comparison(first: Path, second: Path, console: Console) -> None:
     rows = [samples_of(path) for path in (first, second)]
     title = Plain(f"A: {first}\nB: {second}")
     table = Table("set", "problems", "A", "B", "B - A", "B better, worse", "p", title=title)
-    names = dict.fromkeys(row.get("set", "test") for each in rows for row in each)
+    names = dict.fromkeys(set_name(row) for each in rows for row in each)
     for name in names:
-        one, other = ([row for row in each if row.get("set", "test") == name] for each in rows)
+        one, other = ([row for row in each if set_name(row) == name] for each in rows)
         result = compare(one, other)
         figures = (interval(result[key]) for key in ("first", "second", "difference"))
         p = f"{result['p']:.4f}" if result["p"] > 0.001 else "< 0.001"

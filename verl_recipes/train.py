@@ -17,6 +17,7 @@ The trainer is verl's own, in a process of its own (run/supervise.py). It evalua
 and the trained one after the last, on the test problems, with the sampler and the reward of training.
 """
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -109,11 +110,13 @@ def export(cfg: DictConfig, run: RunFolder) -> None:
 
 def summarize(cfg: DictConfig, run: RunFolder, spent: dict[str, Any]) -> None:
     """summary.json: base and trained model side by side."""
-    from verl_recipes.measure.summary import summarize as figures
+    from verl_recipes.measure.evaluation import summarize as figures
+    from verl_recipes.measure.evaluation import what_is_missing
 
     steps = cfg.trainer.total_training_steps
-    base, trained = (figures(read_lines(run.samples_of("validation", step))) for step in (0, steps))
-    about = {"name": cfg.name, "steps": steps, "seed": cfg.seed, "base": base, "trained": trained}
+    base, trained = (read_lines(run.samples_of("validation", step)) for step in (0, steps))
+    about = {"name": cfg.name, "steps": steps, "seed": cfg.seed, "base": figures(base), "trained": figures(trained)}
+    about["missing"] = what_is_missing(trained)
     write_json(run.summary, about | spent | provenance())
 
 
@@ -126,7 +129,7 @@ def draw(cfg: DictConfig, run: RunFolder) -> None:
 
 def report(cfg: DictConfig, run: RunFolder) -> None:
     """report.html."""
-    from verl_recipes.report import write_report
+    from verl_recipes.reporting.page import write_report
 
     write_report([run.path], run.report)
 
@@ -154,10 +157,12 @@ def show(run: RunFolder, console: Console) -> None:
     """The final table."""
     summary = read_json(run.summary, "delete it, and the same command writes it again")
     table = Table("", "base", f"after {summary['steps']} steps", title=Text(str(run.path)))
-    for name, base in summary["base"].items():
-        values = base, summary["trained"][name]
-        table.add_row(name, *(f"{value:.3f}" if value < 10 else f"{value:.1f}" for value in values))
+    for name in summary["base"] | summary["trained"]:
+        values = (summary[side].get(name, math.nan) for side in ("base", "trained"))
+        table.add_row(name, *(f"{value:.1f}" if value >= 10 else f"{value:.3f}" for value in values))
     console.print(table)
+    for each in summary.get("missing", []):
+        say(console, each)
     say(console, "seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in summary["seconds"].items()))
     say(console, f"{run.path}: report.html model/ summary.json curves.png samples/ log.txt")
 

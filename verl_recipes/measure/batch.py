@@ -13,13 +13,17 @@ def component_metrics(rows: list[dict[str, Any]], prefix: str) -> dict[str, floa
         prefix: of the metrics' names.
 
     Returns:
-        The mean of each float or bool in the rows (with the reward's reasons, `truncated` and `repeated`);
+        The mean of each float or bool over the rows that have it, the reward's reasons, `truncated` and `repeated` too;
         `unparsable`, the share whose answer is no expression, where the reward says `format`; `identical`, the share
         of responses that a response to another prompt equals; `groups_without_signal`, the share of groups
         whose rewards do not differ, so that their advantages are zero.
     """
-    names = [name for name, value in rows[0].items() if isinstance(value, float | bool)]
-    metrics = {name: statistics.fmean(row[name] for row in rows) for name in names}
+    known: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, float | bool):
+                known[name].append(value)
+    metrics = {name: statistics.fmean(each) for name, each in known.items()}
     if "format" in metrics:
         metrics["unparsable"] = 1 - metrics["format"]
     prompts = defaultdict(set)

@@ -171,13 +171,71 @@ def wanted(text: str, numbers: Sequence[int], target: int, found: Sequence[State
     return count
 
 
+class Trace:
+    """The candidates of a response, read statement by statement, and the checks on the way.
+
+    A candidate goes on as long as a statement needs given numbers that are still unused, or a value that the candidate
+    has made. `used` counts the given numbers in it, `made` its values that no later statement has used.
+    """
+
+    def __init__(self, numbers: Sequence[int], target: int) -> None:
+        self.given: Counter[Number] = Counter(numbers)
+        self.target = target
+        self.used: Counter[Number] = Counter()
+        self.made: Counter[Number] = Counter()
+        self.made_of: dict[Number, Counter[Number]] = {}  # each value ever made: the given numbers in it
+        self.goals: set[Number] = {target}  # what is to be made, seen from the target
+        self.candidates: list[list[str]] = []
+        self.dropped: list[bool] = []  # for each candidate, whether it was refused, or missed with all numbers used
+        self.verification = self.backward = 0
+
+    def starts_at_target(self, each: Statement, needed: Counter[Number]) -> bool:
+        """Whether the statement reckons back from the target, or from a goal that was found that way."""
+        foreign = [value for value in needed if value not in self.given and value not in self.made]
+        if each.flipped and each.value == self.target:
+            found = bool(foreign) or needed < self.given
+        else:  # the difference between a finished candidate and the target is no start at the target
+            finished = self.used == self.given and any(map(self.made.get, needed))
+            found = any(map(self.goals.__contains__, foreign)) and not finished
+        if found:
+            self.goals.update(foreign, [each.value])
+        return found
+
+    def read(self, each: Statement, before: str, after: str) -> None:
+        """One more statement, with the text that leads to it and the text that judges it."""
+        needed: Counter[Number] = Counter(each.literals)
+        if self.starts_at_target(each, needed):
+            self.backward += 1
+            return
+        after = _NO_VERDICT.sub("", after)
+        refused = bool(_REFUSAL.search(after))
+        self.verification += bool(refused or _VERDICT.search(after))
+        direct = needed & (self.given - self.used)
+        rest = needed - direct
+        if not self.candidates or not (rest <= self.made or any(map(self.made.get, rest))):  # nothing to go on from
+            checking = bool(self.candidates) and bool(_CHECK.search(before))
+            self.verification += checking
+            if not checking:
+                self.candidates.append([])
+                self.dropped.append(False)
+            direct = needed & self.given
+            rest = needed - direct
+            self.used, self.made = sum((self.made_of.get(value, Counter()) for value in rest), Counter()), Counter()
+        self.made_of[each.value] = sum((self.made_of.get(value, Counter()) for value in rest), direct) & self.given
+        self.used = (self.used + direct) & self.given
+        self.made -= rest
+        self.made[each.value] += 1
+        self.candidates[-1].append(each.expression)
+        self.dropped[-1] = refused or (self.used == self.given and each.value != self.target)
+
+
 def behaviours(response: str, numbers: Sequence[int], target: int) -> dict[str, float]:
     """What a response to a Countdown problem does, up to the end of its thought.
 
     Returns:
         How often each of BEHAVIOURS occurs; `candidates`, and how many of them repeat an earlier one (`repeats`);
         `statements`, and how many of them are true (`true_statements`); `language_mixing`, the share of words that are
-        not in the language of most; `repetition`, 1 where the end of the response is degenerate.
+        not in the language of most; `repetition`, 1 if the end of the response is degenerate.
 
     >>> found = behaviours("11+18=29,29-25=4 no\\n18-11=7,7*25=175 yes</think>", [11, 18, 25], 175)
     >>> found["candidates"], found["verification"], found["backtracking"], found["true_statements"]
@@ -185,55 +243,20 @@ def behaviours(response: str, numbers: Sequence[int], target: int) -> dict[str, 
     """
     thought = response.partition("</think>")[0]
     found = list(statements(thought))
-    given: Counter[Number] = Counter(numbers)
-    used: Counter[Number] = Counter()  # of the given numbers, by the present candidate
-    made: Counter[Number] = Counter()  # by it, and not used yet
-    made_of: dict[Number, Counter[Number]] = {}  # each value ever made: the given numbers in it
-    goals: set[Number] = {target}  # what is to be made, seen from the target
-    candidates: list[list[str]] = []
-    dropped: list[bool] = []  # for each candidate, whether it was refused, or missed with all numbers used
-    verification = backward = 0
+    trace = Trace(numbers, target)
+    ends = [0, *(each.end for each in found)]
+    starts = [*(each.start for each in found), len(thought)]
     for i, each in enumerate(found):
-        before = thought[max(found[i - 1].end, each.start - GAP) : each.start] if i else ""
-        after = thought[each.end : min(found[i + 1].start if i + 1 < len(found) else len(thought), each.end + GAP)]
-        after = _NO_VERDICT.sub("", after)
-        needed: Counter[Number] = Counter(each.literals)
-        foreign = [value for value in needed if value not in given and value not in made]
-        if each.flipped and each.value == target:
-            from_target = bool(foreign) or needed < given
-        else:  # the difference between a finished candidate and the target is no start at the target
-            from_target = any(map(goals.__contains__, foreign)) and not (used == given and any(map(made.get, needed)))
-        if from_target:
-            backward += 1
-            goals.update(foreign, [each.value])
-            continue
-        refused = bool(_REFUSAL.search(after))
-        verification += bool(refused or _VERDICT.search(after))
-        direct = needed & (given - used)
-        rest = needed - direct
-        if not candidates or not (rest <= made or any(map(made.get, rest))):  # it goes on from nothing at hand
-            checking = bool(candidates) and bool(_CHECK.search(before))
-            verification += checking
-            if not checking:
-                candidates.append([])
-                dropped.append(False)
-            direct = needed & given
-            rest = needed - direct
-            used, made = sum((made_of.get(value, Counter()) for value in rest), Counter()), Counter()
-        made_of[each.value] = sum((made_of.get(value, Counter()) for value in rest), direct) & given
-        used = (used + direct) & given
-        made -= rest
-        made[each.value] += 1
-        candidates[-1].append(each.expression)
-        dropped[-1] = refused or (used == given and each.value != target)
-    tried = [tuple(candidate) for candidate in candidates]
+        before = thought[max(ends[i], each.start - GAP) : each.start] if i else ""
+        trace.read(each, before, thought[each.end : min(starts[i + 1], each.end + GAP)])
+    tried = [tuple(candidate) for candidate in trace.candidates]
     return {
-        "verification": verification,
+        "verification": trace.verification,
         "backtracking": sum(
-            drop and one != other for drop, (one, other) in zip(dropped, pairwise(tried), strict=False)
+            drop and one != other for drop, (one, other) in zip(trace.dropped, pairwise(tried), strict=False)
         ),
         "subgoal_setting": wanted(thought, numbers, target, found),
-        "backward_chaining": backward,
+        "backward_chaining": trace.backward,
         "candidates": len(tried),
         "repeats": len(tried) - len(set(tried)),
         "statements": len(found),

@@ -1,241 +1,228 @@
-"""What an evaluation says, each figure with its 95% confidence interval over problems; and two evaluations compared.
+"""What the samples of an evaluation say: accuracy, pass@k, lengths and behaviour, over all problems and by kind."""
 
-The unit is the problem: the n samples of one depend on each other, problems do not. So every figure is the mean over
-problems of one value a problem, and its interval tells what other problems of the same kind could have given.
-
-**Intervals.** Of shares (accuracy, pass@k, truncation) a Wilson score interval with the effective sample size
-m (1 - m) / (s² / P), for P problems with mean m and variance s², and Student's quantile: Korn and Graubard, Survey
-Methodology 24 (1998) 193-201, with Wilson's interval in place of Clopper and Pearson's. Unlike the bootstrap and the
-t interval it stays right near 0 and 1, where pass@k lives. With fewer than FEW problems away from 0, or from 1, the
-variance is not to be trusted, and the effective size is P. Of lengths and counts, Student's t interval. Tests simulate
-the coverage.
-
-**Comparison.** The problems are the same, so the test is paired: under the null hypothesis that both models are equally
-good on each problem, the sign of each difference is a coin. scipy's permutation test flips them, and assumes nothing of
-the distribution. Wilcoxon's test would drop the many problems with no difference and rank the many ties.
-"""
-
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
 from data_prep.cli import UserError
-from data_prep.steps import ROW, annotations
-from reward_score.grammar import MAX_EXPRESSION, REASONS, find_answer
-from verl_recipes.measure.summary import candidates_tried, pass_at_k
+from reward_score.grammar import MAX_EXPRESSION, REASONS, ExpressionError, find_answer, parse
+from verl_recipes.measure.behaviours import behaviours
+from verl_recipes.measure.intervals import Figure, figure
+from verl_recipes.measure.problems import (
+    OUT,
+    Key,
+    Row,
+    by_problem,
+    finite,
+    group_pass_at_k,
+    least_samples,
+    numbers_and_target,
+    set_name,
+    values,
+)
 
-Row = Mapping[str, Any]
-Array = NDArray[Any]
-Figure = list[float]  # value, low end, high end
-
-CONFIDENCE = 0.95
-FEW = 10
-RESAMPLES = 9999
-OUT = "ood_"  # how the names of test sets out of distribution begin (data_prep)
-
-
-def t_interval(values: Array) -> tuple[float, float]:
-    """Student's t interval of a mean."""
-    if len(values) < 2:
-        return -np.inf, np.inf
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
-    return values.mean() - half, values.mean() + half
-
-
-def share_interval(values: Array) -> tuple[float, float]:
-    """Interval of the mean of values in 0..1, shape (problems,); see the top."""
-    size, mean, variance = len(values), values.mean(), values.var(ddof=1) if len(values) > 1 else 0.0
-    if size < 2:
-        return 0.0, 1.0
-    if variance > 0 and min((values != 0).sum(), (values != 1).sum()) >= FEW:
-        size = mean * (1 - mean) / (variance / size)
-    q = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) ** 2 / size
-    half = np.sqrt(q * mean * (1 - mean) + q * q / 4)
-    return max(0.0, (mean + q / 2 - half) / (1 + q)), min(1.0, (mean + q / 2 + half) / (1 + q))
+Groups = Mapping[Key, Sequence[Row]]
+PerProblem = dict[str, dict[Key, float]]  # figure, problem, value
+NO_SHARES = {"response_tokens", "candidates", "score"}  # figures that are no shares, so that may be above 1
 
 
-def figure(values: Iterable[float], *, share: bool = True) -> Figure:
-    """Mean over problems, with its interval."""
-    array = np.fromiter(values, float)
-    low, high = share_interval(array) if share else t_interval(array)
-    return [float(array.mean()), float(low), float(high)]
+def vote(response: str) -> tuple[Any, ...] | None:
+    """What a response votes for: its expression, or the text of an answer that is none; None without an answer.
 
-
-def problem_key(row: Row) -> tuple[Any, ...]:
-    """The same for two rows on the same problem, of whatever model, prompt and evaluation."""
-    truth = row["ground_truth"]
-    index = row.get("extra_info", {}).get("index")
-    return *sorted(truth["numbers"]), "=", truth["target"], row.get("set", "test"), index
-
-
-def by_problem(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows grouped by problem, in the order of their first."""
-    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[problem_key(row)].append(row)
-    return dict(groups)
+    >>> vote("</think><answer>(1 + 2)*3</answer>") == vote("</think><answer> ((1+2)*3) </answer>")
+    True
+    >>> vote("</think><answer>1 2+3</answer>") == vote("</think><answer>12+3</answer>")
+    False
+    """
+    found = find_answer(response)[1]
+    if found is None or found[1] - found[0] > MAX_EXPRESSION:
+        return None
+    answer = response[slice(*found)]
+    try:
+        return tuple(parse(answer))
+    except ExpressionError:
+        return "text", *answer.split()
 
 
 def majority(rows: Sequence[Row]) -> float:
     """Chance that the answer given most often is right; ties are broken by a fair draw, no answer has no vote.
 
-    An answer is the equation without white space. The usual vote is on a value; here that would be the target, which
-    every voter knows.
+    An answer is its expression, so white space and needless parentheses do not matter. The usual vote is on a value;
+    here that would be the target, which every voter knows.
 
     >>> rows = [{"response": f"</think><answer>{text}</answer>", "acc": text == "1+2"} for text in ("1+2", "2-1")]
     >>> majority(rows), majority([*rows, {"response": "</think><answer>1 + 2</answer>", "acc": 1.0}])
     (0.5, 1.0)
     """
-    votes, right = Counter[str](), {}
+    votes: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for row in rows:
-        found = find_answer(row["response"])[1]
-        if found is not None and found[1] - found[0] <= MAX_EXPRESSION:
-            answer = "".join(row["response"][slice(*found)].split())
-            votes[answer] += 1
-            right[answer] = float(row["acc"])
-    most = [answer for answer, count in votes.items() if count == max(votes.values())]
-    return float(np.mean([right[answer] for answer in most])) if most else 0.0
+        verdict, answer = finite(row.get("acc")), vote(row["response"])
+        if answer is not None and verdict is not None:
+            votes[answer].append(verdict)
+    most = max(map(len, votes.values()), default=0)
+    winners = [fmean(verdicts) for verdicts in votes.values() if len(verdicts) == most]
+    return fmean(winners) if winners else 0.0
 
 
-def kinds(groups: Mapping[tuple[Any, ...], list[Row]]) -> list[dict[str, str]]:
-    """Of each problem, what kinds it belongs to: a name and a value each. The solver says what the data does not."""
-    problems = [group[0]["ground_truth"] for group in groups.values()]
-    rows = np.zeros(len(problems), ROW)
-    for row, truth in zip(rows, problems, strict=True):
-        row["count"], row["target"] = len(truth["numbers"]), truth["target"]
-        row["numbers"][: len(truth["numbers"])] = truth["numbers"]
-    result = []
-    for group, row, solved in zip(groups.values(), rows, annotations(rows), strict=True):
-        name, known = str(group[0].get("set", "test")), solved["solutions"] > 0
+def candidates(row: Row) -> float | None:
+    """How many candidates a response tries (measure/behaviours.py); None if the problem is not of Countdown."""
+    problem, response = numbers_and_target(row), row.get("response")
+    return behaviours(response, *problem)["candidates"] if problem and isinstance(response, str) else None
+
+
+def means(groups: Groups, name: str) -> dict[Key, float]:
+    """The mean over the samples of each problem of what they have under this name; without problems that have none."""
+    return {key: fmean(found) for key, group in groups.items() if (found := values(group, name))}
+
+
+def accuracies(groups: Groups, n: int, ks: Iterable[int]) -> PerProblem:
+    """`mean@n` and `pass@k`, the value at each problem; `score` instead if no sample has a verdict (`acc`).
+
+    Args:
+        groups: samples by problem.
+        n: their `least_samples`.
+        ks: those of pass@k, each at most n.
+    """
+    if not n:
+        return {"score": means(groups, "score")}
+    right = means(groups, "acc")
+    return {f"mean@{n}": right} | {f"pass@{k}": {key: group_pass_at_k(groups[key], k) for key in right} for k in ks}
+
+
+def shape(groups: Groups) -> PerProblem:
+    """`format`, `truncated` and `response_tokens`, the mean at each problem."""
+    return {name: means(groups, name) for name in ("format", "truncated", "response_tokens")}
+
+
+def mean_candidates(groups: Groups) -> PerProblem:
+    """`candidates`, the mean at each problem of Countdown."""
+    counts = {key: [count for row in group if (count := candidates(row)) is not None] for key, group in groups.items()}
+    return {"candidates": {key: fmean(found) for key, found in counts.items() if found}}
+
+
+def summarize(samples: Iterable[Row]) -> dict[str, float]:
+    """The means of an evaluation alone, for a run's summary.json.
+
+    Returns:
+        `problems`; `mean@n`; `pass@k`, k doubling from 1, and `pass@n`; `format`, `truncated`, `response_tokens` and
+        `candidates`. What no sample has is left out; `score` takes the place of the first ones if no sample has `acc`.
+    """
+    groups = by_problem(samples)
+    n = least_samples(groups.values())
+    ks = sorted({n} | {2**i for i in range(n.bit_length()) if 2**i <= n}) if n else []
+    figures = accuracies(groups, n, ks) | shape(groups) | mean_candidates(groups)
+    return {"problems": len(groups)} | {name: fmean(each.values()) for name, each in figures.items() if each}
+
+
+def what_is_missing(samples: Iterable[Row]) -> list[str]:
+    """A sentence for each thing that this project's rewards say of a response, and the reward of these samples not."""
+    said = set().union(*(row.keys() for row in samples))
+    meant = {
+        "acc": "which responses are right, so there is no accuracy and no pass@k",
+        "format": "which responses are well formed",
+        "reason": "why a response is wrong",
+    }
+    return [f"no `{name}`: the reward does not say {what}" for name, what in meant.items() if said and name not in said]
+
+
+def solver_knows(numbers: Sequence[int], target: int) -> bool:
+    """Whether the exact solver takes the problem."""
+    from data_prep.clean import MAX_COUNT, MAX_NUMBER, MAX_TARGET  # with pyarrow, as `kinds`
+
+    possible = all(0 < number <= MAX_NUMBER for number in numbers) and 0 < target <= MAX_TARGET
+    return possible and 2 <= len(numbers) <= MAX_COUNT
+
+
+def kinds(groups: Groups) -> list[dict[str, str]]:
+    """The kinds that each problem belongs to, a name and a value each. The solver finds what the data does not say."""
+    from data_prep.steps import ROW, annotations
+
+    result, rows, asked = list[dict[str, str]](), [], []
+    for group in groups.values():
+        name, problem = set_name(group[0]), numbers_and_target(group[0])
+        kind = {"set": name, "distribution": "out" if name.startswith(OUT) else "in"}
+        result.append(kind)
+        if problem is None:
+            continue
+        numbers, target = problem
+        kind["numbers"] = str(len(numbers))
+        if solver_knows(numbers, target):
+            rows.append(np.zeros((), ROW))
+            rows[-1]["count"], rows[-1]["target"] = len(numbers), target
+            rows[-1]["numbers"][: len(numbers)] = numbers
+            asked.append(kind)
+    for kind, solved in zip(asked, annotations(np.array(rows, ROW)), strict=True):
+        known = solved["solutions"] > 0
         decade = int(solved["difficulty"]) if known else 0
-        result.append(
-            {
-                "set": name,
-                "distribution": "out" if name.startswith(OUT) else "in",
-                "numbers": str(row["count"]),
-                "blind tries": f"10^{decade} to 10^{decade + 1}" if known else "no solution",
-                "operators": ("+ and - do" if solved["additive"] else "* or / needed") if known else "no solution",
-                "path": ("fraction needed" if solved["fraction"] else "integers do") if known else "no solution",
-            }
-        )
+        kind["blind tries"] = f"10^{decade} to 10^{decade + 1}" if known else "no solution"
+        kind["operators"] = ("+ and - do" if solved["additive"] else "* or / needed") if known else "no solution"
+        kind["path"] = ("fraction needed" if solved["fraction"] else "integers do") if known else "no solution"
     return result
 
 
-def accuracies(groups: Sequence[Sequence[Row]], greedy: Sequence[Sequence[Row]]) -> dict[str, Figure]:
-    """mean@n, pass@k for every k up to n, majority@n, and greedy where there are greedy responses.
-
-    Args:
-        groups: of each problem the samples, equally many.
-        greedy: of each problem the greedy response, or nothing.
-    """
-    n = len(groups[0])
-    right = [round(sum(row["acc"] for row in group)) for group in groups]
-    figures = {f"mean@{n}": figure(count / n for count in right)}
-    for k in range(1, n + 1):
-        chance = [pass_at_k(n, count, k) for count in range(n + 1)]
-        figures[f"pass@{k}"] = figure(chance[count] for count in right)
-    figures[f"majority@{n}"] = figure(map(majority, groups))
-    return figures | ({"greedy": figure(rows[0]["acc"] for rows in greedy)} if any(greedy) else {})
+def as_figures(per_problem: PerProblem) -> dict[str, Figure]:
+    """The mean of each over the problems that have it, with its interval."""
+    return {name: figure(each.values(), share=name not in NO_SHARES) for name, each in per_problem.items() if each}
 
 
-def mean_of(groups: Iterable[Sequence[Row]], value: Callable[[Row], float], *, share: bool = True) -> Figure:
-    """Mean over problems of the mean over a problem's samples."""
-    return figure((float(np.mean([value(row) for row in group])) for group in groups), share=share)
+def restricted(per_problem: PerProblem, keys: Iterable[Key]) -> PerProblem:
+    """The values at some problems."""
+    chosen = set(keys)
+    return {name: {key: each[key] for key in each if key in chosen} for name, each in per_problem.items()}
 
 
-def _refused(reason: str, row: Row) -> bool:
-    return bool(row["reason"] == reason)
+def by_kind(groups: Groups, per_problem: PerProblem) -> dict[str, dict[str, Any]]:
+    """Kind, value, and there the number of problems and these figures over them."""
+    members: dict[str, dict[str, list[Key]]] = defaultdict(lambda: defaultdict(list))
+    for key, kind in zip(groups, kinds(groups), strict=True):
+        for name, value in kind.items():
+            members[name][value].append(key)
+    return {
+        name: {
+            value: {"problems": len(keys), **as_figures(restricted(per_problem, keys))}
+            for value, keys in sorted(of_kind.items())
+        }
+        for name, of_kind in members.items()
+    }
 
 
 def measure(samples: Iterable[Row], greedy: Iterable[Row] = ()) -> dict[str, Any]:
     """All figures of an evaluation.
 
     Args:
-        samples: rows of samples/ (in_verl/sampler.py), n for every problem; `set` tells of a row's test set.
-        greedy: the same with one row a problem, sampled at temperature 0.
+        samples: rows of samples/ (in_verl/sampler.py), some for every problem; `set` is a row's test set.
+        greedy: the same, sampled at temperature 0.
 
     Returns:
-        `n`; `problems`; `figures`: name to [value, low, high], over the problems in distribution where there are such,
-        else over all; `reasons`: the share of each reason, likewise; `tokens`: percentiles of response lengths; and
-        `by`: kind, value, and there `problems` and the main figures. A reward that says neither `format` nor `reason`
-        leaves those out.
+        `n`, the least number of samples of a problem; `problems`; `figures`: name to [value, low, high], over the
+        problems in distribution if there are such, else over all; `reasons`: the share of each reason, likewise;
+        `tokens`: percentiles of response lengths; and `by`: kind, value, and there `problems` and the main figures.
 
     Raises:
-        UserError: there are no samples, or problems with more samples than others have.
+        UserError: there are no samples.
     """
-    groups, at_zero = by_problem(samples), by_problem(greedy)
-    sizes = Counter(map(len, groups.values()))
-    if len(sizes) != 1:
-        raise UserError(f"not every problem has the same number of samples: {dict(sizes) or 'there are none'}")
-    n, kind_of = next(iter(sizes)), kinds(groups)
-    pairs = [(group, at_zero.get(key, [])) for key, group in groups.items()]
-    within = [pair for pair, kind in zip(pairs, kind_of, strict=True) if kind["distribution"] == "in"] or pairs
-    inside = [group for group, _ in within]
-    lengths = [row["response_tokens"] for group in inside for row in group]
-    by: dict[str, dict[str, Any]] = defaultdict(dict)
-    for name in kind_of[0]:
-        for value in sorted({kind[name] for kind in kind_of}):
-            some = [pair for pair, kind in zip(pairs, kind_of, strict=True) if kind[name] == value]
-            figures = accuracies([group for group, _ in some], [zero for _, zero in some])
-            main = {key: figures[key] for key in (f"mean@{n}", f"pass@{n}", "greedy") if key in figures}
-            by[name][value] = {"problems": len(some), **main}
+    groups, greedy_groups = by_problem(samples), by_problem(greedy)
+    if not groups:
+        raise UserError("there are no samples to measure")
+    n = least_samples(groups.values())
+    zero = {"greedy": means(greedy_groups, "acc")}
+    inside = {key: group for key, group in groups.items() if not set_name(group[0]).startswith(OUT)} or groups
+    right = accuracies(inside, n, range(1, n + 1))
+    if n:
+        right[f"majority@{n}"] = {key: majority(group) for key, group in inside.items()}
+    has_reasons = any("reason" in row for group in inside.values() for row in group)
+    lengths = [length for group in inside.values() for length in values(group, "response_tokens")]
     return {
         "n": n,
         "problems": len(inside),
-        "figures": accuracies(inside, [zero for _, zero in within])
-        | ({"format": mean_of(inside, lambda row: row["format"])} if "format" in inside[0][0] else {})
-        | {
-            "truncated": mean_of(inside, lambda row: row["truncated"]),
-            "response_tokens": mean_of(inside, lambda row: row["response_tokens"], share=False),
-            "candidates": mean_of(inside, candidates_tried, share=False),
-        },
+        "figures": as_figures(right | restricted(zero, inside) | shape(inside) | mean_candidates(inside)),
         "reasons": {
-            reason: mean_of(inside, partial(_refused, reason))
-            for reason in ("right", *REASONS)
-            if "reason" in inside[0][0]
+            reason: figure(fmean(row.get("reason") == reason for row in group) for group in inside.values())
+            for reason in (("right", *REASONS) if has_reasons else ())
         },
-        "tokens": {str(p): float(np.percentile(lengths, p)) for p in (5, 50, 95)},
-        "by": dict(by),
-    }
-
-
-def compare(first: Iterable[Row], second: Iterable[Row]) -> dict[str, Any]:
-    """Paired test of two evaluations on the same problems.
-
-    Args:
-        first, second: samples, any number for a problem; compared are the shares that are right.
-
-    Returns:
-        `problems`; `first`, `second`, `difference` (second less first): each [value, low, high]; `better` and `worse`:
-        how many problems the second does better or worse at; `p`: of the two-sided sign-flip permutation test.
-
-    Raises:
-        UserError: the problems are not the same.
-    """
-    means = [
-        {key: float(np.mean([row["acc"] for row in group])) for key, group in by_problem(rows).items()}
-        for rows in (first, second)
-    ]
-    if means[0].keys() != means[1].keys():
-        common = len(means[0].keys() & means[1].keys())
-        raise UserError(
-            f"the two were not measured on the same problems: {len(means[0])} and {len(means[1])}, {common} in common"
-        )
-    a, b = (np.array([each[key] for key in means[0]]) for each in means)
-    test = stats.permutation_test(  # of one sample alone, "samples" flips signs
-        (b - a,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, batch=1 + 10**6 // len(a), rng=0
-    )
-    return {
-        "problems": len(a),
-        "first": figure(a),
-        "second": figure(b),
-        "difference": figure(b - a, share=False),
-        "better": int((b > a).sum()),
-        "worse": int((b < a).sum()),
-        "p": float(test.pvalue),
+        "tokens": {str(p): float(np.percentile(lengths, p)) for p in (5, 50, 95)} if lengths else {},
+        "by": by_kind(groups, accuracies(groups, n, {n}) | zero),
     }

@@ -1,43 +1,40 @@
-"""The picture of a run: reward, accuracy, response length and agreement over the steps."""
+"""The picture of a run: reward, accuracy, response length and disagreement over the steps."""
 
-import json
 from pathlib import Path
 
-import matplotlib
+from verl_recipes.reporting.metrics import DISAGREEMENT, curves_of, read_metrics
+from verl_recipes.run.folder import RunFolder
 
-matplotlib.use("Agg")  # no screen
-import matplotlib.pyplot as plt
-
-from verl_recipes.measure.summary import AGREEMENT
-
-PANELS = {  # title: metrics of verl's, or of the run's sampler
+PANELS = {
     "reward, training batch": ["critic/score/mean"],
     "share right and well formed": ["reward/acc", "reward/format"],
     "response tokens": ["response_length/mean"],
     "share truncated; groups without signal": ["response_length/clip_ratio", "reward/groups_without_signal"],
-    "1 - correlation of rollout and actor": AGREEMENT,
+    "1 - correlation of rollout and actor": DISAGREEMENT,
     "seconds a step": ["timing_s/step", "timing_s/gen", "timing_s/update_actor"],
 }
 
 
 def draw(run_dir: Path, title: str) -> Path:
-    """Write curves.png from metrics.jsonl; returns its path."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6), sharex=True, layout="constrained")
+    """Write curves.png from the metrics that the run has; returns its path."""
+    from matplotlib.figure import Figure  # slow to import; without pyplot no screen is looked for
+
+    run = RunFolder(run_dir)
+    curves = curves_of(read_metrics(run))
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    axes = figure.subplots(2, 3, sharex=True)
     for axis, (name, metrics) in zip(axes.flat, PANELS.items(), strict=True):
-        for metric in metrics:
-            points = [(line["step"], line["data"][metric]) for line in lines if metric in line["data"]]
-            if name.startswith("1 - "):
-                points = [(step, 1 - value) for step, value in points]
-            if points:
-                axis.plot(*zip(*points, strict=True), label=metric)
+        recorded = [metric for metric in metrics if metric in curves]
+        for metric in recorded:
+            axis.plot(*zip(*sorted(curves[metric].items()), strict=True), label=metric.removeprefix("1 - "))
         axis.set_title(name, fontsize=10)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        if recorded:
+            axis.legend(fontsize=7)
+        else:
+            axis.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axis.transAxes, color="gray")
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    figure.suptitle(title)
-    path = run_dir / "curves.png"
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+    figure.suptitle(title, parse_math=False)  # a name may hold dollar signs
+    figure.savefig(run.curves, dpi=110)
+    return run.curves

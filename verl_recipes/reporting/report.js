@@ -88,8 +88,9 @@ const visible = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f
 
 function card(sample) {
   const article = element("article"), head = element("h3"), text = element("pre", undefined, { tabindex: "0", role: "region", "aria-label": "Response" });
-  const verdict = sample.right ? "✓ right" : `✗ ${sample.reason}`;
-  head.append(element("span", visible(sample.problem)), element("span", visible(verdict), { class: sample.right ? "right" : "wrong" }));
+  const verdict = sample.right === null ? "no verdict" : sample.right ? "✓ right" : `✗ ${sample.reason}`;
+  const looks = { true: "right", false: "wrong", null: "rest" }[sample.right];
+  head.append(element("span", visible(sample.problem)), element("span", visible(verdict), { class: looks }));
   const facts = [`${sample.split}, step ${sample.step}`, sample.score === null ? "" : `score ${sample.score}`,
     sample.tokens === null ? "" : `${sample.tokens} tokens${sample.truncated ? ", truncated" : ""}`, sample.set, several ? sample.run : ""];
   head.append(...facts.filter(Boolean).map((fact) => element("span", visible(fact))));
@@ -150,7 +151,8 @@ function compare() {
   if (!steps) return void sides.append(element("p", "No problem has samples at two evaluations."));
   for (const step of [Math.min(...steps.keys()), Math.max(...steps.keys())]) {
     const side = element("section", undefined, { "aria-label": `Step ${step}` }), group = steps.get(step);
-    side.append(element("p", `Step ${step}: ${group.filter((sample) => sample.right).length} of ${group.length} right`), ...group.map(card));
+    const judged = group.filter((sample) => sample.right !== null), right = judged.filter((sample) => sample.right);
+    side.append(element("p", `Step ${step}: ${judged.length ? `${right.length} of ${judged.length} right` : `${group.length} samples`}`), ...group.map(card));
     sides.append(side);
   }
 }

@@ -1,0 +1,263 @@
+"""What a report and the picture of a run are made from, and the command, without a browser."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.cli import UserError
+from verl_recipes import report
+from verl_recipes.reporting.charts import charts, recipe_of
+from verl_recipes.reporting.curves import draw
+from verl_recipes.reporting.page import PAGE_BYTES, as_script_data, write_report
+from verl_recipes.reporting.run import Run
+
+THOUGHTS = ["11+18=29,29-25=4 no\n18-11=7,7*25=175 yes", "11*18=190,190-25=165 no", "先凑出7：18-11=7，7*25=175，对了"]
+
+
+def sample(step, problem, i, response=None):
+    right = (problem + i + step) % 3 == 0
+    return {
+        "step": step,
+        "prompt_id": f"p{problem}",
+        "prompt": "Make it.",
+        "response": response or f"{THOUGHTS[(i + step) % 3]}</think>\n<answer> (18-11)*25 </answer>",
+        "ground_truth": {"numbers": [11, 18, 25], "target": 170 + problem},
+        "response_tokens": 30 + step,
+        "truncated": i == 3,
+        "score": float(right),
+        "acc": float(right),
+        "format": 1.0,
+        "reason": "right" if right else "wrong_value",
+    }
+
+
+def write_samples(run, split, step, rows):
+    path = run / "samples" / split / f"{step}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_run(run, steps=6, seed=0, **config):
+    """A folder as a run of so many steps leaves it; returns it."""
+    run.mkdir(parents=True)
+    metrics = [{"step": 0, "data": {"val-core/countdown/acc/mean@1": 0.2}}]
+    for step in range(1, steps + 1):
+        data = {"reward/score": step / 10 + seed / 100, "reward/acc": step / 10, "reward/format": 0.9}
+        data |= {"reward/reason/wrong_value": 0.5, "response_length/mean": 30 + step, "response_length/clip_ratio": 0.1}
+        data |= {"actor/kl_loss": 0.01 * step, "actor/entropy": 0.3, "actor/grad_norm": 0.2, "perf/throughput": 900.0}
+        data |= {"reward/groups_without_signal": 0.2, "timing_s/step": 36.0, "timing_s/gen": 20.0}
+        data |= {"training/rollout_actor_probs_pearson_corr": 0.9999}
+        metrics.append({"step": step, "data": data})
+        write_samples(run, "train", step, [sample(step, problem, i) for problem in range(4) for i in range(4)])
+    metrics[-1]["data"]["val-core/countdown/acc/mean@1"] = 0.5
+    for step in (0, steps):
+        write_samples(run, "validation", step, [sample(step, problem, i) for problem in range(9) for i in range(4)])
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    trainer = {"n_gpus_per_node": 2, "nnodes": 1, "device": "cuda", "total_training_steps": steps}
+    settings = {"name": run.name, "seed": seed, "run_dir": str(run), "trainer": trainer, "plan": {"price": [5, 7]}}
+    (run / "config.yaml").write_text(json.dumps(settings | config))  # JSON is YAML
+    summary = {"versions": {"verl": "0.9.1"}, "git_commit": "abc", "seconds": {"total": 360.0}, "resumed_from": 0}
+    (run / "summary.json").write_text(json.dumps(summary))
+    return run
+
+
+def killed(run):
+    (run / "summary.json").unlink()
+    lines = (run / "metrics.jsonl").read_text()
+    (run / "metrics.part.jsonl").write_text(lines[: len(lines) // 2])
+    (run / "metrics.jsonl").unlink()
+    last = run / "samples" / "train" / "3.jsonl"
+    last.write_bytes(last.read_bytes()[:-300] + b"\xe5\x87")
+
+
+def without_validation(run):
+    shutil.rmtree(run / "samples" / "validation")
+
+
+def without_a_metric(run):
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text.replace("actor/grad_norm", "other").replace("actor/kl_loss", "another"))
+
+
+def emptied(run):
+    shutil.rmtree(run)
+    run.mkdir()
+
+
+def broken(run):
+    (run / "config.yaml").write_text("a: [b")
+    (run / "summary.json").write_text('{"versions": 3, "seconds": {"total": "long"}}')
+    (run / "metrics.jsonl").write_text('5\n{"step": 1}\n{"step": "x", "data": {}}\n' + "[" * 100_000)
+
+
+def run_of(folder):
+    return Run(folder, PAGE_BYTES)
+
+
+def test_gpus_that_only_generate_cost_as_well(tmp_path):
+    trainer = {"n_gpus_per_node": 3, "nnodes": 1, "device": "cuda", "v1": {"trainer_mode": "separate_async"}}
+    split = {"trainer": trainer, "actor_rollout_ref": {"rollout": {"n_gpus_per_node": 1, "nnodes": 1}}}
+    assert run_of(make_run(tmp_path / "run", **split)).cost(None, None)["gpus"] == 4
+
+
+def test_data_in_the_page_cannot_end_its_script():
+    text = as_script_data({"</script>": ["<!--", float("nan"), "\u2028\ud800"]})
+    assert "<" not in text
+    assert text.isascii()
+    assert json.loads(text) == {"</script>": ["<!--", None, "\u2028\ud800"]}
+
+
+def config(name, seed, **others):
+    """A resolved configuration as a run of that name has it."""
+    trainer = {"experiment_name": name, "default_local_dir": f"runs/{name}/checkpoints"}
+    trackers = {"mlflow": {"environment": {"MLFLOW_TRACKING_URI": f"sqlite:///runs/{name}/mlflow.db"}}}
+    settings = {"name": name, "run_dir": f"runs/{name}", "seed": seed, "data": {"seed": seed}, "fresh": seed > 0}
+    settings |= {"trainer": trainer, "trackers": trackers, "algorithm": {"adv_estimator": "grpo"}}
+    return settings | {"actor": {"data_loader_seed": seed, "optim": {"lr": 1e-6}}} | others
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "other"),
+    [
+        ("grpo", "rloo", {"algorithm": {"adv_estimator": "rloo"}}),
+        ("a-1e-06", "a-1e-05", {"actor": {"data_loader_seed": 0, "optim": {"lr": 1e-5}}}),
+        ("acc", "format", {"reward": {"path": "format"}}),
+        ("a", "b", {"trainer": {"default_local_dir": "elsewhere/b"}}),
+    ],
+)
+def test_runs_that_differ_in_what_they_are_named_after_are_no_seeds_of_one_recipe(first, second, other):
+    """The reward of the first run is named `acc`."""
+    reward = {"reward": {"path": "acc"}} if "reward" in other else {}
+    assert recipe_of(config(first, 0, **reward)) == recipe_of(config("x/y", 1, **reward))
+    assert recipe_of(config(first, 0, **reward)) != recipe_of(config(second, 1, **other))
+
+
+texts = st.text("ab./", max_size=3)
+leaf = st.integers(0, 3) | texts | st.booleans() | st.none() | st.lists(texts, max_size=2)
+trees = st.recursive(leaf, lambda inner: st.dictionaries(st.sampled_from(["a", "b", "lr", "name"]), inner, max_size=3))
+
+
+@given(trees, trees)
+def test_two_configurations_are_of_one_recipe_only_if_every_other_key_is_equal(one, other):
+    same = recipe_of(config("a", 0, more={"x": one})) == recipe_of(config("b", 1, more={"x": other}))
+    assert same == (without_empty(one) == without_empty(other))
+
+
+def without_empty(tree):
+    """Leaves alone, with the types that JSON tells apart: an empty mapping holds no setting."""
+    if not isinstance(tree, dict):
+        return json.dumps(tree)
+    return {key: value for key, each in tree.items() if (value := without_empty(each)) != {}}
+
+
+def test_the_lines_of_a_chart_are_runs_and_bands_of_seeds(tmp_path):
+    runs = [make_run(tmp_path / f"grpo-seed{seed}", steps=2, seed=seed, algorithm="grpo") for seed in range(2)]
+    runs.append(make_run(tmp_path / "rloo-seed0", steps=2, algorithm="rloo"))
+    runs += [make_run(tmp_path / place / "same", steps=2) for place in "ab"]
+    for run in runs[-2:]:
+        (run / "config.yaml").unlink()  # two folders of one name, of which nothing else is known
+    lines = charts([run_of(run) for run in runs], [])[1]["lines"]
+    assert [line["run"] for line in lines] == ["grpo-seed0 and 1 more seeds", "rloo-seed0", "same", "same"]
+    assert ["low" in line for line in lines] == [True, False, False, False]
+
+
+def test_a_reward_without_a_verdict_has_a_report_that_says_so(tmp_path):
+    run = make_run(tmp_path / "run", steps=2)
+    for path in (run / "samples").rglob("*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        kept = [{key: row[key] for key in row.keys() - {"acc", "format", "reason"}} for row in rows]
+        write_samples(run, path.parent.name, path.stem, kept)
+    read = run_of(run)
+    assert [row[0] for row in read.headline] == ["reward", "truncated", "response tokens"]
+    assert {sample["right"] for sample in read.samples} == {None}
+    page = write_report([run], run / "report.html").read_text("utf-8")
+    for name in ("acc", "format", "reason"):
+        assert f"<li>no `{name}`: the reward does not say" in page
+
+
+def test_the_headline_is_right_for_samples_in_any_order_and_for_some_more_of_one_problem(tmp_path):
+    run = make_run(tmp_path / "run", steps=2)
+    rows = [sample(0, problem, i) | {"acc": float(i == 1)} for problem in range(2) for i in range(3)]
+    rows.append(sample(0, 0, 1) | {"acc": 0.0})  # the first problem four times, one of them right
+    write_samples(run, "validation", 0, reversed(rows))
+    headline = {row[0]: row[1] for row in run_of(run).headline}
+    assert headline["mean@3"].startswith(f"{(1 / 4 + 1 / 3) / 2:.3f}")
+    assert headline["pass@3"].startswith(f"{(3 / 4 + 1) / 2:.3f}")
+
+
+def test_a_problem_of_two_test_sets_has_two_names_on_the_page(tmp_path):
+    run = make_run(tmp_path / "run", steps=1)
+    rows = [sample(0, problem, 0) | {"data_source": name} for problem, name in ((0, "a"), (0, "b"), (1, "b"))]
+    write_samples(run, "validation", 0, rows)
+    shown = {row["problem"] for row in run_of(run).samples if row["split"] == "validation" and row["step"] == 0}
+    assert shown == {"[11, 18, 25] → 170 (test, a)", "[11, 18, 25] → 170 (test, b)", "[11, 18, 25] → 171 (test, b)"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [None, killed, without_validation, without_a_metric, emptied, broken])
+def test_curves_are_drawn_of_what_there_is(tmp_path, damage):
+    run = make_run(tmp_path / "a[b]c[/d] $x$ 模型", steps=3)
+    if damage in (killed, None):
+        with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write('{"step": 4, "data": {"reward/ac')
+    if damage:
+        damage(run)
+    assert draw(run, f"{run.name}: mean@4 0.1 to 0.2 $\\frac$").stat().st_size > 10_000
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
+    report.main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a run's folder"),
+        (["nowhere"], "there is no run folder nowhere"),
+        (["a", "b"], "out=FILE"),
+        (["a", "prize=3"], "prize"),
+        (["a", "price=much"], "price"),
+        (["a", "price=true"], "price"),
+        (["a", "price=-1"], "price"),
+        (["a", "price=[1,2,3]"], "price"),
+        (["a", "out="], "out"),
+        (["a", "out=[b"], "out"),
+    ],
+)
+def test_a_mistake_is_one_line(monkeypatch, arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        call(monkeypatch, *arguments)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_is_no_run_folder(monkeypatch, capsys, option):
+    call(monkeypatch, option)
+    printed = capsys.readouterr().out
+    for key in ("runs", "out", "price", "currency"):
+        assert f"\n  {key} " in printed
+
+
+@pytest.mark.parametrize("name", ["a[b]c[/d]", 'it\'s "x"\\', "x=y,z", "~", "模型 ${x}"])
+def test_the_command_takes_any_name_of_a_folder_and_prints_the_page(monkeypatch, capsys, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / name, steps=1)
+    for arguments in ([name], [run, "price=2", "currency=EUR"]):
+        call(monkeypatch, *arguments)
+        assert capsys.readouterr().out == f"{arguments[0]}/report.html\n"
+    page = (run / "report.html").read_text("utf-8")
+    assert "0.4 EUR" in page
+    assert not list(run.glob(".*"))
+
+
+def test_several_runs_go_to_one_file_with_a_range_of_prices(monkeypatch, capsys, tmp_path):
+    runs = [make_run(tmp_path / f"seed{seed}", steps=1, seed=seed) for seed in range(2)]
+    out = tmp_path / "new" / "both.html"
+    call(monkeypatch, *runs, f"out={out}", "price=[1,2.5]")
+    assert capsys.readouterr().out == f"{out}\n"
+    assert "at 1 to 2.5 an hour" in out.read_text("utf-8")

@@ -1,0 +1,95 @@
+"""Which samples belong to one problem, and the chance that one of k samples solves it.
+
+A sample is a row of samples/ (in_verl/sampler.py). A Countdown problem is a multiset of numbers and a target in one
+test set; that is its key, here and nowhere else:
+
+- The order of the numbers and the prompt are not part of it: recipes word the same problem differently.
+- The index is not part of it, as it only says where a row stands in its file. A problem that a file holds twice is one
+  problem with twice the samples. As two problems it would break what every interval and test here rests on: that
+  problems are independent of each other.
+- The test set is part of it, as the same problem may occur in two sets and each set has its own figures. An evaluation
+  names it (`set`); in a run, `data_source` tells the sets apart, as in verl's metrics.
+
+Rows of another task have no numbers and target. Their problem is known by its prompt.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from math import comb
+from typing import Any
+
+Row = Mapping[str, Any]
+Key = tuple[Any, ...]
+OUT = "ood_"  # how the names of test sets out of distribution begin (data_prep)
+
+
+def finite(value: Any) -> float | None:
+    """A finite number as a float; None for anything else that a file may hold in its place."""
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # an integer of more than 300 digits
+        return None
+
+
+def numbers_and_target(row: Row) -> tuple[list[int], int] | None:
+    """The problem of a row as it was posed; None if it is not of Countdown."""
+    truth = row.get("ground_truth")
+    if not isinstance(truth, dict) or not isinstance(truth.get("target"), int):
+        return None
+    numbers = truth.get("numbers")
+    if not isinstance(numbers, list) or not numbers or not all(isinstance(each, int) for each in numbers):
+        return None
+    return numbers, truth["target"]
+
+
+def set_name(row: Row) -> str:
+    """The name of a row's test set; a run's own rows do not name one."""
+    return str(row.get("set") or "test")
+
+
+def problem_key(row: Row) -> Key:
+    """The same for two rows on the same problem, whatever model, prompt and evaluation they come from."""
+    problem, source = numbers_and_target(row), str(row.get("data_source", ""))
+    if problem is None:
+        return set_name(row), source, str(row.get("prompt", ""))
+    numbers, target = problem
+    return set_name(row), source, *sorted(numbers), "=", target
+
+
+def by_problem(rows: Iterable[Row]) -> dict[Key, list[Row]]:
+    """Rows grouped by problem, in the order of each problem's first row."""
+    groups: dict[Key, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[problem_key(row)].append(row)
+    return dict(groups)
+
+
+def values(group: Iterable[Row], name: str) -> list[float]:
+    """The finite numbers that the samples of a problem have under this name."""
+    return [value for row in group if (value := finite(row.get(name))) is not None]
+
+
+def least_samples(groups: Iterable[Iterable[Row]]) -> int:
+    """How many samples every problem has that has any with a verdict (`acc`); 0 if there is none.
+
+    It is the n of mean@n, and the largest k of pass@k: with more, some problems would have no unbiased estimate.
+    """
+    return min(filter(None, (len(values(group, "acc")) for group in groups)), default=0)
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased estimate of the chance that at least one of k samples is right, from n samples of which some are.
+
+    1 - C(n - correct, k) / C(n, k), for k up to n: equation 1 of arXiv 2107.03374 (Codex).
+
+    >>> pass_at_k(8, 1, 1)
+    0.125
+    """
+    return 1.0 - comb(n - correct, k) / comb(n, k)
+
+
+def group_pass_at_k(group: Sequence[Row], k: int) -> float:
+    """pass@k of one problem from its samples, of which at least k have a verdict. Right is an `acc` of 1."""
+    verdicts = values(group, "acc")
+    return pass_at_k(len(verdicts), verdicts.count(1.0), k)

@@ -1,0 +1,39 @@
+"""The metrics of a run by name and step: verl's, and those of the run's sampler."""
+
+from collections import defaultdict
+from typing import Any
+
+from verl_recipes.measure.problems import finite
+from verl_recipes.run.folder import RunFolder, read_lines
+
+Curve = dict[int, float]  # step, value
+
+# How well the probabilities correlate that rollout and actor give the same tokens: verl's metric, and that of
+# verl_recipes/cpu/engine.py, for updates that measure it themselves.
+AGREEMENT = ["training/rollout_actor_probs_pearson_corr", "actor/rollout_actor_probs_pearson_corr"]
+DISAGREEMENT = [f"1 - {name}" for name in AGREEMENT]  # as curves, so that a logarithm or an eye sees small differences
+
+
+def read_metrics(run: RunFolder) -> dict[int, dict[str, Any]]:
+    """The metrics of a run by step, in order, those of a start that is going on included."""
+    metrics: dict[int, dict[str, Any]] = {}
+    for path in (run.metrics, run.metrics_part):
+        for line in read_lines(path, skip_damaged=True):
+            step, data = line.get("step"), line.get("data")
+            if isinstance(step, int) and isinstance(data, dict):
+                metrics[step] = data
+    return dict(sorted(metrics.items()))
+
+
+def curves_of(metrics: dict[int, dict[str, Any]]) -> dict[str, Curve]:
+    """The finite values of each metric by step, with AGREEMENT as DISAGREEMENT."""
+    curves: dict[str, Curve] = defaultdict(dict)
+    for step, data in metrics.items():
+        for name, value in data.items():
+            if (known := finite(value)) is None:
+                continue
+            if name in AGREEMENT:
+                curves[f"1 - {name}"][step] = 1 - known
+            else:
+                curves[name][step] = known
+    return dict(curves)

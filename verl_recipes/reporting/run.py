@@ -1,0 +1,309 @@
+"""What a report needs of a run's folder, and what the folder does not have."""
+
+import json
+import math
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import yaml
+
+from data_prep.cli import CONFIGS
+from reward_score.grammar import find_answer
+from verl_recipes.measure.behaviours import BEHAVIOURS, behaviours, statements
+from verl_recipes.measure.evaluation import NO_SHARES, PerProblem, accuracies, shape, what_is_missing
+from verl_recipes.measure.intervals import figure
+from verl_recipes.measure.problems import (
+    Key,
+    Row,
+    by_problem,
+    finite,
+    least_samples,
+    numbers_and_target,
+    problem_key,
+    set_name,
+)
+from verl_recipes.reporting.metrics import Curve, curves_of, read_metrics
+from verl_recipes.run.folder import RunFolder, read_lines
+
+STEP_BYTES = 40_000  # of samples on the page, at least for a step that has any there: room for several long responses
+SHOWN = 6_000  # characters of one response on the page; its middle is left out
+READ = 32_768  # characters of one response in which behaviours are looked for
+BEHAVIOUR_ROWS = 64  # responses a step in which they are
+NAMES = {"format": "well formed", "response_tokens": "response tokens", "score": "reward"}  # of figures, on the page
+
+
+def lookup(config: Any, path: str) -> Any:
+    """A value of nested dictionaries by its dotted path; None if there is none."""
+    for key in path.split("."):
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
+
+
+def clip(text: str, limit: int) -> str:
+    """The text; if it is longer than `limit` characters, without its middle."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]}\n[… {len(text) - limit // 2 * 2:,} characters left out …]\n{text[-(limit // 2) :]}"
+
+
+def marked(response: str) -> list[list[str]]:
+    """A response as pairs of kind and text: `thought`, within it `false` statements, `rest` and `answer`."""
+    thought_end, answer = find_answer(response)
+    thought = clip(response[:thought_end] if thought_end is not None else response, SHOWN)
+    parts, done = [], 0
+    for each in statements(thought):
+        if not each.true and each.start >= done:
+            parts += [["thought", thought[done : each.start]], ["false", thought[each.start : each.end]]]
+            done = each.end
+    parts.append(["thought", thought[done:]])
+    if thought_end is not None:
+        start, end = answer or (len(response), len(response))
+        parts += [
+            ["rest", clip(response[thought_end:start], SHOWN // 4)],
+            ["answer", clip(response[start:end], SHOWN // 4)],
+            ["rest", clip(response[end:], SHOWN // 4)],
+        ]
+    return [[kind, text] for kind, text in parts if text]
+
+
+def behaviour_means(rows: Sequence[Row]) -> dict[str, float]:
+    """Behaviours over some evenly chosen responses of a step, under the names that BEHAVIOUR_CHARTS has."""
+    solvable = [
+        (row["response"], *problem)
+        for row in rows
+        if (problem := numbers_and_target(row)) and isinstance(row.get("response"), str)
+    ]
+    chosen = solvable[:: math.ceil(len(solvable) / BEHAVIOUR_ROWS) or 1]
+    if not chosen:
+        return {}
+    found = [behaviours(response[:READ], numbers, target) for response, numbers, target in chosen]
+    means = {name: fmean(each[name] for each in found) for name in found[0]}
+    shares = {name: fmean(each[name] > 0 for each in found) for name in BEHAVIOURS}
+    stated = sum(each["statements"] for each in found)
+    true = {"true arithmetic": sum(each["true_statements"] for each in found) / stated} if stated else {}
+    return means | shares | true
+
+
+def evaluation_figures(rows: Sequence[Row]) -> PerProblem:
+    """The figures of an evaluation that the headline has, at each problem."""
+    groups = by_problem(rows)
+    n = least_samples(groups.values())
+    return accuracies(groups, n, {n} - {1}) | shape(groups)
+
+
+def cell(values: Collection[float], name: str, sign: str = "") -> str:
+    """The mean of a figure over problems with its 95% interval; `sign` "+" if the values are gains."""
+    if not values:
+        return "–"
+    digits = 1 if name == "response_tokens" else 3
+    mean, low, high = figure(values, share=not sign and name not in NO_SHARES)
+    ends = f" ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})" if math.isfinite(low) else ""
+    return f"{mean:{sign}.{digits}f}{ends}"
+
+
+def headline(evaluations: Sequence[PerProblem]) -> list[list[str]]:
+    """Rows of a figure's name, its cell at each of one or two evaluations, and the gain over the problems of both."""
+    rows = []
+    for name in dict.fromkeys(name for figures in evaluations for name in figures):
+        at_problems = [figures.get(name, {}) for figures in evaluations]
+        if not any(at_problems):
+            continue
+        cells = [NAMES.get(name, name), *(cell(each.values(), name) for each in at_problems)]
+        if len(at_problems) > 1:
+            before, after = at_problems
+            cells.append(cell([after[key] - before[key] for key in before if key in after], name, "+"))
+        rows.append(cells)
+    return rows
+
+
+def labels(keys: Mapping[Key, Row]) -> dict[Key, str]:
+    """What the page calls each problem, given a row of it: with its test set where two sets have it."""
+    short = {}
+    for key, row in keys.items():
+        problem = numbers_and_target(row)
+        short[key] = f"{sorted(problem[0])} → {problem[1]}" if problem else clip(str(row.get("prompt", "")), 80)
+    count = Counter(short.values())
+    sets = {key: f"{set_name(row)}, {str(row.get('data_source', ''))[:80]}" for key, row in keys.items()}
+    return {key: f"{label} ({sets[key]})" if count[label] > 1 else label for key, label in short.items()}
+
+
+class SampleFile(NamedTuple):
+    """A file of samples/."""
+
+    split: str
+    step: int
+    path: Path
+
+
+class Run:
+    """All that a page needs of one run folder; `missing` says what the folder does not have."""
+
+    def __init__(self, folder: Path, page_bytes: int) -> None:
+        """Read the folder of a run, complete or not; samples for the page take up to `page_bytes`."""
+        self.folder, self.name, self.missing = RunFolder(folder), folder.resolve().name, list[str]()
+        self.config_text, self.config = self.read_config()
+        metrics = read_metrics(self.folder)
+        if not metrics:
+            self.missing.append("no metrics.jsonl with a step in it, so there are no curves")
+        self.curves, self.steps = curves_of(metrics), max(metrics, default=0)
+        self.summary = self.read_json(self.folder.summary)
+        if not self.summary:
+            self.missing.append("no summary.json: the run goes on, or ended before its last step")
+        versions = self.summary.get("versions")
+        self.versions: dict[str, Any] = versions if isinstance(versions, dict) else {}
+        self.on_cpu = lookup(self.config, "trainer.device") == "cpu"
+        self.behaviours: dict[str, Curve] = defaultdict(dict)
+        self.samples: list[dict[str, Any]] = []
+        self.all_samples = 0
+        self.evaluated: list[int] = []  # steps: that of the first evaluation, and of the last if there are several
+        self.headline = self.read_samples(page_bytes)
+        self.datasheet = self.read_datasheet()
+
+    def read_config(self) -> tuple[str, dict[str, Any]]:
+        """The text of config.yaml, and what it holds."""
+        path = self.folder.config
+        if not path.exists():
+            self.missing.append("no config.yaml, so neither settings nor cost are known")
+            return "", {}
+        text = path.read_text("utf-8", "replace")
+        try:
+            config = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except yaml.YAMLError as error:
+            self.missing.append(f"config.yaml is not readable: {str(error).splitlines()[0]}")
+            config = None
+        return text, config if isinstance(config, dict) else {}
+
+    def read_json(self, path: Path) -> dict[str, Any]:
+        """The object in a file; empty if there is none."""
+        try:
+            value = json.loads(path.read_text("utf-8", "replace"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def sample_files(self) -> list[SampleFile]:
+        """Training steps first, then evaluations, each in the order of their steps."""
+        return sorted(
+            SampleFile(split, int(path.stem), path)
+            for split in ("train", "validation")
+            for path in (self.folder.samples / split).glob("*.jsonl")
+            if path.stem.isdecimal()
+        )
+
+    def read_samples(self, page_bytes: int) -> list[list[str]]:
+        """Read behaviours and as many samples as the page has room for; returns the headline."""
+        files = self.sample_files()
+        if not files:
+            self.missing.append("no samples/, so there are neither samples nor behaviours")
+        # Evenly chosen steps have room on the page; the first and the last evaluation are always among them.
+        evaluated = [file for file in files if file.split == "validation"]
+        spacing = math.ceil(len(files) / max(page_bytes // STEP_BYTES, 1)) or 1
+        on_page = {*files[::spacing], *evaluated[:1], *evaluated[-1:]}
+        figures, rows = [], list[dict[str, Any]]()
+        problems: dict[Key, Row] = {}  # a row of each problem on the page
+        for file in files:
+            rows = read_lines(file.path, skip_damaged=True)
+            self.all_samples += len(rows)
+            if file.split == "train":
+                for name, value in behaviour_means(rows).items():
+                    self.behaviours[name][file.step] = value
+            elif file in (evaluated[0], evaluated[-1]):
+                figures.append(evaluation_figures(rows))
+                self.evaluated.append(file.step)
+            if file in on_page:
+                for row, sample in self.fitting(rows, file, page_bytes // len(on_page)):
+                    problems[sample["problem"]] = row
+                    self.samples.append(sample)
+        self.missing += what_is_missing(rows)
+        called = labels(problems)
+        for sample in self.samples:
+            sample["problem"] = called[sample["problem"]]
+        if len(figures) < 2:
+            self.missing.append(
+                f"{len(figures) or 'no'} validation with samples, so base and trained model are not compared"
+            )
+        return headline(figures)
+
+    def fitting(self, rows: list[dict[str, Any]], file: SampleFile, room: int) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """Rows with what the page shows of them, as many as fit into so many bytes.
+
+        They are the samples of those problems whose hashes come first, and so of the same problems at every step.
+        """
+        rows.sort(key=lambda row: zlib.crc32(repr(problem_key(row)).encode("utf-8", "replace")))
+        for row in rows:
+            sample = self.sample(row, file)
+            room -= len(json.dumps(sample))
+            if room < 0:
+                return
+            yield row, sample
+
+    def sample(self, row: Row, file: SampleFile) -> dict[str, Any]:
+        """What the page shows of one row, its problem by key; `right` is None if the reward does not say it."""
+        response, verdict, tokens = row.get("response"), finite(row.get("acc")), row.get("response_tokens")
+        return {
+            "run": self.name,
+            "split": file.split,
+            "step": file.step,
+            "problem": problem_key(row),
+            "set": str(row.get("data_source", "")),
+            "reason": str(row.get("reason", "right" if verdict == 1 else "unknown"))[:80],
+            "right": None if verdict is None else verdict == 1,
+            "score": finite(row.get("score")),
+            "tokens": tokens if isinstance(tokens, int) else None,
+            "truncated": bool(row.get("truncated")),
+            "parts": marked(response) if isinstance(response, str) else [],
+        }
+
+    def read_datasheet(self) -> str:
+        """The data folder's datasheet.json, or else its manifest.json, as text."""
+        files = lookup(self.config, "data.train_files")
+        for file in files if isinstance(files, list) else [files]:
+            for root in (Path(), CONFIGS.parent):
+                for name in ("datasheet.json", "manifest.json"):
+                    if isinstance(file, str) and (sheet := self.read_json((root / file).parent / name)):
+                        return json.dumps(sheet, indent=1, ensure_ascii=False)[:200_000]
+        self.missing.append(f"no datasheet.json or manifest.json beside the training data ({files})")
+        return ""
+
+    def devices(self) -> int:
+        """How many GPUs, or ranks on a CPU, the run holds."""
+        generates_apart = lookup(self.config, "trainer.v1.trainer_mode") == "separate_async"
+        sizes = [
+            [lookup(self.config, f"{place}.{name}") for name in ("n_gpus_per_node", "nnodes")]
+            for place in ("trainer", *(["actor_rollout_ref.rollout"] if generates_apart else []))
+        ]
+        return sum(math.prod(size if isinstance(size, int) else 1 for size in each) for each in sizes)
+
+    def cost(self, price: Any = None, currency: str | None = None) -> dict[str, Any]:
+        """Device-hours and money, a step and in all.
+
+        Args:
+            price: of a GPU-hour, or [low, high]; None for that of the run's configuration.
+            currency: None for that of the run's configuration.
+        """
+        price = lookup(self.config, "plan.price") if price is None else price
+        prices = [each for each in map(finite, price if isinstance(price, list) else [price]) if each is not None]
+        steps, gpus = self.curves.get("timing_s/step", {}), self.devices()
+        seconds, whole = finite(lookup(self.summary, "seconds.total")), True
+        if seconds is None or self.summary.get("resumed_from"):
+            seconds, whole = sum(steps.values()) + sum(self.curves.get("timing_s/testing", {}).values()), False
+        hours, hours_a_step = (gpus * each / 3600 for each in (seconds, fmean(steps.values()) if steps else math.nan))
+
+        def money(hours: float) -> str:
+            return " to ".join(f"{each * hours:.4g}" for each in prices) if hours == hours else ""
+
+        return {
+            "device": lookup(self.config, "trainer.device") or "unknown device",
+            "gpus": gpus,
+            "hours": hours,
+            "hours_a_step": hours_a_step,
+            "basis": "the whole run" if whole else "the steps that are in metrics.jsonl",
+            "prices": " to ".join(f"{each:g}" for each in prices),
+            "currency": currency or lookup(self.config, "plan.currency") or "",
+            "money": money(hours),
+            "money_a_step": money(hours_a_step),
+        }
