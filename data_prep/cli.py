@@ -15,7 +15,6 @@ Defaults stand in configs/, types, ranges and descriptions in the schema, and `-
 """
 
 import errno
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -106,13 +105,18 @@ def check(cfg: "DictConfig", keys: type[Checked]) -> None:
         _update(cfg, values.model_dump(exclude_unset=True))
 
 
-def compose(config: str, overrides: Sequence[str], keys: type[Checked] | None = None) -> "DictConfig":
-    """Compose the configuration of another command than the one that runs; check it if there are `keys`."""
+def compose(
+    config: str, overrides: Sequence[str], keys: type[Checked] | None = None, folder: Path = CONFIGS
+) -> "DictConfig":
+    """Compose a command's configuration, and check it if there are `keys`.
+
+    hydra.main would compose it twice, the first time only to read `hydra.mode`: half a second for verl's.
+    """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    GlobalHydra.instance().clear()  # of this command's own configuration
-    with in_one_line(), hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    GlobalHydra.instance().clear()
+    with in_one_line(), hydra.initialize_config_dir(str(folder), version_base="1.3"):
         cfg = hydra.compose(config, list(overrides))
         if keys:
             check(cfg, keys)
@@ -218,7 +222,7 @@ def _key(argument: str) -> str:
 def command(
     config: str, keys: type[Checked], folder: Path = CONFIGS, others: str | None = None
 ) -> Callable[[Callable[[Any], object]], Callable[[], None]]:
-    """A command: `main(cfg)` with a configuration of this project that was composed by `hydra.main` and checked.
+    """A command: `main(cfg)` with a configuration of this project, composed of the command line and checked.
 
     Args:
         config: its name in `folder`.
@@ -235,23 +239,14 @@ def command(
             if set(HELP) & set(sys.argv[1:]):
                 print(help_text(sys.modules["__main__"].__doc__ or "", config, keys, folder))
                 return
-            import hydra
-
             rest = [each for each in sys.argv[1:] if others and _key(each) not in {"", *keys.model_fields}]
-            sys.argv[1:] = [each for each in sys.argv[1:] if each not in rest]
-
-            @wraps(main)
-            def checked(cfg: Any) -> object:
+            try:
+                cfg = compose(config, [each for each in sys.argv[1:] if each not in rest], folder=folder)
                 with in_one_line():
                     if others:
                         cfg[others] = [*cfg[others], *rest]
                     check(cfg, keys)
-                    return main(cfg)
-
-            os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises to us, instead of printing several lines
-            try:
-                with in_one_line():
-                    hydra.main(config_path=str(folder), config_name=config, version_base="1.3")(checked)()
+                    main(cfg)
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)
                 sys.exit(130)

@@ -20,11 +20,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from data_prep import datasheet
 from data_prep.cli import Checked, UserError, command
 from data_prep.engines import Engine, Local, OnRay
-from data_prep.folder import replaced
+from data_prep.folder import file_sha256, replaced
 from data_prep.generate import check as check_preset
 from data_prep.prepare import prepare
 from data_prep.prompts import check_prompt
-from data_prep.sources import ROWS, file_sha256, open_source
+from data_prep.sources import ROWS, open_source
 
 PACKAGES = ("countdown-zero", "numpy", "pyarrow", "datasets")
 

@@ -7,6 +7,7 @@ writers at once do not disturb each other; the later one wins. What a killed wri
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -18,6 +19,12 @@ from data_prep.cli import UserError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fs.h
 LOCK = "lock"
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def exchange(one: Path, other: Path) -> None:

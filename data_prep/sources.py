@@ -6,7 +6,6 @@ the snapshot as it would read the hub.
 """
 
 import csv
-import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 
 from data_prep.clean import Batch
 from data_prep.cli import UserError
+from data_prep.folder import file_sha256
 from data_prep.generate import check, generate
 
 ROWS = 65_536  # in a batch
@@ -30,11 +30,6 @@ class Source(NamedTuple):
     about: dict[str, Any]
     rows: int
     batches: Callable[[], Iterator[Batch]]
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def as_batch(data: pa.RecordBatch, file: str, first: int, row: int) -> Batch:

@@ -37,7 +37,7 @@ from rich.table import Table
 from rich.text import Text as Plain
 
 from data_prep.cli import CONFIGS, Checked, Count, Number, Seed, Text, UserError, command, compose, quoted
-from data_prep.sources import file_sha256
+from data_prep.folder import file_sha256
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.evaluation import measure, summarize, what_is_missing
 from verl_recipes.measure.intervals import CONFIDENCE

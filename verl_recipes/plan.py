@@ -9,11 +9,11 @@ unless force=true. Nothing is started and nothing fetched; a GPU is not needed.
 """
 
 import logging
+import sys
 from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
@@ -233,7 +233,7 @@ def sweep(overrides: list[str], console: Console) -> Table:
 def main(cfg: DictConfig) -> None:
     console = Console() if Console().is_terminal else Console(width=160)
     if cfg.plan.sweep:
-        overrides = [each for each in HydraConfig.get().overrides.task if not each.startswith("hardware=")]
+        overrides = [each for each in sys.argv[1:] if not each.startswith("hardware=")]
         console.print(sweep(overrides, console))
         return
     with console.status("torch's memory tracker, half a minute the first time ..."):

@@ -9,11 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
-from transformers import AutoModelForCausalLM, TextStreamer, set_seed
-from transformers.utils.logging import disable_progress_bar
 
 from data_prep.cli import CONFIGS, Checked, Count, Integer, Number, Seed, Text, UserError, command, compose
 from data_prep.prompts import messages_for
@@ -55,11 +52,9 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
-class Screen(TextStreamer):
-    """Writes each piece of text as soon as it is whole."""
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        print(printable(text), end="\n" if stream_end else "", flush=True)
+def show_piece(text: str, stream_end: bool = False) -> None:
+    """Print a piece of a response as soon as it is whole."""
+    print(printable(text), end="\n" if stream_end else "", flush=True)
 
 
 def find_prompt(name: str | None, model: Path, weights: Path) -> dict[str, Any]:
@@ -119,6 +114,13 @@ class Player:
         with tempfile.TemporaryDirectory() as scratch:
             folder = hugging_face(weights, Path(scratch) / "merged", Path(scratch) / "log.txt")
             check_model(str(folder))
+            import torch
+            from transformers import AutoModelForCausalLM, set_seed
+            from transformers.utils.logging import disable_progress_bar
+
+            if cfg.seed is not None:
+                set_seed(cfg.seed)
+            disable_progress_bar()
             self.prompt = find_prompt(cfg.prompt, path, folder)
             self.tokenizer = load_tokenizer(str(folder), self.prompt)
             self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
@@ -132,9 +134,13 @@ class Player:
 
     def answer(self, numbers: list[int], target: int) -> str:
         """The model's response, which is shown as it comes."""
+        import torch
+        from transformers import TextStreamer
+
         _, ids = render(self.tokenizer, messages_for(self.prompt, numbers, target))
         prompt = torch.tensor([ids], device=self.model.device)
-        screen = Screen(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        screen = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        screen.on_finalized_text = show_piece
         with torch.inference_mode():
             output = self.model.generate(
                 prompt, attention_mask=torch.ones_like(prompt), streamer=screen, **self.options
@@ -151,9 +157,6 @@ class Player:
 def main(cfg: DictConfig) -> None:
     if (cfg.numbers is None) != (cfg.target is None):
         raise UserError("numbers= and target= belong together; without both, you are asked")
-    if cfg.seed is not None:
-        set_seed(cfg.seed)
-    disable_progress_bar()
     player = Player(cfg)
     if cfg.numbers is not None:
         player.play(list(cfg.numbers), cfg.target)

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from data_prep.cli import CONFIGS, UserError
-from data_prep.sources import file_sha256
+from data_prep.folder import file_sha256
 from verl_recipes.run.folder import RunFolder
 
 # What may change in a run that goes on: it decides how long the run is, what is kept and told of it, and how the work

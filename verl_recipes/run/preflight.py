@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError
-from data_prep.sources import file_sha256
+from data_prep.folder import file_sha256
 from verl_recipes.run.checkpoints import checkpoint_steps, damage, way_on
 from verl_recipes.run.folder import RunFolder, is_marked, read_json
 from verl_recipes.run.reward import check_reward
@@ -34,6 +32,9 @@ def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "p
         key: names them in an error.
         made_by: the command that writes them.
     """
+    import pyarrow as pa  # a fifth of a second, which a refused key need not wait for
+    import pyarrow.parquet as pq
+
     rows = 0
     for name in [files] if isinstance(files, str) else files or []:
         path = Path(name)
@@ -47,7 +48,7 @@ def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "p
         said = manifest_beside(path).get("files", {}).get(path.name, {}).get("sha256")
         if said and said != file_sha256(path):
             raise UserError(
-                f"{key}: {path} is not the file that its manifest.json tells of; make it again with `{made_by}`, or "
+                f"{key}: {path} is not the file that its manifest.json records; make it again with `{made_by}`, or "
                 "delete the manifest if you changed the data yourself"
             )
         if missing := COLUMNS - columns:
