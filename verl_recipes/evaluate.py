@@ -23,6 +23,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
@@ -44,7 +45,7 @@ from verl_recipes.measure.intervals import CONFIDENCE
 from verl_recipes.measure.problems import OUT, set_name
 from verl_recipes.reporting.text import interval
 from verl_recipes.run.fingerprint import differences, flat, provenance, read_config
-from verl_recipes.run.folder import RunFolder, as_lines, is_marked, read_json, read_lines, write_json, write_whole
+from verl_recipes.run.folder import RunFolder, as_lines, read_json, read_lines, write_json, write_whole
 from verl_recipes.run.preflight import (
     check_code,
     check_model,
@@ -202,9 +203,8 @@ def seconds_of_sampling(out: RunFolder) -> float:
 
 def begin(cfg: DictConfig, out: RunFolder, wanted: Row, console: Console) -> None:
     """Make the folder that of this evaluation, or check that it is one already."""
-    if cfg.fresh and is_marked(out.path):
-        say(console, f"fresh=true: emptying {out.path}")
-        out.empty()
+    if cfg.fresh:
+        out.empty(partial(say, console))
     if before := out.read_mark():
         found = differences(*(dict(flat({key: side.get(key) for key in wanted})) for side in (before, wanted)))
         if found:

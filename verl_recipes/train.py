@@ -18,8 +18,10 @@ and the trained one after the last, on the test problems, with the sampler and t
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,10 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.cli import UserError, command
-from verl_recipes.run.checkpoints import checkpoint_steps, last_checkpoint
+from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.cluster import RETURN, check_nodes, in_job
 from verl_recipes.run.fingerprint import check_unchanged, facts_of, provenance
-from verl_recipes.run.folder import RunFolder, cut_half_line, is_marked, read_json, read_lines, write_json, write_whole
+from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, write_json, write_whole
 from verl_recipes.run.preflight import check_parquet, check_resume, preflight
 from verl_recipes.run.start import VerlStoppedError, say, start_verl
 from verl_recipes.run.weights import to_hugging_face
@@ -41,9 +43,8 @@ from verl_recipes.settings.schema import TrainKeys
 
 def begin(cfg: DictConfig, run: RunFolder, console: Console) -> None:
     """Make the folder one of this run, or check that it is one already."""
-    if cfg.fresh and is_marked(run.path):
-        say(console, f"fresh=true: emptying {run.path}, {len(checkpoint_steps(run.checkpoints))} checkpoints in it")
-        run.empty()
+    if cfg.fresh:
+        run.empty(partial(say, console))
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     facts = facts_of(config)
     check_unchanged(run, config, facts)
@@ -102,10 +103,10 @@ def stage_seconds(events: list[dict[str, Any]], started: float) -> dict[str, flo
 
 
 def export(cfg: DictConfig, run: RunFolder) -> None:
-    """model/: the actor of the last checkpoint."""
+    """model/: the actor of the last checkpoint. One of an earlier step must not be taken for it."""
+    shutil.rmtree(run.model, ignore_errors=True)
     step = last_checkpoint(run.checkpoints)
     to_hugging_face(run.checkpoints / f"global_step_{step}" / "actor", run.model, run.log)
-    (run.model / "step.txt").write_text(f"{step}\n", encoding="utf-8")
 
 
 def summarize(cfg: DictConfig, run: RunFolder, spent: dict[str, Any]) -> None:
@@ -124,7 +125,10 @@ def draw(cfg: DictConfig, run: RunFolder) -> None:
     """curves.png."""
     from verl_recipes.reporting.curves import draw as draw_curves
 
-    draw_curves(run.path, cfg.name)
+    figures = read_json(run.summary, "") if run.summary.exists() else {}
+    mean = f"mean@{cfg.eval_n}"
+    gain = [f"{figures[side][mean]:.3f}" for side in ("base", "trained") if mean in figures.get(side, {})]
+    draw_curves(run.path, f"{cfg.name}: {mean} on the test problems {' to '.join(gain)}" if gain else cfg.name)
 
 
 def report(cfg: DictConfig, run: RunFolder) -> None:

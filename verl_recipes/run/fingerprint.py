@@ -27,7 +27,7 @@ MAY_CHANGE = (
     *("trainer.restarts", "trainer.max_*_ckpt_to_keep", "trainer.logger", "trackers.*", "trainer.project_name"),
     *("trainer.default_local_dir", "trainer.v1.sampler.sampler_kwargs.checkpoints_dir"),
     *("trainer.v1.sampler.sampler_kwargs.samples_dir", "trainer.v1.sampler.sampler_kwargs.alarm.*"),
-    *("ray_kwargs.*", "transfer_queue.*", "global_profiler.*", "*.profiler.*", "gpus.name", "gpus.most_parameters"),
+    *("ray_kwargs.*", "transfer_queue.*", "global_profiler.*", "*.profiler.*", "card.*"),
     *("*.param_offload", "*.optimizer_offload", "*.offload_policy", "*.enable_gradient_checkpointing"),
     *("*micro_batch_size*", "*max_token_len_per_gpu", "*.gpu_memory_utilization", "*.max_num_seqs"),
     *("*.max_num_batched_tokens", "*.enforce_eager", "*.free_cache_engine", "*.update_weights_bucket_megabytes"),

@@ -15,7 +15,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,13 +116,13 @@ def is_marked(path: Path) -> bool:
 
 def why_not_emptied(path: Path) -> str:
     """Why a folder must not be emptied, as the end of a sentence; "" if it may be: see `RunFolder.empty`."""
+    if not is_marked(path):
+        return f"holds no {MARK} of this project, so it is no run folder"
     real, here, home = path.resolve(), Path.cwd().resolve(), Path.home().resolve()
     if real in (here, *here.parents):
         return "is the current folder or holds it"
     if real in (home, *home.parents):
         return "is your home or holds it"
-    if not is_marked(path):
-        return f"holds no {MARK} of this project, so it is no run folder"
     for folder, folders, files in os.walk(real):
         folders[:] = [name for name in folders if not (Path(folder) / name).is_symlink()]
         if Path(folder) != real and MARK in files and is_marked(Path(folder)):
@@ -185,25 +185,35 @@ class RunFolder:
 
     def write_mark(self, kind: str, **facts: Any) -> None:
         """Mark the folder as this project's, with what is to be known of it."""
-        elsewhere = self.checkpoints.resolve() != (self.path / "checkpoints").resolve()
-        place = str(self.checkpoints.resolve()) if elsewhere else None
+        elsewhere = self.checkpoints.absolute() != (self.path / "checkpoints").absolute()
+        place = str(self.checkpoints.absolute()) if elsewhere else None
         write_json(self.mark, {"made_by": MADE_BY, "kind": kind, "checkpoints": place} | facts)
 
     def read_mark(self) -> dict[str, Any]:
         """The facts of `write_mark`; empty if there is no mark."""
         return read_json(self.mark, "fresh=true starts anew") if self.mark.exists() else {}
 
-    def empty(self) -> None:
+    def empty(self, say: Callable[[str], None]) -> None:
         """Delete what is in the folder but the lock. Links are unlinked and never followed.
+
+        Args:
+            say: gets one line, before anything is deleted.
 
         Raises:
             UserError: the folder is not marked, holds another run or another file system, or is the current folder,
-                the home or the root, or a parent of one.
+                the home or the root, or a parent of one; or its checkpoints lie elsewhere.
         """
         if self.is_new():
             return
-        if reason := why_not_emptied(self.path):
+        checkpoints = len(list(self.checkpoints.glob("global_step_*")))
+        elsewhere = self.checkpoints.absolute() != (self.path / "checkpoints").absolute()
+        reason = why_not_emptied(self.path)
+        if checkpoints and elsewhere:
+            reason = reason or f"has its checkpoints in {self.checkpoints}: remove them yourself first"
+        if reason:
             raise UserError(f"{self.path} {reason}; nothing was deleted")
+        names = ", ".join(sorted(entry.name for entry in self.path.iterdir() if entry.name != "lock"))
+        say(f"fresh=true: deleting what {self.path} holds, {checkpoints} checkpoints among it: {names}")
         # The mark goes last: of what is cut short, the same command deletes the rest.
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == MARK):
             if entry.name == "lock":

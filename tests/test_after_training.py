@@ -1,0 +1,92 @@
+"""After the last step: a stage that fails says so, and takes none of the others with it."""
+
+import json
+import shutil
+
+import pytest
+from configurations import compose
+from rich.console import Console
+
+from data_prep.cli import CONFIGS, UserError, quoted
+from verl_recipes import train
+from verl_recipes.run.folder import RunFolder, append_line, as_lines, write_whole
+
+STAGES = {"export": "model", "summarize": "summary.json", "draw": "curves.png", "report": "report.html"}
+NAME = "tiny [bold] [i]= 中文"
+pytestmark = pytest.mark.slow
+
+
+def response(problem, right):
+    numbers = [problem + 1, problem + 2, problem + 3]
+    return {
+        "step": 0,
+        "prompt_id": f"p{problem}",
+        "prompt": f"make {sum(numbers)} of {numbers}",
+        "response": f"{numbers[0]}+{numbers[1]}={numbers[0] + numbers[1]}</think><answer>1</answer>",
+        "ground_truth": {"numbers": numbers, "target": sum(numbers)},
+        "data_source": "countdown/3_numbers",
+        "extra_info": {"split": "test", "index": problem},
+        "response_tokens": 9,
+        "truncated": False,
+        "repeated": False,
+        "score": right,
+        "acc": right,
+        "format": 1.0,
+        "reason": "right" if right else "wrong_value",
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    """What verl leaves in a run's folder after two steps, and the configuration."""
+    cfg = compose("train", f"name={quoted(NAME)}", f"run_dir={quoted(tmp_path / NAME)}", "eval_n=2")
+    cfg.trainer.total_training_steps = 2
+    run = RunFolder(cfg.run_dir)
+    actor = run.checkpoints / "global_step_2" / "actor"
+    shutil.copytree(CONFIGS.parent / "assets" / "tiny_base", actor / "huggingface")
+    (actor / "fsdp_config.json").write_text("{}")
+    (run.checkpoints / "latest_checkpointed_iteration.txt").write_text("2")
+    for step in (0, 2):
+        rows = [response(problem, float(problem < step)) for problem in range(4) for _ in range(2)]
+        write_whole(run.samples_of("validation", step), as_lines(rows))
+        write_whole(run.samples_of("train", step), as_lines(rows))
+        append_line(run.metrics, {"step": step, "data": {"reward/acc": 0.5, "critic/score/mean": 0.5}})
+    run.write_mark("run")
+    return cfg, run
+
+
+def finish(cfg, run):
+    with Console(record=True, width=500) as console:
+        whole = train.finish(cfg, run, console, lambda: {"resumed_from": 0, "seconds": {"total": 1.0}})
+    return whole, console.export_text()
+
+
+@pytest.mark.parametrize("failing", STAGES)
+@pytest.mark.parametrize("error", [RuntimeError("no memory"), UserError("no disk")], ids=["ours", "theirs"])
+def test_a_stage_that_fails_says_so_and_the_others_are_there(run, monkeypatch, failing, error):
+    cfg, run = run
+
+    def fails(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, failing, fails)
+        whole, said = finish(cfg, run)
+    assert not whole
+    assert "no memory" in said or "no disk" in said
+    assert f"{run.path / STAGES[failing]}" in said
+    assert "the same command tries again" in said
+    assert {name for name in STAGES.values() if (run.path / name).exists()} == {*STAGES.values()} - {STAGES[failing]}
+    assert not train.is_complete(cfg, run)
+    assert finish(cfg, run)[0]
+    assert train.is_complete(cfg, run)
+
+
+def test_a_name_with_brackets_is_shown_as_it_is(run, capsys):
+    cfg, run = run
+    assert finish(cfg, run)[0]
+    with Console(record=True, width=200) as console:
+        train.show(run, console)
+    assert NAME in console.export_text()
+    assert json.loads(run.summary.read_text(encoding="utf-8"))["name"] == NAME
+    assert NAME in run.report.read_text(encoding="utf-8")

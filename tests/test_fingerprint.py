@@ -1,0 +1,117 @@
+"""A run is what its folder says: whoever asks for another one under its name is told so, key by key."""
+
+import copy
+from fnmatch import fnmatchcase
+
+import pytest
+from configurations import compose
+from omegaconf import OmegaConf
+
+from data_prep.cli import UserError, quoted
+from verl_recipes.run.fingerprint import MAY_CHANGE, check_unchanged, comparable, differences, flat
+from verl_recipes.run.folder import RunFolder, write_whole
+
+FACTS = {
+    "train_files": {"a": "1"},
+    "val_files": {"b": "2"},
+    "model": {"model.safetensors": "3"},
+    "versions": {"verl": "0.9.1"},
+}
+
+
+@pytest.fixture(scope="module")
+def config():
+    return OmegaConf.to_container(compose("train"), resolve=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, config):
+    run = RunFolder(tmp_path_factory.mktemp("run"))
+    write_whole(run.config, OmegaConf.to_yaml(config))
+    run.write_mark("run", **FACTS)
+    return run
+
+
+def changed(config, key):
+    """The configuration with another value at a dotted key."""
+    config = copy.deepcopy(config)
+    *path, last = key.split(".")
+    node = config
+    for part in path:
+        node = node[part]
+    value = node[last]
+    node[last] = not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else "another"
+    return config
+
+
+def test_the_same_command_is_the_same_run(run, config):
+    check_unchanged(run, copy.deepcopy(config), copy.deepcopy(FACTS))
+
+
+def test_every_key_of_the_whole_configuration_is_refused_or_may_change(config):
+    before = comparable(config)
+    for key, value in before.items():
+        now = before | {key: not value if isinstance(value, bool) else "another"}
+        may_change = any(fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
+        found = differences(before, now)
+        assert found == [] if may_change else len(found) == 1 and found[0].startswith(f"{key} was "), key
+    assert len(before) > 500
+
+
+def test_what_may_change_is_a_list_of_keys_that_there_are(config):
+    """But for what other recipes and hardware have."""
+    keys = [key for key, _ in flat(config)] + ["versions.verl", "actor_rollout_ref.actor.fsdp_config.offload_policy"]
+    unknown = [pattern for pattern in MAY_CHANGE if not any(fnmatchcase(key, pattern) for key in keys)]
+    assert unknown == []
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "actor_rollout_ref.model.path",
+        "actor_rollout_ref.actor.optim.lr",
+        "actor_rollout_ref.rollout.n",
+        "actor_rollout_ref.rollout.temperature",
+        "actor_rollout_ref.rollout.val_kwargs.temperature",
+        "reward.custom_reward_function.reward_kwargs.profile",
+        "data.max_response_length",
+        "data.train_files",
+        "data.seed",
+        "eval_n",
+        "algorithm.adv_estimator",
+        "trainer.n_gpus_per_node",
+    ],
+)
+def test_what_numbers_depend_on_may_not_change(run, config, key):
+    with pytest.raises(UserError, match=rf"holds another run: {key} was .* and is .* now\. Set it back, name=another"):
+        check_unchanged(run, changed(config, key), FACTS)
+
+
+@pytest.mark.parametrize(
+    "key", ["trainer.save_freq", "trainer.total_training_steps", "trainer.restarts", "plan.currency", "fresh"]
+)
+def test_what_does_not_touch_the_numbers_may_change(run, config, key):
+    check_unchanged(run, changed(config, key), FACTS)
+
+
+@pytest.mark.parametrize("name", ["train_files", "val_files", "model"])
+def test_other_content_under_the_same_name_is_refused(run, config, name):
+    ((key, _),) = FACTS[name].items()
+    with pytest.raises(UserError, match=rf"{name}\.{key} was . and is other now"):
+        check_unchanged(run, config, FACTS | {name: {key: "other"}})
+
+
+def test_more_steps_are_refused_if_the_learning_rate_follows_them(run, config):
+    cosine = changed(config, "trainer.total_training_steps")
+    cosine["actor_rollout_ref"]["actor"]["optim"]["lr_scheduler_type"] = "cosine"
+    with pytest.raises(UserError, match="the learning rate follows it"):
+        check_unchanged(run, cosine, FACTS)
+
+
+def test_a_run_may_be_moved():
+    there, here = (
+        OmegaConf.to_container(compose("train", f"run_dir={quoted(path)}", "name=x"), resolve=True)
+        for path in ("/elsewhere/中 [文]", "runs/x")
+    )
+    assert there["trainer"]["default_local_dir"] == "/elsewhere/中 [文]/checkpoints"
+    assert differences(comparable(here), comparable(there)) == []

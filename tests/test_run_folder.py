@@ -1,0 +1,207 @@
+"""The folder of a run: what is deleted and what never is, what is read of files that a killed process left."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.cli import UserError
+from verl_recipes.run.folder import (
+    MARK,
+    RunFolder,
+    append_line,
+    is_marked,
+    parse_lines,
+    read_json,
+    read_lines,
+    why_not_emptied,
+    write_whole,
+)
+
+NAMES = st.sampled_from(["a", "b", "run", "checkpoints", "samples", "model", "中 [x]"])
+ENTRIES = st.lists(
+    st.tuples(
+        st.lists(NAMES, min_size=1, max_size=4),
+        st.sampled_from(["file", "folder", "link", "mark", "false mark"]),
+        st.lists(NAMES, max_size=3),  # where a link points to
+    ),
+    max_size=25,
+)
+
+
+def build(root, entries):
+    """A tree of files, folders, links anywhere within it, and marked folders."""
+    for parts, kind, target in entries:
+        path = root.joinpath(*parts)
+        if any(parent.is_symlink() or parent.is_file() for parent in (path, *path.parents)) or path.exists():
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "file":
+            path.write_text("x")
+        elif kind == "link":
+            path.symlink_to(root.joinpath(*target))
+        else:
+            path.mkdir()
+        if kind == "mark":
+            RunFolder(path).write_mark("run")
+            (path / "checkpoints").mkdir()
+        if kind == "false mark":
+            (path / MARK).write_text('{"made_by": "somebody else"}')
+
+
+def contents(root):
+    """Every path below a folder, with what it holds; links are not followed."""
+    found = {}
+    for folder, folders, files in os.walk(root):
+        for name in [*folders, *files]:
+            path = Path(folder) / name
+            found[path] = os.readlink(path) if path.is_symlink() else path.is_dir() or path.read_text()
+    return found
+
+
+@settings(max_examples=150, deadline=None)
+@given(ENTRIES, st.lists(NAMES, max_size=4), st.lists(NAMES, max_size=2))
+def test_nothing_outside_a_marked_run_is_ever_deleted(tmp_path_factory, entries, chosen, here):
+    root = tmp_path_factory.mktemp("tree")
+    build(root, entries)
+    folder, said = root.joinpath(*chosen), []
+    before, back, real = contents(root), os.getcwd(), Path(os.path.realpath(folder))
+    working = root.joinpath(*here)
+    os.chdir(working if working.is_dir() else root)
+    marked = is_marked(folder)
+    try:
+        RunFolder(folder).empty(said.append)
+    except (UserError, NotADirectoryError):
+        assert not said
+    finally:
+        current = Path.cwd()
+        os.chdir(back)
+    after = contents(root)
+    gone = before.keys() - after.keys()
+    assert after.items() <= before.items()
+    if gone:
+        assert marked
+        assert len(said) == 1
+        assert all(real in path.parents for path in gone)
+        assert not any(path.name == MARK and '"countdown-zero"' in str(before[path]) for path in gone - {real / MARK})
+        assert real != current
+        assert real not in current.parents
+
+
+def test_a_link_in_a_run_is_unlinked_and_what_it_points_to_stays(tmp_path):
+    disk = tmp_path / "other disk" / "global_step_4"
+    disk.mkdir(parents=True)
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.checkpoints.symlink_to(disk.parent)
+    run.write_mark("run")
+    said = []
+    run.empty(said.append)
+    assert run.is_new()
+    assert disk.is_dir()
+    assert "1 checkpoints among it: checkpoints, run.json" in said[0]
+
+
+def test_what_is_deleted_is_said_before(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    (run.checkpoints / "global_step_4").mkdir(parents=True)
+    run.write_mark("run")
+
+    def say(line):
+        assert "1 checkpoints" in line
+        assert (run.checkpoints / "global_step_4").exists()
+
+    run.empty(say)
+    assert run.is_new()
+
+
+def test_a_run_whose_checkpoints_lie_elsewhere_is_not_emptied(tmp_path):
+    (tmp_path / "elsewhere" / "global_step_4").mkdir(parents=True)
+    run = RunFolder(tmp_path / "run", tmp_path / "elsewhere")
+    run.path.mkdir()
+    run.write_mark("run")
+    for folder in (run, RunFolder(run.path)):  # the mark knows the place
+        with pytest.raises(UserError, match="has its checkpoints in"):
+            folder.empty(print)
+    assert is_marked(run.path)
+
+
+@pytest.mark.parametrize("place", ["home", "current", "root", "parent"])
+def test_a_home_a_working_folder_a_root_and_their_parents_are_never_emptied(tmp_path, monkeypatch, place):
+    (tmp_path / "below").mkdir()
+    RunFolder(tmp_path).write_mark("run")
+    if place == "home":
+        monkeypatch.setenv("HOME", str(tmp_path))
+    elif place in ("current", "parent"):
+        monkeypatch.chdir(tmp_path if place == "current" else tmp_path / "below")
+    assert why_not_emptied(Path("/") if place == "root" else tmp_path)
+
+
+def test_a_run_that_holds_another_file_system_is_not_emptied(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    (run.path / "samples" / "mounted").mkdir(parents=True)
+    run.write_mark("run")
+    target = run.path / "samples" / "mounted"
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", target], capture_output=True).returncode:
+        pytest.skip("this user may not mount")
+    try:
+        with pytest.raises(UserError, match="holds another file system"):
+            run.empty(print)
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+def test_a_folder_with_other_files_becomes_no_run(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="holds files that are not of a run"), RunFolder(tmp_path).locked():
+        pass
+    with pytest.raises(UserError, match="no run folder; nothing was deleted"):
+        RunFolder(tmp_path).empty(print)
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.txt"}
+
+
+def test_a_run_folder_is_held_by_one_command(tmp_path):
+    run = RunFolder(tmp_path)
+    with run.locked(), pytest.raises(UserError, match="another command"), run.locked():
+        pass
+    with run.locked():
+        pass
+
+
+LINES = st.lists(st.dictionaries(st.text(), st.integers() | st.text()), max_size=5)
+
+
+@given(LINES, st.data())
+def test_lines_are_read_up_to_where_a_killed_process_stopped(rows, data):
+    content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode("utf-8", "backslashreplace")
+    cut = data.draw(st.integers(0, len(content)))
+    whole = content[:cut].count(b"\n")
+    read = parse_lines(content[:cut], "file")
+    assert read[:whole] == parse_lines(content, "file")[:whole]
+    assert len(read) - whole in (0, 1)  # a line that lacks its end of line alone is whole
+    assert len(parse_lines(content, "file")) == len(rows)
+
+
+def test_a_damaged_line_is_named_or_left_out(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"b\n\n[2]\n{"c": "\xe2\x80\xa8"}\n{"d"')
+    with pytest.raises(UserError, match=r"x\.jsonl, line 2 is damaged"):
+        read_lines(path)
+    assert read_lines(path, skip_damaged=True) == [{"a": 1}, {"c": "\u2028"}]
+    append_line(path, {"e": "文"})
+    assert path.read_text(encoding="utf-8").endswith('{"d"{"e": "文"}\n')
+    assert read_lines(tmp_path / "missing.jsonl") == []
+
+
+def test_a_file_is_whole_at_every_moment_and_a_damaged_one_is_named(tmp_path):
+    path = tmp_path / "deep" / "中文.json"
+    write_whole(path, '{"a": "文"}')
+    assert read_json(path, "") == {"a": "文"}
+    assert [entry.name for entry in path.parent.iterdir()] == ["中文.json"]
+    write_whole(path, "{")
+    with pytest.raises(UserError, match=r"is damaged .*; make it again"):
+        read_json(path, "make it again")
