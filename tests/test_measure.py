@@ -199,6 +199,12 @@ def test_an_answer_is_its_expression_and_not_its_characters(texts, expected):
     assert majority(rows) == expected
 
 
+def test_an_answer_within_the_thought_votes_if_it_was_scored():
+    rows = [{"response": f"<answer>{text}</answer>", "acc": float(text == "1+2")} for text in ("1+2", "1+2", "2-1")]
+    assert majority(rows) == 0
+    assert majority([row | {"reason": "right" if row["acc"] else "wrong_value"} for row in rows]) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("problems", [64, 256])
 @pytest.mark.parametrize("k", [1, 4, 8])

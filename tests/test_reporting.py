@@ -13,7 +13,7 @@ from verl_recipes import report
 from verl_recipes.reporting.charts import charts, recipe_of
 from verl_recipes.reporting.curves import draw
 from verl_recipes.reporting.page import PAGE_BYTES, as_script_data, write_report
-from verl_recipes.reporting.run import Run
+from verl_recipes.reporting.run import Run, marked
 
 THOUGHTS = ["11+18=29,29-25=4 no\n18-11=7,7*25=175 yes", "11*18=190,190-25=165 no", "先凑出7：18-11=7，7*25=175，对了"]
 
@@ -144,14 +144,7 @@ trees = st.recursive(leaf, lambda inner: st.dictionaries(st.sampled_from(["a", "
 @given(trees, trees)
 def test_two_configurations_are_of_one_recipe_only_if_every_other_key_is_equal(one, other):
     same = recipe_of(config("a", 0, more={"x": one})) == recipe_of(config("b", 1, more={"x": other}))
-    assert same == (without_empty(one) == without_empty(other))
-
-
-def without_empty(tree):
-    """Leaves alone, with the types that JSON tells apart: an empty mapping holds no setting."""
-    if not isinstance(tree, dict):
-        return json.dumps(tree)
-    return {key: value for key, each in tree.items() if (value := without_empty(each)) != {}}
+    assert same == (json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True))
 
 
 def test_the_lines_of_a_chart_are_runs_and_bands_of_seeds(tmp_path):
@@ -177,6 +170,21 @@ def test_a_reward_without_a_verdict_has_a_report_that_says_so(tmp_path):
     page = write_report([run], run / "report.html").read_text("utf-8")
     for name in ("acc", "format", "reason"):
         assert f"<li>no `{name}`: the reward does not say" in page
+
+
+@pytest.mark.parametrize(
+    ("response", "reason", "expected"),
+    [
+        ("1+1=3, no</think> so <answer>2</answer>.", "right", ["false", "thought", "rest", "answer", "rest"]),
+        ("<answer>2</answer></think>", "no_answer", ["thought", "rest"]),
+        ("1+1=2 <answer>2</answer></think>", "right", ["thought", "answer", "rest"]),  # the profile tinyzero
+        ("never ends", "no_answer", ["thought"]),
+    ],
+)
+def test_the_answer_that_was_scored_is_marked(response, reason, expected):
+    parts = marked({"response": response, "reason": reason})
+    assert "".join(text for _, text in parts) == response
+    assert [kind for kind, _ in parts] == expected
 
 
 def test_the_headline_is_right_for_samples_in_any_order_and_for_some_more_of_one_problem(tmp_path):

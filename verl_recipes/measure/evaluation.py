@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from data_prep.cli import UserError
-from reward_score.grammar import MAX_EXPRESSION, REASONS, ExpressionError, find_answer, parse
+from reward_score.grammar import MAX_EXPRESSION, REASONS, ExpressionError, parse
 from verl_recipes.measure.behaviours import behaviours
 from verl_recipes.measure.intervals import Figure, figure
 from verl_recipes.measure.problems import (
     OUT,
     Key,
     Row,
+    answer_of,
     by_problem,
     finite,
     group_pass_at_k,
@@ -29,18 +30,16 @@ PerProblem = dict[str, dict[Key, float]]  # figure, problem, value
 NO_SHARES = {"response_tokens", "candidates", "score"}  # figures that are no shares, so that may be above 1
 
 
-def vote(response: str) -> tuple[Any, ...] | None:
+def vote(row: Row) -> tuple[Any, ...] | None:
     """What a response votes for: its expression, or the text of an answer that is none; None without an answer.
 
-    >>> vote("</think><answer>(1 + 2)*3</answer>") == vote("</think><answer> ((1+2)*3) </answer>")
-    True
-    >>> vote("</think><answer>1 2+3</answer>") == vote("</think><answer>12+3</answer>")
-    False
+    >>> vote({"response": "</think><answer>(1 + 2)*3</answer>"}), vote({"response": "</think><answer>1 2+3</answer>"})
+    ((1, 2, '+', 3, '*'), ('text', '1', '2+3'))
     """
-    found = find_answer(response)[1]
+    found = answer_of(row)[1]
     if found is None or found[1] - found[0] > MAX_EXPRESSION:
         return None
-    answer = response[slice(*found)]
+    answer = row["response"][slice(*found)]
     try:
         return tuple(parse(answer))
     except ExpressionError:
@@ -59,7 +58,7 @@ def majority(rows: Sequence[Row]) -> float:
     """
     votes: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for row in rows:
-        verdict, answer = finite(row.get("acc")), vote(row["response"])
+        verdict, answer = finite(row.get("acc")), vote(row)
         if answer is not None and verdict is not None:
             votes[answer].append(verdict)
     most = max(map(len, votes.values()), default=0)

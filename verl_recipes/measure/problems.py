@@ -19,6 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import comb
 from typing import Any
 
+from reward_score.grammar import find_answer
+
 Row = Mapping[str, Any]
 Key = tuple[Any, ...]
 OUT = "ood_"  # how the names of test sets out of distribution begin (data_prep)
@@ -68,6 +70,14 @@ def by_problem(rows: Iterable[Row]) -> dict[Key, list[Row]]:
 def values(group: Iterable[Row], name: str) -> list[float]:
     """The finite numbers that the samples of a problem have under this name."""
     return [value for row in group if (value := finite(row.get(name))) is not None]
+
+
+def answer_of(row: Row) -> tuple[int | None, tuple[int, int] | None]:
+    """`find_answer` of a response, in its thought too if the reward took an answer from there (profile tinyzero)."""
+    thought_end, answer = find_answer(row["response"])
+    if answer is None and row.get("reason", "no_answer") != "no_answer":
+        return find_answer(row["response"], answer_in_thought=True)
+    return thought_end, answer
 
 
 def least_samples(groups: Iterable[Iterable[Row]]) -> int:

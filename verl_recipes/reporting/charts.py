@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from verl_recipes.measure.behaviours import BEHAVIOURS
 from verl_recipes.reporting.metrics import DISAGREEMENT, Curve
 from verl_recipes.reporting.run import Run
+from verl_recipes.run.fingerprint import comparable
 
 POINTS = 1_000  # of a curve
 
@@ -56,26 +57,12 @@ BEHAVIOUR_CHARTS = [
 ]
 
 # Keys that differ between two seeds of one recipe: the seeds, what the run is called, and how the command was started.
-OF_ONE_RUN = re.compile(r"name|run_dir|fresh|force|(.+\.)?experiment_name|(.+[._])?seed")
-
-
-def leaves(value: Any, key: str = "") -> Iterable[tuple[str, Any]]:
-    """The values of nested dictionaries, each with its dotted key; a list is a value."""
-    if not isinstance(value, dict):
-        yield key, value
-        return
-    for name, each in value.items():
-        yield from leaves(each, f"{key}.{name}" if key else str(name))
+OF_ONE_RUN = re.compile(r"name|run_dir|fresh|force|plan\..+|(.+\.)?experiment_name|(.+[._])?seed")
 
 
 def recipe_of(config: dict[str, Any]) -> str:
     """Equal for configurations that differ by OF_ONE_RUN alone, and by paths below the runs' folders."""
-    below = re.compile(rf"^((?:\w+://+)?){re.escape(str(config.get('run_dir')))}(?=/|$)")
-    settings = {
-        key: below.sub(r"\1.", value) if isinstance(value, str) else value
-        for key, value in leaves(config)
-        if not OF_ONE_RUN.fullmatch(key)
-    }
+    settings = {key: value for key, value in comparable(config).items() if not OF_ONE_RUN.fullmatch(key)}
     return json.dumps(settings, sort_keys=True, default=str)
 
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import yaml
 
 from data_prep.cli import CONFIGS
-from reward_score.grammar import find_answer
 from verl_recipes.measure.behaviours import BEHAVIOURS, behaviours, statements
 from verl_recipes.measure.evaluation import NO_SHARES, PerProblem, accuracies, shape, what_is_missing
 from verl_recipes.measure.intervals import figure
 from verl_recipes.measure.problems import (
     Key,
     Row,
+    answer_of,
     by_problem,
     finite,
     least_samples,
@@ -50,23 +50,26 @@ def clip(text: str, limit: int) -> str:
     return f"{text[: limit // 2]}\n[… {len(text) - limit // 2 * 2:,} characters left out …]\n{text[-(limit // 2) :]}"
 
 
-def marked(response: str) -> list[list[str]]:
+def marked(row: Row) -> list[list[str]]:
     """A response as pairs of kind and text: `thought`, within it `false` statements, `rest` and `answer`."""
-    thought_end, answer = find_answer(response)
-    thought = clip(response[:thought_end] if thought_end is not None else response, SHOWN)
+    response = row.get("response")
+    if not isinstance(response, str):
+        return []
+    thought_end, answer = answer_of(row)
+    start, end = answer or (len(response), len(response))
+    thought_end = min(len(response) if thought_end is None else thought_end, start)
+    thought = clip(response[:thought_end], SHOWN)
     parts, done = [], 0
     for each in statements(thought):
         if not each.true and each.start >= done:
             parts += [["thought", thought[done : each.start]], ["false", thought[each.start : each.end]]]
             done = each.end
-    parts.append(["thought", thought[done:]])
-    if thought_end is not None:
-        start, end = answer or (len(response), len(response))
-        parts += [
-            ["rest", clip(response[thought_end:start], SHOWN // 4)],
-            ["answer", clip(response[start:end], SHOWN // 4)],
-            ["rest", clip(response[end:], SHOWN // 4)],
-        ]
+    parts += [
+        ["thought", thought[done:]],
+        ["rest", clip(response[thought_end:start], SHOWN // 4)],
+        ["answer", clip(response[start:end], SHOWN // 4)],
+        ["rest", clip(response[end:], SHOWN // 4)],
+    ]
     return [[kind, text] for kind, text in parts if text]
 
 
@@ -243,7 +246,7 @@ class Run:
 
     def sample(self, row: Row, file: SampleFile) -> dict[str, Any]:
         """What the page shows of one row, its problem by key; `right` is None if the reward does not say it."""
-        response, verdict, tokens = row.get("response"), finite(row.get("acc")), row.get("response_tokens")
+        verdict, tokens = finite(row.get("acc")), row.get("response_tokens")
         return {
             "run": self.name,
             "split": file.split,
@@ -255,7 +258,7 @@ class Run:
             "score": finite(row.get("score")),
             "tokens": tokens if isinstance(tokens, int) else None,
             "truncated": bool(row.get("truncated")),
-            "parts": marked(response) if isinstance(response, str) else [],
+            "parts": marked(row),
         }
 
     def read_datasheet(self) -> str:
