@@ -2,7 +2,7 @@
 
 Fixed log-probabilities, rewards, values and masks go through the functions that verl's trainer and workers call, with
 the recipe's composed configuration; loss and gradient must be those of the formula. Sources: TinyZero,
-verl/trainer/ppo/core_algos.py of January 2025; TRL 0.14.0, trl/trainer/grpo_trainer.py; arXiv 2503.14476 (DAPO),
+verl/trainer/ppo/core_algos.py at b19c457; TRL 0.14.0, trl/trainer/grpo_trainer.py; arXiv 2503.14476 (DAPO),
 2503.20783 (Dr. GRPO), 2402.14740 (RLOO).
 """
 
@@ -101,6 +101,7 @@ def tinyzero_ppo(case):
 
 
 def tinyzero_grpo(case):
+    """With the KL loss added; TinyZero's dp_actor.py subtracts it (line 267 at b19c457), a fault of sign."""
     policy = mean_over_tokens(clipped((case.now - case.old).exp(), group_advantage(1e-6), 0.2, 0.2))
     return policy - 0.001 * mean_over_tokens(case.entropy) + 0.001 * mean_over_tokens(k3(case))
 
@@ -362,6 +363,12 @@ def test_the_learning_rate_is_transformers_cosine_with_warm_up(recipe):
     for step, value in ((1, 0.0), (14, 4.642857e-7), (225, 2.644050e-7), (450, 6.490218e-12)):
         assert rates[step - 1] == pytest.approx(published(step), rel=1e-6)
         assert rates[step - 1] == pytest.approx(value, rel=1e-5)
+
+
+def test_dapos_learning_rate_warms_up_over_ten_steps():
+    rates = learning_rates(config_of("dapo").actor_rollout_ref.actor.optim, 500)
+    assert rates[:11] == pytest.approx([1e-7 * step for step in range(11)])
+    assert set(rates[10:]) == {1e-6}
 
 
 def test_tinyzeros_learning_rates_are_constant():

@@ -95,7 +95,7 @@ def test_a_batch_is_the_nearest_that_all_ranks_share(prompts, updates, n, nodes,
 @pytest.mark.slow
 def test_three_gpus_keep_the_prompts_a_step_as_near_as_they_can():
     batches = {name: of(name, hardware="a800_x3").data.train_batch_size for name in ("tinyzero_ppo", "datawhale_r1")}
-    assert batches == {"tinyzero_ppo": 252, "datawhale_r1": 15}
+    assert batches == {"tinyzero_ppo": 258, "datawhale_r1": 15}
     split = of("datawhale_r1", "qwen2.5_3b_instruct", "a800_x3", "topology=split")
     assert (split.trainer.n_gpus_per_node, split.actor_rollout_ref.rollout.n_gpus_per_node) == (2, 1)
     assert split.data.train_batch_size == 16
@@ -120,6 +120,22 @@ def test_what_does_not_go_together_is_refused_in_one_line(overrides, message):
     cfg = OmegaConf.merge(of("datawhale_r1"), OmegaConf.from_dotlist(overrides))
     assert message in refusal(cfg)
     assert "\n" not in refusal(cfg)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_lora_trains_at_ten_times_the_recipes_own_rate(recipe):
+    full = of(recipe, "tiny", "cpu").actor_rollout_ref.actor.optim
+    lora = of(recipe, "tiny", "cpu", "tuning=lora").actor_rollout_ref.actor.optim
+    assert lora.lr == float(f"{full.lr * 10:.12g}") > 0
+    assert {key: lora[key] for key in lora if key != "lr"} == {key: full[key] for key in full if key != "lr"}
+
+
+def test_a_rate_on_the_command_line_wins_over_the_tunings():
+    cfg = of("tiny", "tiny", "cpu", "tuning=lora", "actor_rollout_ref.actor.optim.lr=0.5")
+    assert cfg.actor_rollout_ref.actor.optim.lr == 0.5
+    cfg = of("tiny", "tiny", "cpu", "tuning=lora", "learning_rate=0.5")
+    assert cfg.actor_rollout_ref.actor.optim.lr == 5.0
 
 
 def test_a_recipe_brings_its_prompt_data_and_reward_and_the_tiny_model_its_own():

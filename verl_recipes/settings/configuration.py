@@ -54,6 +54,7 @@ OmegaConf.register_new_resolver("asset", asset, replace=True)
 OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
 OmegaConf.register_new_resolver("batch_for_ranks", batch_for_ranks, replace=True)
 OmegaConf.register_new_resolver("add", lambda *terms: sum(terms), replace=True)
+OmegaConf.register_new_resolver("multiply", lambda a, b: float(f"{a * b:.12g}"), replace=True)  # 1e-05, not 9.99…e-06
 OmegaConf.register_new_resolver("divide", lambda a, b: a // b, replace=True)
 OmegaConf.register_new_resolver("subtract", lambda a, b: a - b, replace=True)
 OmegaConf.register_new_resolver("gcd", gcd, replace=True)

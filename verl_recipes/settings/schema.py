@@ -108,6 +108,7 @@ class TrainKeys(Checked):
     force: bool = Field(description="start although plan says that the run does not fit")
     prompts: Count = Field(description="prompts a step; rounded to what all ranks share evenly")
     updates: Count = Field(description="mini-batches a step")
+    learning_rate: Positive = Field(description="of the actor if all weights train; tuning=lora takes ten times it")
     gpus: Count = Field(description="GPUs of each machine; ranks on a CPU")
     nodes: Count = Field(description="machines")
     card: Card
