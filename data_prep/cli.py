@@ -74,7 +74,7 @@ class Checked(BaseModel):
 def _message(error: dict[str, Any]) -> str:
     """One of pydantic's errors as a clause that begins with the key."""
     key, what = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing" or error["input"] == "???":
+    if error["type"] == "missing":
         return f"{key}= is missing"
     return f"{key}={error['input']}: {what.replace('Input should', 'should')}"
 
@@ -88,6 +88,13 @@ def _update(node: Any, values: dict[str, Any]) -> None:
             node[key] = value
 
 
+def _without_missing(node: Any) -> Any:
+    """A resolved configuration without the values that are still to be given (`???`)."""
+    if not isinstance(node, dict):
+        return node
+    return {key: _without_missing(value) for key, value in node.items() if value != "???"}
+
+
 def check(cfg: "DictConfig", keys: type[Checked]) -> None:
     """Check the keys of a composed configuration and convert their values in it, as YAML reads them.
 
@@ -97,7 +104,7 @@ def check(cfg: "DictConfig", keys: type[Checked]) -> None:
     from omegaconf import OmegaConf, flag_override
 
     try:
-        values = keys.model_validate(OmegaConf.to_container(cfg, resolve=True))
+        values = keys.model_validate(_without_missing(OmegaConf.to_container(cfg, resolve=True)))
     except ValidationError as error:
         wrong = [_message(dict(each)) for each in error.errors(include_url=False)]
         raise UserError("; ".join(dict.fromkeys(wrong))) from None
@@ -213,10 +220,39 @@ def help_text(document: str, config: str, keys: type[Checked], folder: Path = CO
     return "\n".join(lines)
 
 
-def _key(argument: str) -> str:
-    """The key of an override; "" for an option, and for Hydra's own."""
-    key = argument.lstrip("+~").partition("=")[0]
-    return "" if key.startswith(("-", "hydra")) or "=" not in argument else key
+def _add_config_folder(folder: str) -> None:
+    """Have Hydra look for configurations in a folder of the user's own too."""
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    if not Path(folder).is_dir():
+        raise UserError(f"--config-dir {folder}: there is no such folder")
+
+    class OwnConfigurations(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            search_path.append("--config-dir", f"file://{Path(folder).resolve()}")
+
+    Plugins.instance().register(OwnConfigurations)
+
+
+def _overrides(arguments: Sequence[str]) -> list[str]:
+    """What remains of a command line after its options, which are `--config-dir FOLDER` alone."""
+    rest, given = [], iter(arguments)
+    for each in given:
+        option, _, value = each.partition("=")
+        if option == "--config-dir":
+            _add_config_folder(value or next(given, ""))
+        elif each.startswith("-"):
+            raise UserError(f"there is no option {option}; KEY=VALUE, --config-dir FOLDER and --help are possible")
+        else:
+            rest.append(each)
+    return rest
+
+
+def _key(override: str) -> str:
+    """The key of an override."""
+    return override.lstrip("+~").partition("=")[0]
 
 
 def command(
@@ -239,9 +275,10 @@ def command(
             if set(HELP) & set(sys.argv[1:]):
                 print(help_text(sys.modules["__main__"].__doc__ or "", config, keys, folder))
                 return
-            rest = [each for each in sys.argv[1:] if others and _key(each) not in {"", *keys.model_fields}]
             try:
-                cfg = compose(config, [each for each in sys.argv[1:] if each not in rest], folder=folder)
+                given = _overrides(sys.argv[1:])
+                rest = [each for each in given if others and _key(each) not in keys.model_fields]
+                cfg = compose(config, [each for each in given if each not in rest], folder=folder)
                 with in_one_line():
                     if others:
                         cfg[others] = [*cfg[others], *rest]

@@ -29,6 +29,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from reward_score.components import repetition
 from verl_recipes.in_verl.alarms import check_output
+from verl_recipes.in_verl.trainer_link import TrainerLink
 from verl_recipes.measure.batch import component_metrics
 from verl_recipes.measure.rows import scored
 from verl_recipes.run.folder import RunFolder, append_line, as_lines, write_whole
@@ -64,7 +65,7 @@ class CountdownReplayBuffer(ReplayBuffer):
             **kwargs,
         )
         self.sampler_kwargs = sampler_kwargs
-        self.trainer = kwargs["refill_fn"].__self__  # verl's PPOTrainer; the function is a method of it
+        self.link = TrainerLink(kwargs)
         self.run = RunFolder(Path(sampler_kwargs["samples_dir"]).parent)
         self.tokenizer = AutoTokenizer.from_pretrained(sampler_kwargs["tokenizer"])
         self.rows: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
@@ -74,8 +75,8 @@ class CountdownReplayBuffer(ReplayBuffer):
         split = "validation" if partition_id == "val" else partition_id
         self.note("generating", split, global_steps)
         self.end_if_asked()
-        if self.trainer_mode == "sync" and (wait := getattr(self.trainer.agent_loop_manager, "wait", None)):
-            wait()  # cpu/batch_rollout.py
+        if self.trainer_mode == "sync":
+            self.link.wait_for_rollouts()
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
         self.note("generated", split, global_steps)
         rows = self.read(batch, global_steps)
@@ -85,14 +86,14 @@ class CountdownReplayBuffer(ReplayBuffer):
             self.history[global_steps] = shares
             alarm = self.sampler_kwargs["alarm"]
             check_output(self.history, alarm["limits"], alarm["steps"], Path(self.sampler_kwargs["checkpoints_dir"]))
-            if self.run.stop.exists():  # what the trainer reads after each step: now it saves this one
-                self.trainer.config.trainer.save_freq = 1
+            if self.run.stop.exists():
+                self.link.save_this_step()
         return batch, metrics | shares
 
     def end_if_asked(self) -> None:
         """End verl where a scheduler asked for it (run/supervise.py) and the step before this one is saved."""
-        if self.run.stop.exists() and self.trainer.config.trainer.save_freq == 1:
-            raise RuntimeError("ended by SIGTERM, after a checkpoint")
+        if self.run.stop.exists() and self.link.is_saved():
+            self.link.stop()
 
     def read(self, batch: KVBatchMeta, step: int) -> list[dict[str, Any]]:
         """The samples of a batch as rows."""

@@ -1,0 +1,56 @@
+"""What in_verl/trainer_link.py takes for granted of verl's trainer, asked of verl itself."""
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+from configurations import compose
+
+from verl_recipes.in_verl.trainer_link import TrainerLink
+
+pytestmark = pytest.mark.slow
+
+
+class Recording:
+    """In place of the replay buffer: what verl gives it."""
+
+    def __init__(self, **arguments):
+        self.arguments = arguments
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    """verl's synchronous trainer, with nothing but the replay buffer that it makes by itself."""
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    trainer = object.__new__(PPOTrainerSync)
+    sampler = "trainer.v1.sampler.custom_sampler"
+    trainer.config = compose("train", f"{sampler}.path=pkg://test_trainer_link", f"{sampler}.name=Recording")
+    trainer.trainer_mode = "sync"
+    return trainer
+
+
+def test_the_replay_buffer_gets_a_method_of_the_trainer(trainer):
+    link = TrainerLink(trainer._build_replay_buffer().arguments)
+    assert link.trainer is trainer
+
+
+def test_the_trainer_reads_save_freq_after_each_step_and_keeps_its_agent_loop_manager(trainer):
+    fit = inspect.getsource(type(trainer).fit)
+    assert "self.global_steps % self.config.trainer.save_freq == 0" in fit
+    assert "self.agent_loop_manager = agent_loop_manager" in fit
+
+
+def test_the_link_waits_saves_and_ends(trainer):
+    link = TrainerLink(trainer._build_replay_buffer().arguments)
+    calls = []
+    trainer.agent_loop_manager = SimpleNamespace(wait=lambda: calls.append("waited"))
+    link.wait_for_rollouts()
+    trainer.agent_loop_manager = SimpleNamespace()
+    link.wait_for_rollouts()  # verl's own has no such method
+    assert calls == ["waited"]
+    assert not link.is_saved()
+    link.save_this_step()
+    assert link.is_saved()
+    with pytest.raises(RuntimeError, match="ended by SIGTERM"):
+        link.stop()
