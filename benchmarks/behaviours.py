@@ -1,9 +1,9 @@
 """python benchmarks/behaviours.py: how often the rules of verl_recipes/measure/behaviours.py are right.
 
-Compares them with the labels of tests/behaviour_traces.jsonl: thoughts in English and Chinese, most of them written to
-mislead the rules, labelled by the definitions before there was a rule. The rules were made on the part `tuning`; the
-part `held_out` was for the figures alone. Writes the table of benchmarks/behaviours.md, which docs/behaviours.md and
-docs/zh/behaviours.md repeat. With -v, prints each trace that a rule gets wrong.
+Compares them with the labels of tests/behaviour_traces.jsonl. These are thoughts in English and Chinese, most of them
+written to mislead the rules, and labelled by the definitions before there was a rule. The rules were made on the part
+`tuning`; the part `held_out` was used for the figures alone. Writes the table of benchmarks/behaviours.md, which
+docs/behaviours.md and docs/zh/behaviours.md repeat. With -v, prints each trace that a rule gets wrong.
 """
 
 import json
@@ -48,7 +48,7 @@ def main() -> None:
                         "missed " if name in trace["shows"] else "invented", name, json.dumps(trace, ensure_ascii=False)
                     )
         return
-    (ROOT / "benchmarks" / "behaviours.md").write_text(table(traces))
+    (ROOT / "benchmarks" / "behaviours.md").write_text(table(traces), encoding="utf-8")
     print(table(traces))
 
 

@@ -1,12 +1,12 @@
 """python benchmarks/results.py measure|page: the results page, every number of it from a file in benchmarks/results.
 
-measure [runs=FOLDER]  evaluates the tiny base, the runs of the tiny recipe that are in FOLDER (runs; made by
+measure [runs=FOLDER]  evaluates the tiny base, the runs of the tiny recipe in FOLDER (default: runs; made by
                        benchmarks/gain.py) and the more-SFT control, on the test problems and on five sets out of
-                       distribution, and writes benchmarks/results/<name>.json. What is there already is not measured
-                       again: delete the file to have it so. Some two minutes a model on two cores.
-page                   writes docs/results.md and docs/zh/results.md from those files. A test compares.
+                       distribution. It writes benchmarks/results/<name>.json. A file that exists is not measured again; delete it
+                       for that. A model takes about two minutes on two cores.
+page                   writes docs/results.md and docs/zh/results.md from those files. A test compares them.
 
-The more-SFT control goes on with the base's own supervised training for about as many seconds as GRPO takes.
+The more-SFT control continues the base's own supervised training for about as many seconds as GRPO takes.
 """
 
 import json
@@ -22,6 +22,7 @@ from verl_recipes.evaluate import samples_of
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.intervals import figure
 from verl_recipes.reporting.text import interval
+from verl_recipes.run.folder import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -43,7 +44,7 @@ PAGES = {"results.md.jinja": "docs/results.md", "results.zh.md.jinja": "docs/zh/
 
 
 def command(module: str, arguments: list[str]) -> str:
-    """What a person would type."""
+    """The command line that a person types."""
     quoted = [f"'{each}'" if set(each) & set("~[]") else each for each in arguments]
     return " ".join(["python -m", module, *quoted])
 
@@ -64,14 +65,13 @@ def run(module: str, arguments: list[str]) -> float:
 
 def training_cost(folder: Path) -> dict[str, Any]:
     """Steps, seconds by stage and generated tokens of a run."""
-    summary = json.loads((folder / "summary.json").read_text())
-    lines = (line for file in folder.glob("samples/train/*.jsonl") for line in file.open(encoding="utf-8"))
-    tokens = sum(json.loads(line)["response_tokens"] for line in lines)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    tokens = sum(row["response_tokens"] for file in folder.glob("samples/train/*.jsonl") for row in read_lines(file))
     return {"steps": summary["steps"], "seconds": summary["seconds"], "response tokens": tokens}
 
 
 def measure(runs: str) -> None:
-    """Write the file of each model that has none and that can be measured."""
+    """Write the file of each model that has none, unless its run is not finished."""
     run("data_prep", DATA)
     out = ROOT / "runs" / "results"
     for name in MODELS:
@@ -91,11 +91,11 @@ def measure(runs: str) -> None:
         if name != BASE:
             test = [[row for row in samples_of(out / each) if row["set"] == "test"] for each in (BASE, name)]
             more["against the base"] = compare(*test)
-        summary = json.loads((out / name / "summary.json").read_text())
+        summary = json.loads((out / name / "summary.json").read_text(encoding="utf-8"))
         kept = ("git_commit", "versions", "n", "problems", "seed", "temperature", "confidence", "figures", "reasons")
         result = {"command": command("verl_recipes.evaluate", evaluation(name, "runs"))}
         result |= {key: summary[key] for key in (*kept, "by", "cost")} | more
-        target.write_text(json.dumps(rounded(result), indent=1) + "\n")
+        target.write_text(json.dumps(rounded(result), indent=1) + "\n", encoding="utf-8")
 
 
 def rounded(value: Any) -> Any:
@@ -108,9 +108,9 @@ def rounded(value: Any) -> Any:
 
 
 def load() -> dict[str, dict[str, Any]]:
-    """What was measured, by model."""
+    """The measured figures, by model."""
     files = {name: RESULTS / f"{name}.json" for name in MODELS}
-    return {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
+    return {name: json.loads(file.read_text(encoding="utf-8")) for name, file in files.items() if file.exists()}
 
 
 def over_seeds(results: dict[str, dict[str, Any]], name: str) -> list[float] | None:
@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> None:
     if "measure" in arguments:
         measure(options.get("runs", "runs"))
     for template, path in PAGES.items():
-        (ROOT / path).write_text(page(template, load()))
+        (ROOT / path).write_text(page(template, load()), encoding="utf-8")
         print(f"wrote {path}")
 
 

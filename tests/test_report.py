@@ -240,8 +240,10 @@ def test_hostile_text_is_shown_as_text(tmp_path, visit):
     rows.append({"response": None, "ground_truth": {"numbers": [evil], "target": 1}})
     write_samples(run, "validation", 0, rows)
     metrics = {"step": 1, "data": {f"reward/reason/{evil}": 0.5, "reward/score": float("nan"), "timing_s/x": "text"}}
-    (run / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
-    (run / "summary.json").write_text(json.dumps({"versions": {evil: evil}, "git_commit": evil, "seconds": evil}))
+    (run / "metrics.jsonl").write_text(json.dumps(metrics) + "\n", encoding="utf-8")
+    (run / "summary.json").write_text(
+        json.dumps({"versions": {evil: evil}, "git_commit": evil, "seconds": evil}), encoding="utf-8"
+    )
     page = visit(write_report([run], run / "report.html"))
     for details in page.locator("details").all():
         details.evaluate("each => each.open = true")
@@ -321,7 +323,10 @@ def make_large_run(run):
     return run
 
 
-def test_a_hundred_thousand_samples_stay_under_20_megabytes_and_the_page_says_that_it_samples(tmp_path, visit):
+def test_a_hundred_thousand_samples_stay_under_20_megabytes_and_the_page_says_that_it_samples(
+    tmp_path, visit, monkeypatch
+):
+    monkeypatch.setattr("verl_recipes.reporting.run.BEHAVIOUR_ROWS", 4)  # most of the time, and no part of the size
     run = make_large_run(tmp_path / "run")
     path = write_report([run], run / "report.html")
     assert path.stat().st_size < 20_000_000

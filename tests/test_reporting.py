@@ -38,7 +38,7 @@ def sample(step, problem, i, response=None):
 def write_samples(run, split, step, rows):
     path = run / "samples" / split / f"{step}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def make_run(run, steps=6, seed=0, **config):
@@ -56,19 +56,19 @@ def make_run(run, steps=6, seed=0, **config):
     metrics[-1]["data"]["val-core/countdown/acc/mean@1"] = 0.5
     for step in (0, steps):
         write_samples(run, "validation", step, [sample(step, problem, i) for problem in range(9) for i in range(4)])
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics), encoding="utf-8")
     trainer = {"n_gpus_per_node": 2, "nnodes": 1, "device": "cuda", "total_training_steps": steps}
     settings = {"name": run.name, "seed": seed, "run_dir": str(run), "trainer": trainer, "plan": {"price": [5, 7]}}
-    (run / "config.yaml").write_text(json.dumps(settings | config))  # JSON is YAML
+    (run / "config.yaml").write_text(json.dumps(settings | config), encoding="utf-8")  # JSON is YAML
     summary = {"versions": {"verl": "0.9.1"}, "git_commit": "abc", "seconds": {"total": 360.0}, "resumed_from": 0}
-    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     return run
 
 
 def killed(run):
     (run / "summary.json").unlink()
-    lines = (run / "metrics.jsonl").read_text()
-    (run / "metrics.part.jsonl").write_text(lines[: len(lines) // 2])
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    (run / "metrics.part.jsonl").write_text(lines[: len(lines) // 2], encoding="utf-8")
     (run / "metrics.jsonl").unlink()
     last = run / "samples" / "train" / "3.jsonl"
     last.write_bytes(last.read_bytes()[:-300] + b"\xe5\x87")
@@ -79,8 +79,10 @@ def without_validation(run):
 
 
 def without_a_metric(run):
-    text = (run / "metrics.jsonl").read_text()
-    (run / "metrics.jsonl").write_text(text.replace("actor/grad_norm", "other").replace("actor/kl_loss", "another"))
+    text = (run / "metrics.jsonl").read_text(encoding="utf-8")
+    (run / "metrics.jsonl").write_text(
+        text.replace("actor/grad_norm", "other").replace("actor/kl_loss", "another"), encoding="utf-8"
+    )
 
 
 def emptied(run):
@@ -89,9 +91,9 @@ def emptied(run):
 
 
 def broken(run):
-    (run / "config.yaml").write_text("a: [b")
-    (run / "summary.json").write_text('{"versions": 3, "seconds": {"total": "long"}}')
-    (run / "metrics.jsonl").write_text('5\n{"step": 1}\n{"step": "x", "data": {}}\n' + "[" * 100_000)
+    (run / "config.yaml").write_text("a: [b", encoding="utf-8")
+    (run / "summary.json").write_text('{"versions": 3, "seconds": {"total": "long"}}', encoding="utf-8")
+    (run / "metrics.jsonl").write_text('5\n{"step": 1}\n{"step": "x", "data": {}}\n' + "[" * 100_000, encoding="utf-8")
 
 
 def run_of(folder):

@@ -1,16 +1,16 @@
 """What a response does, read from its arithmetic: the four behaviours of arXiv 2503.01307, and plain counts.
 
 The paper (Gandhi et al., "Cognitive Behaviors that Enable Self-Improving Reasoners") has a language model count them on
-Countdown. Here rules do, so that a count can be repeated; each needs a computed number beside its words:
+Countdown. Here rules count them, so that a count can be repeated. Each rule needs a computed number beside its words:
 
     verification       a computed value is judged against the target ("29 no", "≠ 98", "太大"), or is computed again
     backtracking       a candidate that was refused, or missed with all numbers used, is followed by another one
     subgoal_setting    a number other than the target is asked for before it is made ("I need 54", "先凑出54")
     backward_chaining  the arithmetic starts at the target ("98 - 44 = 54", "98 = 44 + 54")
 
-A statement is `expression = value`. A candidate is a chain of statements that uses each given number at most once, the
-value of a statement being there to use from then on. To announce a check, or to doubt without arithmetic, counts for
-nothing. How often the rules are right: docs/behaviours.md. Cost is linear in the length of the response.
+A statement is `expression = value`. A candidate is a chain of statements that uses each given number at most once; a
+later statement of the chain may use the value of an earlier one. An announced check does not count, nor does a doubt
+without arithmetic. docs/behaviours.md says how often the rules are right. The cost is linear in the response's length.
 """
 
 import re
@@ -25,8 +25,8 @@ from reward_score.grammar import SIGNS, ExpressionError, evaluate, parse
 
 Number = int | Fraction
 BEHAVIOURS = ("verification", "backtracking", "subgoal_setting", "backward_chaining")
-LONGEST = 200  # characters of one side of a statement, and
-GAP = 90  # characters after a value in which it may be judged: both bound the cost
+LONGEST = 200  # characters of one side of a statement; a longer one is not read, which bounds the cost
+GAP = 90  # characters after a value in which a verdict on it is looked for; they bound the cost as well
 
 _WORDY_SIGN = re.compile(r"\\times|\\cdot|\\div|(?<=[0-9)]) ?[x·] ?(?=[0-9(])")
 _RUN = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?|[-+*/()= \t])+")

@@ -28,9 +28,9 @@ FEW = 10
 @cache
 def t_quantile(size: int) -> float:
     """Student's two-sided quantile for a mean of so many values."""
-    from scipy import stats  # half a second, which a command that only imports this should not take
+    from scipy.special import stdtrit  # scipy.stats has it too, and takes a second to import
 
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, size - 1))
+    return float(stdtrit(size - 1, (1 + CONFIDENCE) / 2))
 
 
 def t_interval(values: Array) -> tuple[float, float]:

@@ -38,7 +38,7 @@ CHARTS = [
         "mean",
         ["reward/*", "-reward/*/*", "-reward/score", *(f"-reward/{name}" for name in ("truncated", *DEGENERATE))],
     ),
-    Chart("Reasons of failure", "share of responses", ["reward/reason/*"]),
+    Chart("Reasons for failure", "share of responses", ["reward/reason/*"]),
     Chart("Response length", "tokens", ["response_length/mean"]),
     Chart("Truncated responses", "share", ["response_length/clip_ratio"]),
     Chart("KL divergence", "nats", ["actor/kl_loss", "actor/reward_kl_penalty", "actor/ppo_kl", "rollout_corr/kl"]),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 PAGE_BYTES = 4_000_000  # of samples on a page
 
-# What others say their run cost; sources as in docs/report.md.
+# What others say that their run cost (docs/recipes.md names the sources).
 PUBLISHED = [
     ("TinyZero", "Qwen2.5-3B, 4 × A800, 8 h", 32.0, "224 yuan (Datawhale's figure); under 30 US dollars (its README)"),
     ("mini-r1", "Qwen2.5-3B-Instruct, 4 × H100, 6 h", 24.0, "not stated"),
@@ -58,7 +58,7 @@ def as_script_data(value: Any) -> "Markup":
 
 def render(runs: Sequence[Run], price: Any, currency: str | None) -> str:
     """The page."""
-    import jinja2  # these not for a command that only may write a report at its end
+    import jinja2  # here, because a command that writes a report only at its end imports this module at its start
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
