@@ -2,8 +2,8 @@
 
 measure [runs=FOLDER]  evaluates the tiny base, the runs of the tiny recipe in FOLDER (default: runs; made by
                        benchmarks/gain.py) and the more-SFT control, on the test problems and on five sets out of
-                       distribution. It writes benchmarks/results/<name>.json. A file that exists is not measured again; delete it
-                       for that. A model takes about two minutes on two cores.
+                       distribution. It writes benchmarks/results/<name>.json. A file that exists is not measured
+                       again; delete it for that. A model takes about two minutes on two cores.
 page                   writes docs/results.md and docs/zh/results.md from those files. A test compares them.
 
 The more-SFT control continues the base's own supervised training for about as many seconds as GRPO takes.
