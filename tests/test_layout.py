@@ -2,6 +2,7 @@
 
 import ast
 import re
+import resource
 import subprocess
 import sys
 import tomllib
@@ -51,6 +52,7 @@ STILL = {  # exceptions that are to go; what is no longer one must leave the lis
     "verl_recipes/planning/memory.py: track",
     "verl_recipes/run/supervise.py: run_verl",
 }
+HEAVY = {"torch", "scipy.stats", "matplotlib.pyplot"}
 LONGEST = 60  # lines of a function, its docstring included
 
 
@@ -72,12 +74,11 @@ def imports_of(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@cache
 def functions():
     """Every function of the three packages, with its file."""
-    for path in MODULES:
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield path, node
+    nodes = ((path, node) for path in MODULES for node in ast.walk(tree(path)))
+    return [(path, node) for path, node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -121,6 +122,31 @@ def test_every_folder_is_a_room_and_every_other_module_a_command():
         assert "__main__" in (ROOT / "verl_recipes" / f"{name}.py").read_text(encoding="utf-8")
 
 
+def run_python(*arguments):
+    """A finished process, and the CPU seconds that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, encoding="utf-8")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.slow
+def test_importing_a_command_loads_nothing_heavy_before_it_is_needed():
+    modules = [f"verl_recipes.{name}" for name in COMMANDS]
+    modules += ["data_prep.command", "data_prep.render", "reward_score.__main__", "verl_recipes.__main__"]
+    code = f"import sys, {', '.join(modules)}; print(*{HEAVY!r} & sys.modules.keys())"
+    done, _ = run_python("-c", code)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
+@pytest.mark.slow
+def test_a_wrong_key_is_refused_within_a_second_of_cpu_time():
+    tries = [run_python("-m", "verl_recipes.train", "no_such=1") for _ in range(3)]  # the least is the command's own
+    assert {done.returncode for done, _ in tries} == {1}
+    assert all(len(done.stderr.splitlines()) == 1 for done, _ in tries)
+    assert min(seconds for _, seconds in tries) < 1
+
+
 def test_no_function_is_longer_than_a_page():
     long = {
         f"{name_of(path)}: {node.name}" for path, node in functions() if node.end_lineno - node.lineno + 1 > LONGEST
@@ -145,14 +171,13 @@ def test_files_are_replaced_whole_in_one_place_a_package():
 def test_json_lines_are_read_in_one_place_a_package():
     """A reader parses what a loop gives it: `json.loads(line)` where `for line in ...` stands in the same function."""
     found = set()
-    for path, function in functions():
-        loops = [node.target for node in ast.walk(function) if isinstance(node, ast.For | ast.comprehension)]
-        names = {node.id for target in loops for node in ast.walk(target) if isinstance(node, ast.Name)}
-        parsed = [
-            call.args[0] for call in calls(path, "loads") if function.lineno <= call.lineno <= function.end_lineno
-        ]
-        if names & {argument.id for argument in parsed if isinstance(argument, ast.Name)}:
-            found.add(name_of(path))
+    for path, parsed in {path: list(calls(path, "loads")) for path in MODULES}.items():
+        for function in (node for where, node in functions() if where == path) if parsed else ():
+            loops = [node.target for node in ast.walk(function) if isinstance(node, ast.For | ast.comprehension)]
+            names = {node.id for target in loops for node in ast.walk(target) if isinstance(node, ast.Name)}
+            within = [call for call in parsed if function.lineno <= call.lineno <= function.end_lineno]
+            if names & {call.args[0].id for call in within if isinstance(call.args[0], ast.Name)}:
+                found.add(name_of(path))
     assert {f"{name} reads JSON lines" for name in found - JSON_LINES} <= STILL
 
 
