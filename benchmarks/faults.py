@@ -32,7 +32,7 @@ import psutil
 
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.folder import read_lines
-from verl_recipes.run.supervise import SCRATCH, TEMPORARY
+from verl_recipes.run.supervise import abandoned_scratch
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, TABLE = ROOT / "runs" / "faults", ROOT / "benchmarks" / "faults.md"
@@ -165,8 +165,7 @@ def ends_whole(command: psutil.Popen, run_dir: Path, steps: int, prompts: bool =
     for step in range(1, steps + 1):
         assert not prompts or prompts_of(run_dir, step) == prompts_of(RUNS / "undisturbed", step), f"prompts of {step}"
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == steps
-    left = [path for path in TEMPORARY.glob(f"{SCRATCH}*") if not psutil.pid_exists(int(path.name.split("-")[1]))]
-    assert not left, f"scratch folders are left: {left}"
+    assert not (left := abandoned_scratch()), f"scratch folders are left: {left}"
     left = [process for process in psutil.process_iter(["environ"]) if is_of(process, run_dir)]
     assert not left, f"processes are left: {left}"
 

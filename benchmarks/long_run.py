@@ -49,7 +49,7 @@ def sample(command: psutil.Popen, before: set[Path]) -> dict[str, float]:
         "memory, GB": memory / 1e9,
         "processes": processes,
         "open files": files,
-        "shared-memory segments": len(set(segments()) - before),
+        "shared-memory segments": len(segments() - before),
         "log.txt, MB": (RUN / "log.txt").stat().st_size / 1e6,
         "scratch folder, MB": size(scratch) / 1e6,
     }
@@ -57,7 +57,7 @@ def sample(command: psutil.Popen, before: set[Path]) -> dict[str, float]:
 
 def main(hours: float = 2) -> None:
     shutil.rmtree(RUN, ignore_errors=True)
-    before, began, samples = set(segments()), time.time(), []
+    before, began, samples = segments(), time.time(), []
     options = ["trainer.total_training_steps=1000000", "actor_rollout_ref.actor.optim.lr=0.01", "eval_n=1"]
     command = psutil.Popen([sys.executable, "-m", "verl_recipes.train", f"run_dir={RUN}", *options], cwd=ROOT)
     while time.time() < began + hours * 3600:
@@ -67,7 +67,7 @@ def main(hours: float = 2) -> None:
     command.terminate()
     assert command.wait() == 143
     assert not list(TEMPORARY.glob(f"{SCRATCH}{command.pid}-*")), "the scratch folder is left"
-    assert set(segments()) <= before, "segments are left"
+    assert segments() <= before, "segments are left"
     steps = [line["step"] for line in read_lines(RUN / "metrics.jsonl") if "training/global_step" in line["data"]]
     assert steps == list(range(1, steps[-1] + 1))
     kept = samples[WARM_UP:]

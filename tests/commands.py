@@ -12,7 +12,7 @@ from contextlib import suppress
 import psutil
 
 from data_prep.cli import CONFIGS
-from verl_recipes.run.supervise import SCRATCH, TEMPORARY, mapped_segments, segments
+from verl_recipes.run.supervise import abandoned_scratch, mapped_segments, segments
 
 ROOT = CONFIGS.parent
 MARK = "COUNTDOWN_ZERO_TEST"  # an environment variable by which a test knows the processes that it caused
@@ -22,9 +22,7 @@ RESUMED = [*SHORT, "trainer.total_training_steps=4", "trainer.save_freq=2", "dat
 
 def temporary_files():
     """The shared-memory segments and the scratch folders that no living process has: other runs may be going on."""
-    mapped = mapped_segments()
-    scratch = {path for path in TEMPORARY.glob(f"{SCRATCH}*") if not psutil.pid_exists(int(path.name.split("-")[1]))}
-    return scratch | {path for path in segments() if str(path) not in mapped}
+    return {*abandoned_scratch(), *(segments() - mapped_segments(psutil.pids()))}
 
 
 class Command:

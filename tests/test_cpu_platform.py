@@ -36,6 +36,13 @@ from verl.checkpoint_engine import CheckpointEngineRegistry
 assert CheckpointEngineRegistry.get("gloo").__name__ == "GlooCheckpointEngine"
 from verl.workers.rollout.base import get_rollout_class
 assert get_rollout_class("vllm").__name__ == "CPUServerAdapter"
+
+# A process of a run blocks SIGTERM, and still does once it has used shared memory.
+import signal
+from multiprocessing import resource_tracker
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+resource_tracker.ensure_running()
+assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == {signal.SIGTERM}
 """
     result = in_a_new_process(code)
     assert result.returncode == 0, result.stderr

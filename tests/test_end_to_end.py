@@ -215,12 +215,13 @@ def test_an_interrupted_run_leaves_nothing(small_data, tmp_path):
 
 
 def test_a_run_that_a_scheduler_ends_saves_the_step_that_it_is_in(small_data, tmp_path):
-    """On one rank; the other tests have two."""
+    """On one rank; the other tests have two. SIGTERM comes to every process of the run, as from Slurm or systemd."""
     run_dir = tmp_path / "run"
     steps = ["trainer.total_training_steps=1000", "trainer.save_freq=500"]
     command = train(run_dir, *SHORT, *small_data, *steps, "trainer.n_gpus_per_node=1")
     command.wait_for(lambda: metrics_of(run_dir, "metrics.part.jsonl")[1:])
-    command.process.terminate()
+    for process in sorted(command.processes(), key=lambda each: each.pid, reverse=True):  # the command itself last
+        process.terminate()
     assert command.wait(timeout=90) == 128 + signal.SIGTERM
     lines = metrics_of(run_dir)
     saved = int((run_dir / "checkpoints" / "latest_checkpointed_iteration.txt").read_text())

@@ -102,37 +102,45 @@ def test_a_step_that_was_saved_and_not_logged_has_what_its_samples_tell_and_late
         assert expected.items() <= second["data"].items()
 
 
-def test_only_our_own_new_and_unused_segments_are_removed(tmp_path):
-    used, unused, older = (shared_memory.SharedMemory(create=True, size=8) for _ in range(3))
-    unused.close()
-    older.close()
-    (tmp_path / "segments").write_text(older.name)
+SEGMENT = "from multiprocessing import shared_memory as s; m = s.SharedMemory(create=True, size=8); print(m.name)"
+
+
+def test_only_segments_of_the_runs_own_processes_that_none_maps_any_more_are_removed(tmp_path):
+    """Beside those: one that another program made during the run and does not map, and one that another still maps."""
+    foreign, used = (shared_memory.SharedMemory(create=True, size=8) for _ in range(2))
+    foreign.close()
+    code = f"{SEGMENT}; s.SharedMemory({used.name!r}); import sys; sys.stdout.flush(); sys.stdin.read()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8"
+    )
+    own = child.stdout.readline().strip()
     try:
+        supervise.note_segments(tmp_path)
+        supervise.end_descendants()  # the tracker of the child's segments too
+        assert {own, foreign.name, used.name} <= supervise.segments()
         supervise.remove(tmp_path)
-        names = os.listdir("/dev/shm")
-        assert used.name in names
-        assert older.name in names
-        assert unused.name not in names
+        assert supervise.segments() & {own, foreign.name, used.name} == {foreign.name, used.name}
     finally:
         used.close()
-        used.unlink()
-        older.unlink()
+        for segment in (foreign, used):
+            segment.unlink()
 
 
-def test_what_a_killed_run_left_goes_at_the_next_start(monkeypatch, tmp_path):
-    dead = subprocess.Popen(["true"])
-    dead.wait()
+def test_what_a_killed_run_left_goes_at_the_next_start_and_no_live_runs_folder(monkeypatch, tmp_path):
+    """Whether a run is alive is asked of the lock: of a run in another container the process cannot be seen."""
     segment = shared_memory.SharedMemory(create=True, size=8)
     segment.close()
     monkeypatch.setattr(supervise, "TEMPORARY", tmp_path)
-    killed, ours = (tmp_path / f"{supervise.SCRATCH}{process}-x" for process in (dead.pid, os.getpid()))
-    foreign = tmp_path / f"{supervise.SCRATCH}notes"
-    for folder in (killed, ours, foreign):
+    killed, unseen, foreign = (tmp_path / f"{supervise.SCRATCH}{name}" for name in ("1-x", "99999999-x", "notes"))
+    for folder in (killed, unseen, foreign):
         folder.mkdir()
-    (killed / "segments").touch()
-    supervise.remove_what_the_killed_left()
-    assert set(tmp_path.iterdir()) == {ours, foreign}
-    assert segment.name not in os.listdir("/dev/shm")
+    supervise.hold(killed).close()
+    (killed / supervise.NOTED).write_text(segment.name, encoding="utf-8")
+    with supervise.hold(unseen):
+        assert supervise.abandoned_scratch() == [killed]
+        supervise.remove(killed)
+        assert set(tmp_path.iterdir()) == {unseen, foreign}
+    assert segment.name not in supervise.segments()
 
 
 def test_a_process_that_verl_would_wait_for_is_missed_once_it_is_gone(monkeypatch):
@@ -171,25 +179,89 @@ def test_orphans_end_too():
 
 
 def test_a_second_signal_does_not_cut_the_cleaning_short(tmp_path):
-    """A run whose verl ignores SIGTERM, and a scheduler that does not wait."""
-    stubborn = tmp_path / "python"
-    stubborn.write_text("#!/bin/sh\ntrap '' TERM\ntouch started\nwhile :; do sleep 1; done\n")
-    stubborn.chmod(0o755)
+    """Cleaning that takes a second, and a scheduler that does not wait."""
+    endless = tmp_path / "python"
+    endless.write_text("#!/bin/sh\ntouch started\nwhile :; do sleep 1; done\n", encoding="utf-8")
+    endless.chmod(0o755)
     script = (
-        "import sys; from pathlib import Path; from verl_recipes.run import supervise\n"
-        f"sys.executable, supervise.TEMPORARY = {str(stubborn)!r}, Path.cwd()\n"
-        "supervise.end_descendants.__defaults__ = (1,)\n"
+        "import sys, time; from pathlib import Path; from verl_recipes.run import supervise\n"
+        f"sys.executable, supervise.TEMPORARY = {str(endless)!r}, Path.cwd()\n"
+        "remove = supervise.remove; supervise.remove = lambda scratch: (time.sleep(1), remove(scratch))\n"
         "supervise.run_verl(supervise.RunFolder('.'), {}, lambda: None)\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment)
     while not (tmp_path / "started").exists():
+        assert run.poll() is None
         time.sleep(0.05)
     for _ in range(5):
         run.terminate()
         time.sleep(0.1)
     assert run.wait(timeout=30) == 128 + signal.SIGTERM
     assert not list(tmp_path.glob(f"{supervise.SCRATCH}*"))
+
+
+VERL = """
+import subprocess, sys, time
+from pathlib import Path
+ray = subprocess.Popen(["sleep", "600"])
+Path("started").touch()
+while not Path("stop").exists():
+    time.sleep(0.05)
+time.sleep(0.5)
+Path("saved").touch() if ray.poll() is None else None
+sys.exit(1)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["command", "group", "everything", "timeout"])
+def test_whomever_a_scheduler_sends_sigterm_verl_and_what_it_started_go_on_to_save(tmp_path, whom):
+    """The command alone; its process group, as `kill -- -PGID`; every process, as Slurm and systemd; `timeout`."""
+    (tmp_path / "verl.py").write_text(VERL, encoding="utf-8")
+    verl = tmp_path / "python"
+    verl.write_text(f"#!/bin/sh\nexec {sys.executable} verl.py\n", encoding="utf-8")
+    verl.chmod(0o755)
+    script = (
+        "import sys; from pathlib import Path; from verl_recipes.run import supervise\n"
+        f"sys.executable, supervise.TEMPORARY = {str(verl)!r}, Path.cwd()\n"
+        "supervise.run_verl(supervise.RunFolder('.'), {}, lambda: None, notice=20)\n"
+    )
+    command = [*(["timeout", "3"] if whom == "timeout" else []), sys.executable, "-c", script]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = psutil.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+    while not (tmp_path / "started").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    if whom == "group":
+        os.killpg(run.pid, signal.SIGTERM)
+    elif whom != "timeout":
+        for process in [run, *(run.children(recursive=True) if whom == "everything" else [])]:
+            process.terminate()
+    assert run.wait(timeout=60) == (124 if whom == "timeout" else 128 + signal.SIGTERM)
+    assert (tmp_path / "saved").exists()
+
+
+def test_services_that_ray_ends_itself_are_killed_at_once_and_not_those_that_a_scheduler_signals():
+    """Ray sends SIGTERM, which is blocked, and waits a second for each."""
+    code = "import subprocess, time; p = subprocess.Popen(['sleep', '600']); print(p.pid, flush=True); p.wait()"
+    block = {"preexec_fn": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})}
+    verl = psutil.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, encoding="utf-8", **block)
+    service = psutil.Process(int(verl.stdout.readline()))
+    try:
+        supervise.end_services(verl.pid)
+        assert service.status() != psutil.STATUS_ZOMBIE
+        for process in (service, verl):
+            process.terminate()
+        supervise.end_services(verl.pid)
+        assert verl.poll() is None
+    finally:
+        service.kill()
+        assert verl.wait() == 0
+    verl = psutil.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, encoding="utf-8", **block)
+    psutil.Process(int(verl.stdout.readline())).terminate()
+    supervise.end_services(verl.pid)
+    assert verl.wait(timeout=30) == 0
 
 
 @pytest.mark.parametrize(

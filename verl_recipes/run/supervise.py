@@ -6,6 +6,7 @@ Ray's session folder and the shared-memory segments.
 """
 
 import ctypes
+import fcntl
 import os
 import re
 import shlex
@@ -16,11 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 
@@ -32,13 +33,15 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 # The folder of everything temporary of a run. Ray's sockets lie below it, and a socket's path has at most 107 bytes, of
 # which they take 106 where process numbers have seven digits. So the name is short, and TMPDIR is not asked.
 TEMPORARY, SCRATCH = Path("/tmp"), "czero-"
+LOCK, NOTED = "lock", "segments"  # files in it: held as long as the run goes on, and the names of its segments
 # Ray starts a cluster of its own and joins none that runs here for others; and, as on Windows and macOS, all of it
 # listens on the loopback address alone. A job of a cluster joins that one.
 LOCAL = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # verl waits for ever for an engine that dies while it gets weights, and for the responses of an agent loop that died.
 WATCHED = ("VLLM::EngineCore", "ray::AgentLoopWorker")
 DEAD = 60  # seconds; at the end of a run these end some seconds before it does
-SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names in /dev/shm
+SHARED = Path("/dev/shm")
+SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names there
 
 
 def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], None], notice: float = 0) -> int:
@@ -65,9 +68,10 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *where, *quiet]
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of verl's become children of this process, where they are found
-    remove_what_the_killed_left()
+    for abandoned in abandoned_scratch():
+        remove(abandoned)
     scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=TEMPORARY))
-    (scratch / "segments").write_text("\n".join(path.name for path in segments()))
+    lock = hold(scratch)
     # All temporary files go with the folder.
     environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else LOCAL)
@@ -81,6 +85,11 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
         stop.touch()
         deadline = min(deadline, time.monotonic() + notice)
 
+    def protect() -> None:
+        """In a child: it ends with this process, and by no SIGTERM that a scheduler sends to every process of a run."""
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # what the child starts inherits it
+
     signal.signal(signal.SIGTERM, terminated)
     try:
         with run.log.open("a", encoding="utf-8") as output:
@@ -92,7 +101,8 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=environment,
-                    preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # not to outlive this process
+                    start_new_session=True,  # out of reach of Ctrl-C, and of signals to this process's group
+                    preexec_fn=protect,
                     **options,
                 )
 
@@ -104,10 +114,13 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
         for look in count():
             if verl.poll() is not None or time.monotonic() > deadline:
                 break
-            if look % 25 == 0 and (name := who_died(watched)):
-                with run.log.open("a", encoding="utf-8") as output:
-                    output.write(f"RuntimeError: {name} died, and verl would wait for it without end\n")
-                break
+            if look % 25 == 0:
+                note_segments(scratch)
+                if name := who_died(watched):
+                    with run.log.open("a", encoding="utf-8") as output:
+                        output.write(f"RuntimeError: {name} died, and verl would wait for it without end\n")
+                    break
+            end_services(verl.pid)
             watch()
             time.sleep(0.2)
         if stop.exists():
@@ -117,8 +130,11 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
         for each in handlers:
             signal.signal(each, signal.SIG_IGN)  # whoever asks twice shall not cut the cleaning short
         stop.unlink(missing_ok=True)
+        signal_descendants(signal.SIGSTOP)  # so that no segment appears after those that are noted
+        note_segments(scratch)
         end_descendants()
         remove(scratch)
+        lock.close()
         for each, handler in handlers.items():
             signal.signal(each, handler)
 
@@ -150,49 +166,95 @@ def start_forkserver(scratch: Path, start: Callable[..., Any]) -> Path:
     return python
 
 
+def is_terminated(pid: int) -> bool:
+    """Whether SIGTERM was sent to a process that blocks it."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    (pending,) = re.findall(r"^ShdPnd:\s*(\w+)$", status, re.MULTILINE)
+    return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def end_services(verl: int) -> None:
+    """Kill the services of Ray's that Ray is ending itself, by SIGTERM, which they block: it waits a second for each.
+
+    A scheduler sends SIGTERM to verl's own process as well; then nothing is killed.
+    """
+    with suppress(psutil.Error, OSError):  # they end meanwhile
+        if services := [each for each in psutil.Process(verl).children() if is_terminated(each.pid)]:
+            time.sleep(0.1)  # a scheduler takes less between its first process and its last
+            for each in services if not is_terminated(verl) else ():
+                each.kill()
+
+
+def signal_descendants(number: int) -> list[psutil.Process]:
+    """Send a signal to every process that this one caused, and return them."""
+    processes = psutil.Process().children(recursive=True)
+    for process in processes:
+        with suppress(psutil.Error):  # it has ended meanwhile
+            process.send_signal(number)
+    return processes
+
+
 def end_descendants(patience: float = 10) -> None:
-    """End every process that this one caused: SIGTERM, and SIGKILL after `patience` seconds."""
-    for send in (psutil.Process.terminate, psutil.Process.kill):
-        remaining = psutil.Process().children(recursive=True)
-        for process in remaining:
-            with suppress(psutil.NoSuchProcess):
-                send(process)
-        psutil.wait_procs(remaining, timeout=patience)
+    """Kill every process that this one caused, wait `patience` seconds for their end, and do it again."""
+    for _ in range(2):  # some may have been started meanwhile
+        psutil.wait_procs(signal_descendants(signal.SIGKILL), timeout=patience)
 
 
-def remove_what_the_killed_left() -> None:
-    """Remove the scratch folders, and the segments, of runs that were killed before they could do it themselves."""
-    for scratch in TEMPORARY.glob(f"{SCRATCH}*"):
-        name = re.fullmatch(rf"{SCRATCH}(\d+)-.*", scratch.name)
-        if name and not psutil.pid_exists(int(name[1])):
-            remove(scratch)
+def hold(scratch: Path) -> TextIO:
+    """Mark a scratch folder as that of a run that goes on, until the file is closed or this process ends."""
+    new = scratch / f"{LOCK}.new"
+    lock = new.open("w", encoding="utf-8")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    new.rename(scratch / LOCK)
+    return lock
 
 
-def segments() -> list[Path]:
-    """The shared-memory segments of this user that bear one of the names."""
+def abandoned_scratch() -> list[Path]:
+    """The scratch folders of runs that were killed before they could remove them."""
     found = []
-    for path in Path("/dev/shm").iterdir():
-        with suppress(FileNotFoundError):  # it went in between
-            if path.name.startswith(SEGMENTS) and path.stat().st_uid == os.getuid():
-                found.append(path)
+    for lock in TEMPORARY.glob(f"{SCRATCH}*/{LOCK}"):
+        with suppress(OSError), lock.open(encoding="utf-8") as handle:  # its run goes on, or has just removed it
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found.append(lock.parent)
     return found
 
 
-def remove(scratch: Path) -> None:
-    """Remove a run's scratch folder, and the segments that were not there before it and that no process maps."""
-    with suppress(OSError):  # somebody else's, or cut short
-        before = (scratch / "segments").read_text().splitlines()
-        mapped = mapped_segments()
-        for path in segments():
-            if path.name not in before and str(path) not in mapped:
-                path.unlink(missing_ok=True)
-    shutil.rmtree(scratch, ignore_errors=True)
+def segments() -> set[str]:
+    """The names of this user's shared-memory segments that bear one of the prefixes."""
+    found = set()
+    for path in SHARED.iterdir():
+        with suppress(FileNotFoundError):  # it went in between
+            if path.name.startswith(SEGMENTS) and path.stat().st_uid == os.getuid():
+                found.add(path.name)
+    return found
 
 
-def mapped_segments() -> set[str]:
-    """The paths below /dev/shm that a living process maps."""
-    mapped = set()
-    for maps in Path("/proc").glob("[0-9]*/maps"):
+def mapped_segments(processes: Iterable[int]) -> set[str]:
+    """The names of the shared-memory segments that these processes map."""
+    mapped: set[str] = set()
+    for process in processes:
         with suppress(OSError):  # it went in between, or is somebody else's
-            mapped |= set(re.findall(r"/dev/shm/\S+", maps.read_text()))
+            maps = Path(f"/proc/{process}/maps").read_text(encoding="utf-8", errors="replace")
+            mapped |= set(re.findall(rf"{SHARED}/(\S+)", maps))
     return mapped
+
+
+def note_segments(scratch: Path) -> None:
+    """Note in the scratch folder which segments this run's processes map: no others are removed."""
+    noted = noted_segments(scratch)
+    if new := segments() - noted:
+        ours = mapped_segments(each.pid for each in psutil.Process().children(recursive=True))
+        (scratch / NOTED).write_text("\n".join(noted | (new & ours)), encoding="utf-8")
+
+
+def noted_segments(scratch: Path) -> set[str]:
+    file = scratch / NOTED
+    return set(file.read_text(encoding="utf-8").split()) if file.exists() else set()
+
+
+def remove(scratch: Path) -> None:
+    """Remove a run's scratch folder and its segments, but for those that a process still maps."""
+    if ours := noted_segments(scratch) & segments():
+        for name in ours - mapped_segments(psutil.pids()):
+            (SHARED / name).unlink(missing_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)
