@@ -135,18 +135,25 @@ def hostile(console: Console) -> None:
 def imports(console: Console) -> None:
     script = "from time import perf_counter as now; t = now(); import reward_score.countdown; print(now() - t)"
     spent = [
-        float(subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True).stdout)
+        float(
+            subprocess.run(
+                [sys.executable, "-S", "-c", script], capture_output=True, encoding="utf-8", check=True
+            ).stdout
+        )
         for _ in range(11)
     ]
     console.print(f"import reward_score.countdown: {1000 * median(spent):.0f} ms")
 
 
 def share(run: Path, console: Console) -> None:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     steps = {line["step"]: line["data"]["timing_s/step"] for line in lines if "timing_s/step" in line["data"]}
     shares = []
     for step, spent in sorted(steps.items())[1:]:
-        rows = [json.loads(line) for line in (run / "samples" / "train" / f"{step}.jsonl").read_text().splitlines()]
+        rows = [
+            json.loads(line)
+            for line in (run / "samples" / "train" / f"{step}.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         cost = seconds(lambda rows=rows: [compute_score("", r["response"], r["ground_truth"]) for r in rows])  # type: ignore[misc]
         shares.append((cost / spent, len(rows), spent))
     portion, count, spent = (median(column) for column in zip(*shares, strict=True))

@@ -1,6 +1,6 @@
 """What a response may be paid for, or made to pay for: small pure functions of plain values.
 
-`format` and `acc` are in every verdict; the others are computed where a profile or the keyword `weights` names them
+`format` and `acc` are in every verdict; the others are computed if a profile or the keyword `weights` names them
 (reward_score/profiles.py).
 """
 
@@ -21,7 +21,7 @@ _OTHER = re.compile(r"[^\W\d_A-Za-z\u3400-\u4dbf\u4e00-\u9fff]+")
 
 
 def well_formed(reason: str) -> float:
-    """`format`: 1 where the answer is an expression, right or wrong.
+    """`format`: 1 if the answer is an expression, right or wrong.
 
     >>> well_formed("wrong_value"), well_formed("syntax")
     (1.0, 0.0)
@@ -30,7 +30,7 @@ def well_formed(reason: str) -> float:
 
 
 def equation(reason: str) -> float:
-    """`acc`: 1 where the expression uses the numbers by the rules and has the target's value.
+    """`acc`: 1 if the expression uses the numbers by the rules and has the target's value.
 
     >>> equation("right"), equation("wrong_value")
     (1.0, 0.0)
@@ -39,7 +39,7 @@ def equation(reason: str) -> float:
 
 
 def answered(reason: str) -> float:
-    """TinyZero's format term: 1 where there is an answer block after the thought, whatever it holds.
+    """TinyZero's format term: 1 if there is an answer block, whatever it holds.
 
     >>> answered("syntax"), answered("no_answer")
     (1.0, 0.0)
@@ -95,7 +95,7 @@ def language(thought: str, asked: str = "en") -> float:
 def overlong(length: int, maximum: int = 4096, buffer: int = 1024) -> float:
     """DAPO's soft length penalty (arXiv 2503.14476, equation 13): 0 up to maximum - buffer, -1 from maximum on.
 
-    In characters, as a reward function of verl's is not told of tokens; verl counts tokens itself with
+    In characters, as verl does not give a reward function the tokens; verl counts tokens itself with
     `reward.reward_manager.name=dapo`.
 
     >>> overlong(3000), overlong(3584), overlong(9999)
@@ -105,7 +105,7 @@ def overlong(length: int, maximum: int = 4096, buffer: int = 1024) -> float:
 
 
 def repetition(response: str) -> float:
-    """1 where the end of a response is degenerate: it repeats itself so much that it compresses to under a tenth.
+    """1 if the end of a response is degenerate: it repeats itself so much that it compresses to under a tenth.
 
     >>> repetition("!" * 200), repetition("so 3 + 4 = 7 no. " * 30), repetition("3+4=7 no, but 3*4=12, 12-4=8 yes")
     (1.0, 1.0, 0.0)

@@ -58,7 +58,7 @@ _OPENING = {")": "(", "}{": "\\frac{", "}": "}{"}
 
 
 class ExpressionError(ValueError):
-    """The text is no expression; `position` is the index of the character where that shows."""
+    """The text is no expression; `position` is the index of the character that shows it."""
 
     def __init__(self, message: str, position: int) -> None:
         super().__init__(message)
@@ -68,8 +68,8 @@ class ExpressionError(ValueError):
 class Verdict(NamedTuple):
     """What was found in a response.
 
-    `reason` is "right" or one of REASONS; `thought_end` the index of the first `</think>`, None where there is none;
-    `answer` the start and end of the text of the block that counts; `value` that of the expression, where it uses the
+    `reason` is "right" or one of REASONS; `thought_end` the index of the first `</think>`, None if there is none;
+    `answer` the start and end of the text of the block that counts; `value` that of the expression, if it uses the
     right numbers and has one.
     """
 
@@ -179,7 +179,7 @@ def parse(
 
 
 def evaluate(postfix: Sequence[int | str]) -> int | Fraction | None:
-    """The exact value of what `parse` returned, or None where it divides by zero.
+    """The exact value of what `parse` returned, or None if it divides by zero.
 
     >>> evaluate(parse("8 / (3 - 8/3)"))
     Fraction(24, 1)

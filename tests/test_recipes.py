@@ -161,7 +161,7 @@ def test_the_command_that_makes_a_recipes_data_is_one_of_data_preps(recipe):
 @pytest.mark.slow
 def test_an_unknown_option_lists_the_known_ones_in_one_message():
     command = [sys.executable, "-m", "verl_recipes.train", "recipe=grpo"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
     assert all(recipe in result.stderr for recipe in RECIPES)
@@ -185,9 +185,9 @@ def folder_of(tmp_path_factory):
     def make(cfg):
         path = tmp_path_factory.mktemp("model")
         shutil.copytree(ROOT / "assets" / "tiny_base", path, dirs_exist_ok=True)
-        config = json.loads((path / "config.json").read_text())
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         config |= OmegaConf.to_container(cfg.architecture) | {"layer_types": None, "max_position_embeddings": 32768}
-        (path / "config.json").write_text(json.dumps(config))
+        (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
         return path
 
     return make
@@ -278,7 +278,7 @@ def test_a_trackers_missing_key_or_package_is_one_line(monkeypatch, tmp_path):
             told(name)
         told(name, **{f"{name.upper()}_API_KEY": "x"})
         told(name, **{f"{name.upper()}_MODE": "offline"})
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x\n")
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password x\n", encoding="utf-8")
     told("wandb")
     monkeypatch.setattr("verl_recipes.run.trackers.find_spec", lambda name: None)
     with pytest.raises(UserError, match="tracker=mlflow: the package is not installed"):

@@ -261,7 +261,7 @@ def test_a_minute_of_fuzzing_finds_nothing(tmp_path):
         ],
         cwd=tmp_path,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert result.returncode == 0, result.stderr[-3000:]
@@ -491,7 +491,9 @@ def test_a_seed_that_is_no_integer_is_an_error():
 
 def test_importing_it_imports_the_standard_library_alone():
     script = "import sys, reward_score.countdown, reward_score.__main__\nprint(*{m.split('.')[0] for m in sys.modules})"
-    result = subprocess.run([sys.executable, "-S", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", script], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    )
     assert set(result.stdout.split()) <= {*sys.stdlib_module_names, "reward_score", "__main__", "__mp_main__"}
 
 
@@ -499,7 +501,9 @@ def test_importing_it_imports_the_standard_library_alone():
 
 
 def command(*arguments):
-    return subprocess.run([sys.executable, "-m", "reward_score", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "reward_score", *arguments], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -528,7 +532,7 @@ def test_the_command_explains_a_verdict(response, explanation):
 def test_the_command_scores_a_file_and_names_the_line_that_is_wrong(tmp_path):
     path = tmp_path / "samples.jsonl"
     rows = [{"response": f"</think><answer>{a}</answer>", "ground_truth": TRUTH} for a in ("(18-11)*25", "?", "?")]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     result = command(str(path), "--profile", "mini_r1")
     assert result.returncode == 0, result.stderr
     assert "3 responses, mean score 0.333" in result.stdout
@@ -538,7 +542,7 @@ def test_the_command_scores_a_file_and_names_the_line_that_is_wrong(tmp_path):
         ('{"response": "x"}', "line 4"),
         ('{"response": "", "ground_truth": {}}', "row 4"),
     ):
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows) + line + "\n")
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows) + line + "\n", encoding="utf-8")
         result = command(str(path))
         assert result.returncode != 0
         assert message in result.stderr

@@ -296,7 +296,9 @@ def test_each_intended_difference_is_one(name):
 
 @pytest.mark.parametrize("document", ["docs/reward.md", "docs/zh/reward.md"])
 def test_the_documents_list_every_intended_difference(document):
-    rows = [line for line in (CONFIGS.parent / document).read_text().splitlines() if line.startswith("| ")]
+    rows = [
+        line for line in (CONFIGS.parent / document).read_text(encoding="utf-8").splitlines() if line.startswith("| ")
+    ]
     listed = [tuple(cell.strip(" `") for cell in row.split("|")[-4:-1]) for row in rows]
     differences = [(profile, f"{theirs:g}", f"{ours:g}") for profile, _, _, theirs, ours in DIFFERENCES.values()]
     assert [row for row in listed if row[0] in PUBLISHED] == differences
