@@ -237,6 +237,7 @@ def call(monkeypatch, *arguments):
         (["a", "price=[1,2,3]"], "price"),
         (["a", "out="], "out"),
         (["a", "out=[b"], "out"),
+        ([".", "out=/proc/x/page.html"], "/proc/x: No such file or directory; name another file"),
     ],
 )
 def test_a_mistake_is_one_line(monkeypatch, arguments, message):

@@ -37,8 +37,12 @@ def report(cfg: Any) -> None:
     if len(cfg.runs) > 1 and cfg.out is None:
         raise UserError("a page of several runs needs a name: out=FILE")
     folders = [Path(each) for each in cfg.runs]
+    out = Path(cfg.out or folders[0] / "report.html")
     price = list(cfg.price) if isinstance(cfg.price, Sequence) else cfg.price
-    print(write_report(folders, Path(cfg.out or folders[0] / "report.html"), price, cfg.currency))
+    try:
+        print(write_report(folders, out, price, cfg.currency))
+    except (FileNotFoundError, FileExistsError) as error:  # of the folder for `out`
+        raise UserError(f"{error.filename or out}: {error.strerror}; name another file with out=FILE") from None
 
 
 def as_override(folders: Sequence[str]) -> str:
