@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from data_prep.cli import CONFIGS
 from reward_score import countdown, random_control
-from verl_recipes.cpu import MICRO_BATCH
 from verl_recipes.settings import configuration  # noqa: F401  (its resolvers)
+from verl_recipes.settings.sizes import MICRO_BATCH
 
 
 def generate(model: Any, prompts: list[list[int]], n: int, most: int, pad: int) -> list[list[int]]:

@@ -11,7 +11,7 @@ from statistics import fmean
 
 from omegaconf import OmegaConf
 
-from verl_recipes.plan import estimate
+from verl_recipes.planning.estimate import estimate
 from verl_recipes.planning.memory import GIB
 
 TIMES = {  # part of plan's: verl's metrics
@@ -28,7 +28,7 @@ NOT_TORCHS = ("context", "vllm asleep", "fragments")
 
 def rows(run: Path) -> list[tuple[str, float, float]]:
     """(what, plan's, measured) of a run folder."""
-    lines = [json.loads(line)["data"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line)["data"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [data for data in lines if "training/global_step" in data]
     found = estimate(OmegaConf.load(run / "config.yaml"))
     passes = [parts for phase, parts in found["memory"].items() if phase not in ("generate", "weights to vllm")]

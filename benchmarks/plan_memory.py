@@ -18,7 +18,6 @@ with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
 
-import hydra
 import torch
 from tensordict import TensorDict
 from torch.profiler import ProfilerActivity, profile
@@ -27,9 +26,10 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.distributed import initialize_global_process_group_ray
 from verl.workers.engine import EngineRegistry
 
-from data_prep.cli import CONFIGS
-from verl_recipes.planning.memory import cached, longest, passes
-from verl_recipes.settings import configuration  # noqa: F401  registers Hydra's resolvers
+from data_prep.cli import compose
+from verl_recipes.planning.memory import passes
+from verl_recipes.planning.tracking import cached
+from verl_recipes.settings.configuration import longest
 
 MIB = 2**20
 SEQUENCES = 32  # two micro-batches of the CPU engine
@@ -66,8 +66,7 @@ def peak(profiler: Any) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = hydra.compose("train", ["recipe=tiny", "actor_rollout_ref.actor.optim.optimizer=AdamW"])
+    cfg = compose("train", ["recipe=tiny", "actor_rollout_ref.actor.optim.optimizer=AdamW"])
     planned = cached(passes(cfg)["actor"])  # before there is a process group that is more than fake
     initialize_global_process_group_ray()
     actor = cfg.actor_rollout_ref.actor
@@ -112,7 +111,7 @@ def main() -> None:
     for what, plan, seen in rows:
         lines.append(f"| {what} | {plan / MIB:.1f} | {seen / MIB:.1f} | {plan / seen - 1:+.0%} |")
     text = "\n".join(lines) + "\n"
-    (Path(__file__).parent / "plan_memory.md").write_text(text)
+    (Path(__file__).parent / "plan_memory.md").write_text(text, encoding="utf-8")
     print(text)
 
 

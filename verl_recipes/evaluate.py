@@ -222,7 +222,9 @@ def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
     check_parquet(names, "data")
     training = training_config(cfg, weights, files, out)
     check_prompt(names, training.actor_rollout_ref.model.custom_chat_template)
-    check_space(training, out.path, 0 if is_checkpoint(weights) else check_model(str(weights)))
+    if not is_checkpoint(weights):
+        check_model(str(weights))
+    check_space(training, out.path, trains=False)
     check_code(training.actor_rollout_ref.model)
     with out.locked():
         begin(cfg, out, identity(cfg, weights, files), console)

@@ -14,8 +14,6 @@ from typing import Any
 
 from verl_recipes.cpu import platform  # noqa: F401  registers the platform `cpu`
 
-MICRO_BATCH = 32  # sequences; larger ones do not run faster on two cores, and hold more padding
-
 # A run's processes block SIGTERM (run/supervise.py). Python before 3.13 unblocks it, besides SIGINT, in a process that
 # starts the tracker of shared memory.
 resource_tracker._IGNORED_SIGNALS = (signal.SIGINT,)  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithValueHead
 
-from verl_recipes.cpu import MICRO_BATCH
+from verl_recipes.settings.sizes import MICRO_BATCH
 
 Loss = Callable[..., Any] | None
 AGREEMENT = 0.99  # below this correlation the rollout engine does not hold the actor's weights

@@ -14,13 +14,9 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.cli import CONFIGS
-from verl_recipes.planning.memory import (
-    facts,
-    kv_bytes_a_token,
-    needs_critic,
-    parameters_of,
-    shape_of,
-)
+from verl_recipes.planning.memory import kv_bytes_a_token, parameters_of, shape_of
+from verl_recipes.planning.model import facts, needs_critic
+from verl_recipes.planning.space import checkpoint_bytes
 from verl_recipes.settings.configuration import gpus_of, is_split, needs_reference
 
 
@@ -171,8 +167,7 @@ def hours(cfg: DictConfig, work: Work, gpu: dict[str, Any], step: float) -> dict
     tests = bool(cfg.trainer.val_before_train) + (steps // every if every > 0 else 0)
     test = generation(work, gpu, problems * cfg.actor_rollout_ref.rollout.val_kwargs.n, problems)
     saves = steps // cfg.trainer.save_freq if cfg.trainer.save_freq > 0 else 0
-    # Parameters and two moments in fp32, of the critic too.
-    size = 12 * parameters_of(json.dumps(work.shape, sort_keys=True)) * (2 if work.critic else 1)
+    size = checkpoint_bytes(cfg, parameters_of(json.dumps(work.shape, sort_keys=True)))
     parts = {
         "start": a["start_s"],
         "steps": steps * step,

@@ -1,18 +1,17 @@
 """What can be known to fail before anything heavy starts, each as one line."""
 
 import os
-import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError
 from data_prep.folder import file_sha256
+from verl_recipes.planning.model import find_model
+from verl_recipes.planning.space import needs
 from verl_recipes.run.checkpoints import checkpoint_steps, damage, way_on
 from verl_recipes.run.folder import RunFolder, is_marked, read_json
 from verl_recipes.run.reward import check_reward
@@ -20,8 +19,6 @@ from verl_recipes.run.trackers import check_trackers
 from verl_recipes.settings.configuration import check_choice
 
 COLUMNS = {"data_source", "prompt", "reward_model"}
-CPU_MEMORY_GIB = 8  # what the tiny run takes at its peak with its two ranks, rounded up (README.md)
-GIB = 2**30
 
 
 def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "python -m data_prep") -> int:
@@ -75,28 +72,33 @@ def check_prompt(files: str | Sequence[str] | None, template: str | None) -> Non
             )
 
 
-def check_model(path: str) -> int:
-    """Size in bytes of the weights in a local model folder; 0 for the name of a model on a hub."""
-    folder = Path(path)
-    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path) and os.environ.get("HF_HUB_OFFLINE") != "1":
-        return 0
-    weights = list(folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file() or not weights:
-        raise UserError(f"{path} holds no model: config.json and *.safetensors are expected in that folder")
+def check_model(path: str) -> None:
+    """The model's files are whole, unless it is still to be fetched from a hub."""
+    folder = find_model(path)
+    if folder is None:
+        return
+    for file in [*folder.glob("*.json"), *folder.glob("*.safetensors")]:
+        if not os.access(file, os.R_OK):
+            raise UserError(f"{file} cannot be read by this user: give yourself read permission (chmod, or its owner)")
     for file in folder.glob("*.json"):
         read_json(file, "fetch or export the model again")
-    for file in weights:
+    for file in folder.glob("*.safetensors"):
         try:
             with safe_open(file, "numpy"):
                 pass
         except SafetensorError as error:
             raise UserError(f"{file} is damaged ({error}); fetch or export the model again") from None
-    return sum(file.stat().st_size for file in weights)
 
 
 def check_code(model: DictConfig) -> None:
-    """A model folder that brings code is trusted: verl's reward worker loads tokenizers with trust_remote_code=True."""
-    for file in Path(model.path).glob("*.json"):
+    """A model folder that brings code is trusted: verl's reward worker loads tokenizers with trust_remote_code=True.
+
+    The folder may be that of a checkpoint of verl's, which keeps the files beside the weights in actor/huggingface.
+    """
+    folder = Path(model.path)
+    if not folder.exists():
+        folder = find_model(model.path) or folder
+    for file in [*folder.glob("*.json"), *folder.glob("huggingface/*.json"), *folder.glob("actor/huggingface/*.json")]:
         if "auto_map" in read_json(file, "fetch or export the model again") and not model.trust_remote_code:
             raise UserError(
                 f"{file} asks to run code that comes with the model (auto_map): read it, and if you trust it, add "
@@ -151,20 +153,11 @@ def check_verl_keys(cfg: DictConfig, rows: int) -> None:
         )
 
 
-def check_space(cfg: DictConfig, run_dir: Path, weights: int) -> None:
-    """Enough memory (on a CPU) and disk for a model whose weights have this many bytes."""
-    ranks = cfg.trainer.n_gpus_per_node * cfg.trainer.nnodes
-    # Beside what the processes themselves take: parameters, gradients and two Adam moments, and vLLM's own copy.
-    memory = CPU_MEMORY_GIB * GIB + max(0, ranks - 2) * GIB + 5 * weights
-    available = psutil.virtual_memory().available
-    if cfg.trainer.device == "cpu" and available < memory:
-        raise UserError(f"{available / GIB:.1f} GiB of memory are free, and this run needs about {memory / GIB:.1f}")
-    checkpoints = cfg.trainer.max_actor_ckpt_to_keep or 1
-    disk = GIB + (checkpoints + 1) * 4 * weights  # one more while it is written
-    parent = next(folder for folder in (run_dir, *run_dir.resolve().parents) if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if free < disk:
-        raise UserError(f"{free / GIB:.1f} GiB of disk are free at {parent}, and this run needs about {disk / GIB:.1f}")
+def check_space(cfg: DictConfig, run_dir: Path, trains: bool = True) -> None:
+    """This machine has the memory and the disk that the run needs, unless force=true."""
+    short = [str(each) for each in needs(cfg, run_dir, trains) if each.free < each.need]
+    if short and not cfg.force:
+        raise UserError(f"{'; '.join(short)}; force=true starts it all the same")
 
 
 def preflight(cfg: DictConfig, run: RunFolder) -> None:
@@ -178,5 +171,6 @@ def preflight(cfg: DictConfig, run: RunFolder) -> None:
     check_verl_keys(cfg, rows)
     for files in (cfg.data.train_files, cfg.data.val_files):
         check_prompt(files, cfg.actor_rollout_ref.model.custom_chat_template)
-    check_space(cfg, run.path, check_model(cfg.actor_rollout_ref.model.path))
+    check_model(cfg.actor_rollout_ref.model.path)
+    check_space(cfg, run.path)
     check_code(cfg.actor_rollout_ref.model)

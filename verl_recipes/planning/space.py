@@ -1,0 +1,140 @@
+"""Memory and disk that a run needs of this machine, beside what is free: the one estimate of preflight and doctor."""
+
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+
+from verl_recipes.planning.model import BYTES, facts, find_model, from_modelscope, needs_critic, parameters
+from verl_recipes.settings.configuration import gpus_of, needs_reference
+
+GIB = 2**30
+
+
+class Need(NamedTuple):
+    """What a run needs of something, and what is free, in bytes."""
+
+    what: str
+    need: float
+    free: float
+    of: str = ""  # what it is made of
+
+    def __str__(self) -> str:
+        of = f" ({self.of})" if self.of else ""
+        free = f"{self.free / GIB:.1f} GiB of {self.what} are free"
+        return f"{free}, and this run needs about {self.need / GIB:.1f}{of}"
+
+
+def free_memory() -> int:
+    """Bytes that programs can still get, as the kernel estimates."""
+    found = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(encoding="utf-8"))
+    return int(found[1]) * 1024 if found else 0
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free where a folder is, or will be made."""
+    return shutil.disk_usage(_existing(folder)).free
+
+
+def _existing(folder: Path) -> Path:
+    return next(each for each in (folder, *folder.resolve().parents) if each.exists())
+
+
+def _held(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_symlink() and file.is_file())
+
+
+def _states(count: int, engine: DictConfig, optimizer: str, lora: bool) -> tuple[float, float]:
+    """Bytes of one model's weights and of its optimizer's states; those of an adapter are left out."""
+    width = BYTES[engine.model_dtype or "fp32"]
+    moments = 0 if lora or optimizer == "SGD" else 2  # Adam's, in the type of the weights
+    return float(count * width), float(count * width * moments)
+
+
+def checkpoint_bytes(cfg: DictConfig, count: int) -> float:
+    """Bytes of one checkpoint of a model with this many parameters, the critic's included."""
+    actor = cfg.actor_rollout_ref.actor
+    sides = [(actor, actor.fsdp_config, cfg.actor_rollout_ref.model.lora_rank > 0)]
+    if needs_critic(cfg):
+        sides.append((cfg.critic, cfg.critic.fsdp, False))
+    total = 0.0
+    for worker, engine, lora in sides:
+        saved = worker.checkpoint.save_contents
+        weights, states = _states(count, engine, worker.optim.get("optimizer", "AdamW"), lora)
+        total += weights * (("model" in saved) + ("hf_model" in saved)) + states * ("optimizer" in saved)
+    return total
+
+
+def checkpoints_at_once(cfg: DictConfig) -> int:
+    """The most checkpoints that lie on the disk together: those kept, and one while it is written."""
+    saves = math.ceil(cfg.trainer.total_training_steps / max(1, cfg.trainer.save_freq))
+    keep = cfg.trainer.max_actor_ckpt_to_keep
+    return min(keep + 1, saves) if keep and keep > 0 else saves
+
+
+def disks(cfg: DictConfig, run_dir: Path, count: int, trains: bool) -> list[Need]:
+    """What a run needs of each file system that it writes to, less what its own checkpoints hold already."""
+    wanted: list[tuple[Path, float, str]] = [(run_dir, GIB, "")]  # samples and logs
+    if trains:
+        one, number = checkpoint_bytes(cfg, count), checkpoints_at_once(cfg)
+        folder = Path(cfg.trainer.default_local_dir)
+        text = f"{number} checkpoints of {one / GIB:.1f} GiB"
+        wanted.append((folder, max(0.0, number * one - _held(folder)), text if one > GIB else ""))
+        width = 4 if "hf_model" in cfg.actor_rollout_ref.actor.checkpoint.save_contents else 2  # verl's merger: bf16
+        wanted.append((run_dir, max(0.0, count * width - _held(run_dir / "model")), ""))
+    if not from_modelscope() and count and find_model(cfg.actor_rollout_ref.model.path) is None:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        text = f"{2 * count / GIB:.1f} GiB of it for the model in {HF_HUB_CACHE}"
+        wanted.append((Path(HF_HUB_CACHE), 2.0 * count, text))
+    systems: dict[int, list[tuple[Path, float, str]]] = {}
+    for each in wanted:
+        systems.setdefault(_existing(each[0]).stat().st_dev, []).append(each)
+    return [
+        Need(
+            f"disk at {_existing(parts[0][0])}",
+            sum(size for _, size, _ in parts),
+            free_disk(parts[0][0]),
+            ", ".join(text for *_, text in parts if text),
+        )
+        for parts in systems.values()
+    ]
+
+
+def memory(cfg: DictConfig, count: int, trains: bool) -> Need:
+    """What a run needs of the machine's memory.
+
+    On a CPU all states of training and a copy of the weights for each vLLM; on GPUs the states that are offloaded.
+    """
+    assumed, models, nodes = facts("assumptions")["machine"], cfg.actor_rollout_ref, cfg.trainer.nnodes
+    here = math.ceil(sum(gpus_of(cfg)) / nodes)
+    on_cpu, lora = cfg.trainer.device == "cpu", models.model.lora_rank > 0
+    workers = [(models.actor, models.actor.fsdp_config, lora)]
+    if needs_critic(cfg):
+        workers.append((cfg.critic, cfg.critic.fsdp, False))
+    states = 0.0
+    for worker, engine, frozen in workers:
+        weights, moments = _states(count, engine, worker.optim.get("optimizer", "AdamW"), frozen)
+        if on_cpu:
+            states += weights + trains * ((0 if frozen else weights) + moments)
+        else:
+            everything = engine.offload_policy
+            states += weights * bool(engine.param_offload or everything)
+            states += moments * bool(engine.optimizer_offload or everything)
+    if needs_reference(cfg) and not lora and (on_cpu or models.ref.fsdp_config.param_offload):
+        states += count * BYTES[models.ref.fsdp_config.model_dtype or "fp32"]
+    if on_cpu:
+        processes = (assumed["cpu_gib"] + max(0, here - 2)) * GIB + here * count * BYTES[models.rollout.dtype]
+    else:
+        processes = assumed["gpu_gib"] * here * GIB
+    return Need("memory", processes + states / nodes, free_memory())
+
+
+def needs(cfg: DictConfig, run_dir: Path, trains: bool = True) -> list[Need]:
+    """All that a run needs of this machine; `trains` is false for one that only evaluates."""
+    count = parameters(cfg)
+    return [memory(cfg, count, trains), *disks(cfg, run_dir, count, trains)]
