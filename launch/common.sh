@@ -3,21 +3,18 @@
 #   DRY_RUN=1   print the commands and start nothing
 #   SETUP=0     take the Python that is there instead of making an environment (launch/setup.sh)
 #   force=true  among the overrides: start although plan says that the run does not fit
+[ -n "${BASH_VERSION:-}" ] || { echo "error: these scripts need bash: bash $0" >&2; exit 2; }
 set -euo pipefail
+
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 step() {
     printf '+%s\n' "$(printf ' %q' "$@")"
-    [ "${DRY_RUN:-0}" = 1 ] || "$@"
+    [ "$DRY_RUN" = 1 ] || "$@"
 }
 
-if [ "${DRY_RUN:-0}" = 1 ]; then
-    cd "$(dirname "${BASH_SOURCE[0]}")/.."
-else
-    source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-fi
-
 launch() {
-    ulimit -n 65536 2>/dev/null || : # Ray opens thousands of files; doctor says so where this is not allowed
+    ulimit -n 65536 2>/dev/null || : # Ray opens thousands of files; doctor says so if this is not allowed
     # &&, as `set -e` does nothing in a function whose failure the caller looks at
     step python -m verl_recipes.doctor "$@" && step python -m verl_recipes.plan "$@" && step python -m verl_recipes.train "$@"
 }

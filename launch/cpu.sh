@@ -2,7 +2,7 @@
 # The whole story on a CPU, from a bare machine to a trained model and a table: two cores, 8 GiB of memory, no GPU.
 #   bash launch/cpu.sh [hydra overrides of verl_recipes.train]
 # Run again, it installs nothing and continues a run that was ended, or says that it is complete; fresh=true starts anew.
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+. "$(dirname "$0")/common.sh"
 
 export HF_HUB_OFFLINE=1 # nothing is fetched after the installation
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A run on a Ray cluster that is there already, through Ray's job submission (docs/launch.md):
-#   bash launch/ray_submit.sh http://HEAD:8265 nodes=2 hardware=a800_x8_nodes recipe=... model=... [overrides]
+# A run on a Ray cluster that exists already, through Ray's job submission (docs/launch.md):
+#   bash launch/ray_submit.sh http://HEAD:8265 hardware=a800 gpus=8 nodes=2 recipe=... model=... [overrides]
 #   bash launch/ray_submit.sh http://HEAD:8265 attach=JOB      follow a job that runs already
 # It ships the code and the data files, streams the log, attaches again when the connection drops, and ends with the
 # job's exit status. Ctrl-C leaves the job running. The run folder lies on a file system that all nodes share.
-[[ "${1:-}" == http* ]] || { echo "error: the first argument is the dashboard's address, http://HEAD:8265" >&2; exit 2; }
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+case "${1:-}" in http*) ;; *) echo "error: the first argument is the dashboard's address, http://HEAD:8265" >&2; exit 2 ;; esac
+. "$(dirname "$0")/common.sh"
 address=$1
 shift
 unset RAY_ADDRESS RAY_API_SERVER_ADDRESS # Ray would follow them instead of the address above

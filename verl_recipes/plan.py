@@ -1,4 +1,4 @@
-"""python -m verl_recipes.plan recipe=... model=... hardware=... [overrides]: what a run needs, before it costs anything.
+"""python -m verl_recipes.plan recipe=... model=... hardware=... [overrides]: what a run needs, before it costs.
 
     memory of each phase of a step on each GPU, by what holds it; whether it fits, and which setting to change if not
     KV cache of vLLM, and how many sequences it holds at once

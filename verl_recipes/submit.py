@@ -1,7 +1,8 @@
 """python -m verl_recipes.submit ADDRESS [overrides]: `verl_recipes.train` as a job of a Ray cluster (ray_submit.sh).
 
-The packages, configurations and data files of the run are shipped with it (Ray's runtime_env working_dir), its log is
-streamed, and the exit status is the job's. `attach=JOB` among the arguments follows a job that runs already.
+The packages, configurations and data files of the run go with it (Ray's runtime_env working_dir), its log is streamed,
+and the exit status is the job's. `attach=JOB` among the arguments follows a job that runs already. The overrides are
+those of `python -m verl_recipes.train`, whose --help lists them.
 """
 
 import asyncio
@@ -15,10 +16,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import hydra
-
+import verl_recipes.settings.configuration  # noqa: F401  registers Hydra's resolvers
 from data_prep import SHIPPED
-from data_prep.cli import CONFIGS, UserError
+from data_prep.cli import HELP, UserError, compose, in_one_line
+from verl_recipes.run.preflight import maker
+from verl_recipes.settings.schema import TrainKeys
 
 PACKAGES = ("data_prep", "reward_score", "verl_recipes")
 PATIENCE = 600  # seconds without the cluster before the command gives up; the job goes on
@@ -43,7 +45,8 @@ def staged(cfg: Any, folder: Path) -> None:
             if ".." in path.parts:
                 raise UserError(f"{path} lies outside this folder, and would not go with the job: give its full path")
             if not path.is_file():
-                raise UserError(f"{path} does not exist; {cfg.data.get('made_by') or 'python -m data_prep'} writes it")
+                command = maker(name, cfg.data.made_by)
+                raise UserError(f"{path} does not exist" + (f"; make it with `{command}`" if command else ""))
             (folder / path.parent).mkdir(parents=True, exist_ok=True)
             for source in {path, path.parent / "manifest.json"}:
                 if source.is_file():
@@ -122,26 +125,30 @@ def submit(client: Any, entrypoint: str, folder: Path) -> str:
     )
 
 
+def attach(client: Any, job: str) -> None:
+    """Raise UserError if the cluster does not know the job."""
+    try:
+        client.get_job_info(job)
+    except RuntimeError as error:
+        raise UserError(f"attach={job}: {str(error).strip().splitlines()[0]}; `ray job list` names them") from None
+
+
 def main(address: str, *overrides: str) -> int:
-    client = connect(address)
     attached = [each.removeprefix("attach=") for each in overrides if each.startswith("attach=")]
     if attached:
         (job, *_) = attached
-        try:
-            client.get_job_info(job)
-        except RuntimeError as error:
-            raise UserError(f"attach={job}: {str(error).strip().splitlines()[0]}; `ray job list` names them") from None
+        client = connect(address)
+        attach(client, job)
     else:
-        from verl_recipes.settings import configuration  # noqa: F401  registers Hydra's resolvers
-
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = hydra.compose("train", overrides=list(overrides))
+        cfg = compose("train", overrides, TrainKeys)
+        client = connect(address)
         # The job's own folder goes with the job, so the run needs another: here, unless one was named.
-        run_dir = f"run_dir={Path(cfg.run_dir).resolve()}"
+        path = str(Path(cfg.run_dir).resolve()).replace("\\", "\\\\").replace('"', '\\"')
         kept = [each for each in overrides if not each.startswith("run_dir=")]
-        with tempfile.TemporaryDirectory() as folder:
+        command = ["python", "-m", "verl_recipes.train", *kept, f'run_dir="{path}"']
+        with tempfile.TemporaryDirectory() as folder, in_one_line():
             staged(cfg, Path(folder))
-            job = submit(client, shlex.join(["python", "-m", "verl_recipes.train", *kept, run_dir]), Path(folder))
+            job = submit(client, shlex.join(command), Path(folder))
         print(f"job {job} at {address}; to follow it again: bash launch/ray_submit.sh {address} attach={job}")
     try:
         return follow(address, client, job)
@@ -155,6 +162,11 @@ def main(address: str, *overrides: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        raise UserError("python -m verl_recipes.submit ADDRESS [overrides]")
-    sys.exit(main(*sys.argv[1:]))
+    if set(HELP) & set(sys.argv[1:]):
+        print((__doc__ or "").strip())
+    elif len(sys.argv) < 2 or not sys.argv[1].startswith("http"):
+        raise UserError(
+            "the first argument is the dashboard's address: python -m verl_recipes.submit http://HEAD:8265 ..."
+        )
+    else:
+        sys.exit(main(*sys.argv[1:]))

@@ -80,6 +80,31 @@ def find_model(path: str) -> Path | None:
     return None
 
 
+def check_hub(name: str) -> None:
+    """Hugging Face's hub, or the mirror that HF_ENDPOINT names, answers and has a model.
+
+    Its libraries would try again and again, and say nothing for minutes.
+    """
+    if from_modelscope():
+        return
+    import httpx
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=10)
+    except HfHubHTTPError as error:
+        raise UserError(
+            f"{constants.ENDPOINT} does not give {name} ({str(error).splitlines()[0]}): check the name, or log in with "
+            "`hf auth login` if the model asks for that"
+        ) from None
+    except (OSError, httpx.HTTPError, ImportError) as error:  # ImportError: a SOCKS proxy without the package for it
+        raise UserError(
+            f"{constants.ENDPOINT} does not answer, and {name} is to be fetched from there ({error}); set HF_ENDPOINT "
+            "to a mirror (https://hf-mirror.com in China), or actor_rollout_ref.model.path to a folder"
+        ) from None
+
+
 def weights_of(folder: Path) -> int:
     """The number of parameters in a folder's safetensors files, from their headers."""
     count = 0

@@ -1,6 +1,7 @@
 """What can be known to fail before anything heavy starts, each as one line."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError
 from data_prep.folder import file_sha256
-from verl_recipes.planning.model import find_model
+from verl_recipes.planning.model import check_hub, find_model
 from verl_recipes.planning.space import needs
 from verl_recipes.run.checkpoints import checkpoint_steps, damage, way_on
 from verl_recipes.run.folder import RunFolder, is_marked, read_json
@@ -36,7 +37,9 @@ def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "p
     for name in [files] if isinstance(files, str) else files or []:
         path = Path(name)
         if not path.is_file():
-            raise UserError(f"{key}: {path} does not exist; make it with `{made_by}`")
+            command = maker(name, made_by)
+            make = f"; make it with `{command}`" if command else f", and `{made_by}` makes other files"
+            raise UserError(f"{key}: {path} does not exist{make}")
         try:
             metadata = pq.read_metadata(path)
             columns = set(pq.read_schema(path).names)
@@ -56,6 +59,17 @@ def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "p
     return rows
 
 
+def maker(file: str, made_by: str) -> str:
+    """The command `made_by` if it makes this file, else "".
+
+    >>> maker("data/x/train.parquet", "python -m data_prep out=data/x"), maker("my.parquet", "python -m data_prep")
+    ('python -m data_prep out=data/x', '')
+    """
+    out = re.search(r"\bout=(\S+)", made_by)
+    made = Path(out[1] if out else "data/tiny")  # configs/prepare.yaml
+    return made_by if Path(file).parent == made and Path(file).name in ("train.parquet", "test.parquet") else ""
+
+
 def manifest_beside(path: Path) -> dict[str, Any]:
     """The manifest of the folder that a data file lies in, where it has one (data_prep/command.py)."""
     manifest = path.parent / "manifest.json"
@@ -73,9 +87,10 @@ def check_prompt(files: str | Sequence[str] | None, template: str | None) -> Non
 
 
 def check_model(path: str) -> None:
-    """The model's files are whole, unless it is still to be fetched from a hub."""
+    """The model's files are whole, or a hub that answers has it."""
     folder = find_model(path)
     if folder is None:
+        check_hub(path)
         return
     for file in [*folder.glob("*.json"), *folder.glob("*.safetensors")]:
         if not os.access(file, os.R_OK):

