@@ -205,7 +205,7 @@ def hold(scratch: Path) -> TextIO:
     new = scratch / f"{LOCK}.new"
     lock = new.open("w", encoding="utf-8")
     fcntl.flock(lock, fcntl.LOCK_EX)
-    new.rename(scratch / LOCK)
+    (scratch / LOCK).hardlink_to(new)  # under this name it is held from the beginning
     return lock
 
 
