@@ -12,6 +12,7 @@ from data_prep.cli import CONFIGS
 from reward_score.countdown import COMPONENTS
 from reward_score.grammar import REASONS
 from reward_score.profiles import PROFILES
+from verl_recipes.run.fingerprint import MAY_CHANGE
 
 ROOT = CONFIGS.parent
 READMES = ["README.md", "README.zh.md"]
@@ -100,3 +101,11 @@ def test_the_recipe_page_holds_the_generated_tables_and_names_every_recipe(langu
     assert all(f"<!-- {name} -->\n{table[language]}<!-- /{name} -->" in text for name, table in made.items())
     for group in ("recipe", "tracker"):
         assert all(f"`{option}`" in text for option in options(group))
+
+
+@pytest.mark.parametrize("name", ["docs/reliability.md", "docs/zh/reliability.md"])
+def test_the_reliability_page_lists_every_key_that_may_change_and_no_other(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    table = text.partition("`MAY_CHANGE`")[2].partition("\n| --- |")[2].partition("\n\n")[0]
+    keys = re.findall(r"`([^`]+)`", "".join(line.split("|")[1] for line in table.splitlines()[1:]))
+    assert sorted(keys) == sorted(MAY_CHANGE)
