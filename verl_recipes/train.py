@@ -6,7 +6,7 @@
         verl.yaml      the same as verl was last started with; `python -m verl.trainer.main_ppo` takes it as it is
         log.txt        what verl, Ray and vLLM print
         metrics.jsonl  verl's metrics, one line a step
-        samples/       every response with all that the reward said of it (verl_recipes/in_verl/sampler.py)
+        samples/       every response with each component of its reward (verl_recipes/in_verl/sampler.py)
         checkpoints/   verl's; the same command again continues from the last one
         model/         the trained model in Hugging Face's format
         summary.json   base and trained model side by side, seconds by stage, versions

@@ -1,7 +1,6 @@
 """The end of a run whose output has degenerated, by the metrics of measure/batch.py.
 
-The limits lie in configs/train.yaml, under
-`trainer.v1.sampler.sampler_kwargs.alarm`.
+The limits are in configs/train.yaml, under `trainer.v1.sampler.sampler_kwargs.alarm`.
 """
 
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from verl_recipes.run.checkpoints import checkpoint_steps
 
 
 class DegenerateOutputError(RuntimeError):
-    """Ends verl; verl_recipes.run.preflight.reason finds it in the log."""
+    """Ends verl; verl_recipes/run/log.py finds it in the log."""
 
 
 def last_good_checkpoint(checkpoints: Path, first_bad_step: int) -> Path | None:
@@ -23,7 +22,7 @@ def last_good_checkpoint(checkpoints: Path, first_bad_step: int) -> Path | None:
 def check_output(
     history: Mapping[int, Mapping[str, float]], limits: Mapping[str, float | None], steps: int, checkpoints: Path
 ) -> None:
-    """Raise DegenerateOutputError where one share reached its limit at each of the last `steps` training steps.
+    """Raise DegenerateOutputError if one share reached its limit at each of the last `steps` training steps.
 
     Args:
         history: for each training step, metrics as from `component_metrics` with the prefix "reward".

@@ -2,7 +2,7 @@
 
 An evaluation gives each of its rows a seed, and the greedy ones temperature 0, in `extra_info.sampling`
 (verl_recipes/evaluate.py). On a CPU verl_recipes/cpu/batch_rollout.py does the same for a whole batch; this loop runs
-there too, but vLLM's sampler for processors ignores seeds while a greedy request is in the batch (cpu/rollout.py).
+there too, but vLLM's sampler for CPUs ignores seeds while a greedy request is in the batch (cpu/rollout.py).
 """
 
 from typing import Any

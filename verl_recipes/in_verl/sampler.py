@@ -1,4 +1,4 @@
-"""The replay buffer of a run: verl's own, which also keeps every sample with all that the reward said of it.
+"""The replay buffer of a run: verl's own, which also keeps every sample with each component of its reward.
 
 verl 0.9.1's trainer writes training samples without the reward's components, logs no component as a metric in training,
 and looks for finished rollouts every two seconds. A replay buffer is the documented place to change all three
@@ -44,7 +44,7 @@ def plain(value: Any) -> Any:
 
 
 def number(value: Any) -> Any:
-    """Numbers and tensors of one as floats: verl's own reward managers mix them from response to response."""
+    """Numbers and one-element tensors as floats: verl's own reward managers mix them from response to response."""
     return float(value) if isinstance(value, int | torch.Tensor) and not isinstance(value, bool) else value
 
 
@@ -91,7 +91,7 @@ class CountdownReplayBuffer(ReplayBuffer):
         return batch, metrics | shares
 
     def end_if_asked(self) -> None:
-        """End verl where a scheduler asked for it (run/supervise.py) and the step before this one is saved."""
+        """End verl if a scheduler asked for it (run/supervise.py) and the step before this one is saved."""
         if self.run.stop.exists() and self.link.is_saved():
             self.link.stop()
 
@@ -138,7 +138,7 @@ class CountdownReplayBuffer(ReplayBuffer):
         self.rows = defaultdict(list, {(split, step): everything})  # earlier steps are done
 
     def note(self, event: str, split: str, step: int) -> None:
-        """Tell whoever watches the run what it is doing (`events.jsonl`)."""
+        """Append to `events.jsonl` what the run is doing, for the progress that the command shows."""
         append_line(self.run.events, {"time": time.time(), "event": event, "split": split, "step": step})
 
 

@@ -1,4 +1,4 @@
-"""All that reaches into verl's trainer (0.9.1) from the replay buffer, which verl gives no handle of it.
+"""All that reaches into verl's trainer (0.9.1) from the replay buffer, to which verl gives no reference.
 
 tests/test_trainer_link.py fails if verl changes one of these names.
 """

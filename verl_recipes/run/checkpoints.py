@@ -51,7 +51,7 @@ def last_checkpoint(checkpoints: Path) -> int:
 def remove_old(checkpoints: Path, keep: int | None) -> None:
     """Remove all but the newest `keep` checkpoints up to the last whole one; null or 0 keeps all.
 
-    Each process of verl's counts its own checkpoints alone, so those of earlier starts would stay for ever.
+    Each process of verl's counts its own checkpoints alone, so those of earlier starts would never be removed.
     """
     last = last_checkpoint(checkpoints)
     older = [step for step in checkpoint_steps(checkpoints) if step <= last]

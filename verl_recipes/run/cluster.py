@@ -15,7 +15,7 @@ from data_prep.cli import UserError
 from verl_recipes.settings.configuration import gpus_of
 
 PATIENCE = 30  # seconds that nodes may take to join
-RETURN = 600  # seconds that one may take to come back, where a run has lost it: a machine starts in minutes
+RETURN = 600  # seconds that a lost node may take to come back: a machine starts in minutes
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "object_store_memory", "include_dashboard")
 
 
@@ -59,7 +59,7 @@ def occupied(actors: list[dict[str, str]]) -> str:
 
 
 def await_nodes(address: str, wanted: int, gpus: int, in_all: int, patience: float = PATIENCE) -> None:
-    """Return once the cluster has the nodes and no run; UserError where that takes longer than `patience` seconds."""
+    """Return once the cluster has the nodes and no run; UserError if that takes longer than `patience` seconds."""
     import ray
 
     deadline, said = time.monotonic() + patience, ""

@@ -19,8 +19,8 @@ from data_prep.cli import CONFIGS, UserError
 from data_prep.folder import file_sha256
 from verl_recipes.run.folder import RunFolder
 
-# What may change in a run that goes on: it decides how long the run is, what is kept and told of it, and how the work
-# is laid out on the machine, and no number but by rounding.
+# What may change in a run that goes on: it decides how long the run is, what is kept and reported, and how the work is
+# laid out on the machine. It changes no number but by rounding. docs/reliability.md lists it; a test compares.
 MAY_CHANGE = (
     *("fresh", "force", "plan.*", "run_dir", "versions.*"),
     *("trainer.total_training_steps", "trainer.total_epochs", "trainer.save_freq", "trainer.test_freq"),
@@ -77,7 +77,7 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """A resolved configuration by dotted key, with paths below the run's folder told from there: it may be moved."""
+    """A resolved configuration by dotted key, with paths below the run's folder relative to it: it may be moved."""
     below = re.compile(rf"^(sqlite:///)?{re.escape(str(config.get('run_dir')))}(?=/|$)")
     return {key: below.sub(r"\1${run_dir}", value) if isinstance(value, str) else value for key, value in flat(config)}
 

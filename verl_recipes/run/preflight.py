@@ -71,7 +71,7 @@ def maker(file: str, made_by: str) -> str:
 
 
 def manifest_beside(path: Path) -> dict[str, Any]:
-    """The manifest of the folder that a data file lies in, where it has one (data_prep/command.py)."""
+    """The manifest of the folder that a data file lies in, {} if there is none (data_prep/command.py)."""
     manifest = path.parent / "manifest.json"
     return read_json(manifest, "make the data again") if manifest.exists() else {}
 

@@ -1,4 +1,4 @@
-"""Tells a person what a run is doing and how long it will take, from the files that the run writes."""
+"""Shows what a run is doing and how long it will take, from the files that the run writes."""
 
 import time
 from pathlib import Path
@@ -41,7 +41,7 @@ class Progress:
         self.task = self.bar.add_task("", total=steps, completed=first_step)
         self.training_since: float | None = None
         self.measured: list[float] = []  # when each batch of an evaluation began
-        self.done: float | None = None  # when verl had told of its last step, which it does after all else
+        self.done: float | None = None  # when verl logged its last step, which it does last
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:

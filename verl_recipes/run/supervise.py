@@ -1,7 +1,7 @@
 """Runs verl in a process of its own, keeps its output in a file, and leaves nothing behind.
 
 verl, Ray and vLLM start a dozen processes and print thousands of lines. The command that a person typed stays light: it
-starts verl, tells what it is doing, and afterwards, whatever happened, ends every process that it caused and removes
+starts verl, shows what it is doing, and afterwards, whatever happened, ends every process that it caused and removes
 Ray's session folder and the shared-memory segments.
 """
 
@@ -37,7 +37,7 @@ LOCK, NOTED = "lock", "segments"  # files in it: held as long as the run goes on
 # Ray starts a cluster of its own and joins none that runs here for others; and, as on Windows and macOS, all of it
 # listens on the loopback address alone. A job of a cluster joins that one.
 LOCAL = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-# verl waits for ever for an engine that dies while it gets weights, and for the responses of an agent loop that died.
+# verl waits without end for an engine that dies while it gets weights, and for the responses of a dead agent loop.
 WATCHED = ("VLLM::EngineCore", "ray::AgentLoopWorker")
 DEAD = 60  # seconds; at the end of a run these end some seconds before it does
 SHARED = Path("/dev/shm")
@@ -51,11 +51,11 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
         run: the folder.
         environment: added to this process's own.
         watch: called about five times a second; it shows the progress.
-        notice: seconds that verl gets to end by itself after SIGTERM, told by the file `stop`
+        notice: seconds that verl gets to end by itself after SIGTERM, of which the file `stop` informs it
             (verl_recipes/in_verl/sampler.py).
 
     Returns:
-        verl's exit status; 1 where one of the processes WATCHED died. Any exception, Ctrl-C and SIGTERM included, ends
+        verl's exit status; 1 if one of the processes WATCHED died. Any exception, Ctrl-C and SIGTERM included, ends
         verl before it goes on.
     """
     where = [
@@ -128,7 +128,7 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
         return 1 if verl.returncode is None else verl.returncode
     finally:
         for each in handlers:
-            signal.signal(each, signal.SIG_IGN)  # whoever asks twice shall not cut the cleaning short
+            signal.signal(each, signal.SIG_IGN)  # a second signal would interrupt the cleanup
         stop.unlink(missing_ok=True)
         signal_descendants(signal.SIGSTOP)  # so that no segment appears after those that are noted
         note_segments(scratch)
@@ -223,7 +223,7 @@ def segments() -> set[str]:
     """The names of this user's shared-memory segments that bear one of the prefixes."""
     found = set()
     for path in SHARED.iterdir():
-        with suppress(FileNotFoundError):  # it went in between
+        with suppress(FileNotFoundError):  # it was removed meanwhile
             if path.name.startswith(SEGMENTS) and path.stat().st_uid == os.getuid():
                 found.add(path.name)
     return found
@@ -233,7 +233,7 @@ def mapped_segments(processes: Iterable[int]) -> set[str]:
     """The names of the shared-memory segments that these processes map."""
     mapped: set[str] = set()
     for process in processes:
-        with suppress(OSError):  # it went in between, or is somebody else's
+        with suppress(OSError):  # it was removed meanwhile, or belongs to another user
             maps = Path(f"/proc/{process}/maps").read_text(encoding="utf-8", errors="replace")
             mapped |= set(re.findall(rf"{SHARED}/(\S+)", maps))
     return mapped
@@ -253,7 +253,7 @@ def noted_segments(scratch: Path) -> set[str]:
 
 
 def remove(scratch: Path) -> None:
-    """Remove a run's scratch folder and its segments, but for those that a process still maps."""
+    """Remove a run's scratch folder and its segments, except those that a process still maps."""
     if ours := noted_segments(scratch) & segments():
         for name in ours - mapped_segments(psutil.pids()):
             (SHARED / name).unlink(missing_ok=True)

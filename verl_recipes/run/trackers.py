@@ -48,7 +48,7 @@ def tracker_server(name: str, environment: Mapping[str, str]) -> str | None:
 
 
 def answers(address: str) -> bool:
-    """Whether a server answers at all; what it says, and whether its certificate is known here, is not looked at."""
+    """Whether a server answers at all, whatever it says and whether or not its certificate is known here."""
     try:
         urlopen(Request(address, method="HEAD"), timeout=ANSWER_SECONDS).close()
     except (HTTPError, HTTPException):
@@ -59,7 +59,7 @@ def answers(address: str) -> bool:
 
 
 def check_trackers(trackers: DictConfig) -> None:
-    """Raise UserError where a tracker's package or key is missing, or its server does not answer."""
+    """Raise UserError if a tracker's package or key is missing, or its server does not answer."""
     for name, tracker in ((str(name), tracker) for name, tracker in trackers.items()):
         if name not in ("console", "file") and find_spec(name) is None:
             raise UserError(f"tracker={name}: the package is not installed; `pip install -e '.[trackers]'`")
