@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import psutil
 
-from data_prep.cli import CONFIGS
+from data_prep.cli import CONFIGS, quoted
 from verl_recipes.run.supervise import abandoned_scratch, mapped_segments, segments
 
 ROOT = CONFIGS.parent
@@ -75,7 +75,7 @@ class Command:
 
 
 def train(run_dir, *overrides):
-    return Command(sys.executable, "-m", "verl_recipes.train", f"run_dir={run_dir}", *overrides)
+    return Command(sys.executable, "-m", "verl_recipes.train", f"run_dir={quoted(run_dir)}", *overrides)
 
 
 def titles(command):

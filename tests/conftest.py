@@ -25,7 +25,7 @@ def resumed(tmp_path_factory, small_data):
     There, after step 3 once more, the training worker alone is killed, and the run goes on by itself. Two steps are an
     epoch, so the run is twice resumed at the end of one.
     """
-    run_dir = tmp_path_factory.mktemp("runs") / "resumed"
+    run_dir = tmp_path_factory.mktemp("runs") / "resumed [1] 中文='~ {x}"  # a path as people have them
     arguments = [*RESUMED, *small_data]
 
     def third_step_is_done():

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from commands import ROOT, SHORT, Command, metrics_of, train
 
+from data_prep.cli import quoted
 from reward_score.countdown import compute_score
 from reward_score.grammar import REASONS
 from verl_recipes.reporting.metrics import AGREEMENT
@@ -141,7 +142,14 @@ def test_the_exported_model_holds_the_weights_of_the_last_checkpoint(resumed, tm
 def test_evaluate_measures_a_run_as_the_run_measured_itself(resumed, small_data, tmp_path):
     test_set = small_data[1].removeprefix("data.val_files=")
     command = Command(
-        *(sys.executable, "-m", "verl_recipes.evaluate", f"model={resumed['run_dir']}", f"data={test_set}", "n=8"),
+        *(
+            sys.executable,
+            "-m",
+            "verl_recipes.evaluate",
+            f"model={quoted(resumed['run_dir'])}",
+            f"data={test_set}",
+            "n=8",
+        ),
         *(f"out={tmp_path / 'out'}", "data.max_response_length=64"),
     )
     assert command.wait() == 0, command.output
