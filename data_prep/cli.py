@@ -71,12 +71,36 @@ class Checked(BaseModel):
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True, protected_namespaces=())
 
 
-def _message(error: dict[str, Any]) -> str:
-    """One of pydantic's errors as a clause that begins with the key."""
-    key, what = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
-        return f"{key}= is missing"
-    return f"{key}={error['input']}: {what.replace('Input should', 'should')}"
+def _messages(errors: Sequence[Any], values: Any) -> str:
+    """pydantic's errors as one line: a clause for each key, whose value may have failed in several ways."""
+    found: dict[str, list[str]] = {}
+    for error in errors:
+        key, node, named = [], values, error["type"] == "missing"
+        for part in error["loc"]:  # beside keys, the names of the types that were tried
+            if (
+                named
+                or (isinstance(node, dict) and part in node)
+                or (isinstance(node, list) and part in range(len(node)))
+            ):
+                node = None if named else node[part]
+                key.append(str(part))
+        what = (
+            error["msg"]
+            .removeprefix("Value error, ")
+            .replace("Input should", "should")
+            .replace("List should", "should")
+        )
+        found.setdefault(".".join(key) + ("" if named else f"={_shown(node)}"), []).append(what)
+    return "; ".join(
+        f"{key}= is missing" if "Field required" in ways else f"{key}: {' or '.join(dict.fromkeys(ways))}"
+        for key, ways in found.items()
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value on one line."""
+    text = "null" if value is None else str(value) if str(value).isprintable() else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _update(node: Any, values: dict[str, Any]) -> None:
@@ -88,11 +112,15 @@ def _update(node: Any, values: dict[str, Any]) -> None:
             node[key] = value
 
 
-def _without_missing(node: Any) -> Any:
-    """A resolved configuration without the values that are still to be given (`???`)."""
+def _given(node: Any) -> Any:
+    """A configuration without the values that are still to be given (`???`), or to be computed (`${...}`)."""
     if not isinstance(node, dict):
         return node
-    return {key: _without_missing(value) for key, value in node.items() if value != "???"}
+    return {
+        key: _given(value)
+        for key, value in node.items()
+        if not (isinstance(value, str) and (value == "???" or "${" in value))
+    }
 
 
 def check(cfg: "DictConfig", keys: type[Checked]) -> None:
@@ -102,12 +130,22 @@ def check(cfg: "DictConfig", keys: type[Checked]) -> None:
         UserError: a value has the wrong type or is out of its range.
     """
     from omegaconf import OmegaConf, flag_override
+    from omegaconf.errors import OmegaConfBaseException
 
+    unresolved = None
     try:
-        values = keys.model_validate(_without_missing(OmegaConf.to_container(cfg, resolve=True)))
+        container = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:  # often for a value that the schema refuses
+        container, unresolved = OmegaConf.to_container(cfg), error
+    given = _given(container)
+    try:
+        values = keys.model_validate(given)
     except ValidationError as error:
-        wrong = [_message(dict(each)) for each in error.errors(include_url=False)]
-        raise UserError("; ".join(dict.fromkeys(wrong))) from None
+        wrong = [each for each in error.errors(include_url=False) if not (unresolved and each["type"] == "missing")]
+        if wrong or not unresolved:
+            raise UserError(_messages(wrong, given)) from None
+    if unresolved:
+        raise unresolved
     with flag_override(cfg, "struct", False):
         _update(cfg, values.model_dump(exclude_unset=True))
 
