@@ -91,7 +91,7 @@ def test_a_person_sees_one_line_and_a_failed_exit(tmp_path, overrides, message):
         (["trainer.save_freq=null"], "trainer.save_freq=null: should be a valid integer"),
         (["trainer.restarts=-1"], "trainer.restarts=-1: "),
         (["data.train_batch_size=0"], "data.train_batch_size=0: "),
-        (["data.train_batch_size=9"], "data.train_batch_size=9"),
+        (["data.train_batch_size=9", "actor_rollout_ref.rollout.n=3"], "data.train_batch_size=9"),
         (["trainer=3"], "trainer=3: should be a valid dictionary"),
         (["prompts=many"], "prompts=many: should be a valid integer"),
         (["reward=nope"], "Could not find 'reward/nope'"),
