@@ -126,6 +126,28 @@ def test_the_guard_stops_a_run_whose_rollouts_come_from_other_weights():
     assert correlation(torch.zeros(4), torch.zeros(4)) == 1.0  # greedy rollouts: not defined
 
 
+@pytest.mark.slow
+def test_a_tensor_larger_than_the_bucket_arrives_whole_in_pieces_that_fit():
+    import asyncio
+
+    from verl_recipes.cpu.weight_socket import in_pieces, whole
+
+    sent = {
+        "embedding": torch.arange(70.0).view(10, 7),
+        "experts": torch.arange(24.0).view(3, 2, 4),
+        "bias": torch.ones(5, dtype=torch.bfloat16),
+        "scale": torch.tensor(2.0),
+    }
+
+    async def pieces(size):
+        return [each async for each in in_pieces(iter(sent.items()), size)]
+
+    for size in (64, 100, 10_000):
+        received = asyncio.run(pieces(size))
+        assert all(weight.nbytes <= size for _, weight in received)
+        torch.testing.assert_close(dict(whole(received)), sent, rtol=0, atol=0)
+
+
 def test_weights_arrive_over_gloo_as_they_were_sent(monkeypatch):
     """One trainer rank sends, another looks on, two rollout ranks receive; each transfer makes a new group."""
     import asyncio

@@ -104,10 +104,13 @@ class CPUEngineWithLMHead(FSDPEngineWithLMHead):
         # verl 0.9.1 gives a forward-only (reference) module CPUOffloadPolicy(pin_memory=True), and pinning memory needs
         # an accelerator. Its parameters are on the CPU anyway, so it is wrapped like a trained one.
         forward_only, self.engine_config.forward_only = self.engine_config.forward_only, False
+        # verl 0.9.1 shards an untied head by itself, and its fused kernels read the weight without a call of the head,
+        # which would gather it. With the root's parameters, as a tied head is, it is whole in every pass.
+        tied, module.config.tie_word_embeddings = module.config.tie_word_embeddings, True
         try:
             return super()._build_fsdp_module(module)
         finally:
-            self.engine_config.forward_only = forward_only
+            self.engine_config.forward_only, module.config.tie_word_embeddings = forward_only, tied
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Loss, forward_only: bool = False) -> Any:
         rollout = data.get("rollout_log_probs", data.get("old_log_probs", None))

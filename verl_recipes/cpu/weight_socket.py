@@ -1,18 +1,51 @@
-"""Where a training rank and its vLLM engine meet for new weights: a socket in the run's own temporary folder.
+"""How a training rank hands new weights to its vLLM engine: the socket where they meet, and pieces that fit the bucket.
 
-verl 0.9.1 names it by Ray's job number alone, in /tmp, and every Ray cluster counts its jobs from 1. So of two runs on
-one machine each removed the other's socket, and waited for ever, or got the other's weights.
+verl 0.9.1 names the socket by Ray's job number alone, in /tmp, and every Ray cluster counts its jobs from 1. So of two
+runs on one machine each removed the other's socket, and waited for ever, or got the other's weights.
+
+Through shared memory, which is the way without a GPU, verl sends no tensor that is larger than its bucket. A real
+model's embedding is: 113 MB for SmolLM2-135M. So such a tensor goes in pieces, and the bucket stays small enough for
+the 64 MB of shared memory that a container has by default, whatever the model.
 """
 
 import os
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
+import torch
+from verl.workers.rollout.utils import ensure_async_iterator
 from verl.workers.rollout.vllm_rollout import ServerAdapter
+
+PIECE = "/piece"  # ends the name of a piece; no parameter's name has a slash
 
 
 def own(handle: str) -> str:
     """verl's address of the socket, with the run's folder (run/supervise.py sets TMPDIR) in place of /tmp."""
     return handle.replace("ipc:///tmp/", f"ipc://{os.environ.get('TMPDIR', '/tmp')}/")
+
+
+async def in_pieces(weights: Any, size: int) -> AsyncIterator[tuple[str, torch.Tensor]]:
+    """Tensors by name, those over `size` bytes as consecutive rows of at most so many (one row at least).
+
+    Args:
+        weights: an iterator, synchronous or not, of names and tensors.
+        size: bytes.
+    """
+    async for name, weight in ensure_async_iterator(weights):
+        if weight.nbytes <= size:
+            yield name, weight
+            continue
+        for piece in weight.split(max(1, size * len(weight) // weight.nbytes)):
+            yield name + PIECE, piece
+
+
+def whole(received: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that `in_pieces` was given; one at a time is joined."""
+    pieces: dict[str, list[torch.Tensor]] = {}
+    for name, weight in received:
+        pieces.setdefault(name.removesuffix(PIECE), []).append(weight)
+    for name, parts in pieces.items():
+        yield name, parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class CPUServerAdapter(ServerAdapter):
@@ -23,3 +56,7 @@ class CPUServerAdapter(ServerAdapter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.zmq_handle = own(self.zmq_handle)
+
+    async def update_weights(self, weights: Any, *args: Any, **kwargs: Any) -> None:
+        bucket = self.config.checkpoint_engine.update_weights_bucket_megabytes << 20
+        await super().update_weights(in_pieces(weights, bucket), *args, **kwargs)

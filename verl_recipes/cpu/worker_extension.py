@@ -10,7 +10,7 @@ from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedW
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-from verl_recipes.cpu.weight_socket import own
+from verl_recipes.cpu.weight_socket import own, whole
 
 
 class CPUWorkerExtension(vLLMColocateWorkerExtension):
@@ -30,7 +30,7 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
         receiver.receive_weights(  # clone: the next bucket overwrites this one
             lambda bucket, is_last: received.extend((name, weight.clone()) for name, weight in bucket)
         )
-        self.model_runner.reload_weights(weights_iterator=received)
+        self.model_runner.reload_weights(weights_iterator=whole(received))
         # A tied lm_head (the embedding itself) is not packed again by the reload, and would go on sampling from the
         # weights of the step before: the run looks healthy and learns nothing.
         for layer in self.model_runner.get_model().modules():
