@@ -126,6 +126,36 @@ def test_the_guard_stops_a_run_whose_rollouts_come_from_other_weights():
     assert correlation(torch.zeros(4), torch.zeros(4)) == 1.0  # greedy rollouts: not defined
 
 
+def test_the_guard_knows_that_top_p_makes_probabilities_larger(monkeypatch):
+    pytest.importorskip("verl")
+    from verl_recipes.cpu import engine
+
+    torch.manual_seed(0)
+    logits = torch.randn(200, 50) * 3
+    everything = logits.log_softmax(-1)
+    order = everything.sort(descending=True)
+    inside = order.values.exp().cumsum(-1) - order.values.exp() < 0.7
+    kept = torch.zeros_like(inside).scatter(1, order.indices, inside)
+    nucleus = everything.masked_fill(~kept, -torch.inf).log_softmax(-1)
+    token = nucleus.exp().multinomial(1)
+    said, actor = nucleus.gather(1, token)[:, 0], everything.gather(1, token)[:, 0]
+
+    def agree(said, actor, share):
+        edge = torch.zeros(1)
+        whole = torch.nested.as_nested_tensor([torch.cat([edge, actor, edge])], layout=torch.jagged)
+        said = torch.nested.as_nested_tensor([said], layout=torch.jagged)
+        return engine.agreement(said, said, whole, share)
+
+    assert agree(said, actor, 0.7) > 0.999
+    assert agree(said, actor, 0.0) > 0.999  # of top_k the share is not known
+    for wrong, share in ((said, 1.0), (said.flip(0), 0.7)):
+        with pytest.raises(RuntimeError, match="disagree"):
+            agree(wrong, actor, share)
+    for text, share in (("0.7,-1", 0.7), ("1.0,20", 0.0), ("1,-1", 1.0)):
+        monkeypatch.setenv(engine.SAMPLING, text)
+        assert engine.kept() == share
+
+
 @pytest.mark.slow
 def test_a_tensor_larger_than_the_bucket_arrives_whole_in_pieces_that_fit():
     import asyncio

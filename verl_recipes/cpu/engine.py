@@ -1,5 +1,6 @@
 """verl's FSDP2 engines on a CPU: policy, reference and critic, with a guard against silent corruption."""
 
+import math
 import os
 from collections.abc import Callable
 from math import gcd
@@ -16,6 +17,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithValueHead
 from verl_recipes.settings.sizes import MICRO_BATCH
 
 Loss = Callable[..., Any] | None
+SAMPLING = "COUNTDOWN_ZERO_SAMPLING"  # environment variable (configs/hardware/cpu.yaml): top_p,top_k
 AGREEMENT = 0.99  # below this correlation the rollout engine does not hold the actor's weights
 
 
@@ -30,29 +32,36 @@ def correlation(rollout_log_probs: torch.Tensor, log_probs: torch.Tensor) -> flo
     return 1.0 if value != value else value
 
 
-def agreement(responses: torch.Tensor, rollout: torch.Tensor, log_probs: torch.Tensor) -> float:
+def agreement(responses: torch.Tensor, rollout: torch.Tensor, log_probs: torch.Tensor, nucleus: float = 1.0) -> float:
     """How well the rollout engine's log-probabilities fit the actor's weights, as a correlation.
 
     Args:
         responses: nested, shape (batch, response tokens).
         rollout: the rollout engine's log-probabilities, in the same shape.
         log_probs: the actor's, nested, shape (batch, prompt and response tokens); entry i predicts token i + 1.
+        nucleus: the least share of the probability that sampling kept. vLLM's log-probabilities are renormalised over
+            it, so they are larger by up to -log(nucleus), and by so much they may differ.
 
     Raises:
         RuntimeError: the correlation of the probabilities is under AGREEMENT.
     """
     lengths = [len(response) for response in responses.unbind()]
     actor = [row[-length - 1 : -1] for row, length in zip(log_probs.unbind(), lengths, strict=True)]
-    value = correlation(
-        torch.cat([row[:length].reshape(-1) for row, length in zip(rollout.unbind(), lengths, strict=True)]),
-        torch.cat(actor),
-    )
+    said = torch.cat([row[:length].reshape(-1) for row, length in zip(rollout.unbind(), lengths, strict=True)])
+    more = (said - torch.cat(actor)).clamp(min=0.0, max=-math.log(nucleus) if nucleus else math.inf)
+    value = correlation(said - more if nucleus < 1 else said, torch.cat(actor))
     if value < AGREEMENT:
         raise RuntimeError(
             f"rollout and actor disagree: their token probabilities correlate at {value:.4f}, under {AGREEMENT}. "
             "The rollout engine does not hold the actor's weights, and training on its samples would corrupt the model."
         )
     return value
+
+
+def kept() -> float:
+    """The share of the probability that sampling keeps at least; 0 if that is not known, as with top_k."""
+    top_p, top_k = (float(each) for each in os.environ.get(SAMPLING, "1,-1").split(","))
+    return 0.0 if top_k > 0 else top_p
 
 
 def use_all_cores() -> None:
@@ -106,11 +115,12 @@ class CPUEngineWithLMHead(FSDPEngineWithLMHead):
         forward_only, self.engine_config.forward_only = self.engine_config.forward_only, False
         # verl 0.9.1 shards an untied head by itself, and its fused kernels read the weight without a call of the head,
         # which would gather it. With the root's parameters, as a tied head is, it is whole in every pass.
-        tied, module.config.tie_word_embeddings = module.config.tie_word_embeddings, True
+        config: Any = module.config
+        tied, config.tie_word_embeddings = config.tie_word_embeddings, True
         try:
             return super()._build_fsdp_module(module)
         finally:
-            self.engine_config.forward_only, module.config.tie_word_embeddings = forward_only, tied
+            self.engine_config.forward_only, config.tie_word_embeddings = forward_only, tied
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Loss, forward_only: bool = False) -> Any:
         rollout = data.get("rollout_log_probs", data.get("old_log_probs", None))
@@ -120,7 +130,7 @@ class CPUEngineWithLMHead(FSDPEngineWithLMHead):
             tu.assign_non_tensor(data, return_model_output=True)
         output = in_order_of_length(super().forward_backward_batch, data, loss_function, forward_only)
         if check:
-            value = agreement(data["responses"], rollout, output["model_output"]["log_probs"])
+            value = agreement(data["responses"], rollout, output["model_output"]["log_probs"], kept())
             self.unchecked = False
             if not forward_only:  # for the other pass verl has a metric
                 output["metrics"]["rollout_actor_probs_pearson_corr"] = [value]
