@@ -26,8 +26,8 @@ class Batch(NamedTuple):
     """Consecutive rows of a source as it holds them.
 
     `data` is by `kind`: "arrow" a record batch of the two columns, in Arrow's stream format; "jsonl" lines of text;
-    "csv" pairs of the header and a line; "synthetic" the arguments of the generator. `first` is the place of the first
-    row in the whole source, from 0, and `row` its place in `file`, from 1.
+    "csv" pairs of the header and a record, which may have several lines; "synthetic" the arguments of the generator.
+    `first` is the place of the first row in the whole source, from 0, and `row` its place in `file`, from 1.
     """
 
     kind: str
@@ -84,10 +84,10 @@ def fault(numbers: Any, target: Any) -> tuple[str, str] | None:
     return ("target", reason) if reason else None
 
 
-def parse_csv(header: str, line: str, columns: tuple[str, str]) -> tuple[Any, Any]:
-    """The two values of a line of CSV; a field is what JSON makes of it, else its text."""
+def parse_csv(header: str, record: str, columns: tuple[str, str]) -> tuple[Any, Any]:
+    """The two values of a record of CSV; a field is what JSON makes of it, else its text."""
     try:
-        names, fields = csv.reader([header, line])
+        names, fields = csv.reader([header, record])
     except csv.Error as error:
         raise ValueError(str(error)) from None
     if len(fields) != len(names):
@@ -103,14 +103,25 @@ def parse_csv(header: str, line: str, columns: tuple[str, str]) -> tuple[Any, An
 
 
 def parse_json(line: str, columns: tuple[str, str]) -> tuple[Any, Any]:
-    """The two values of a JSON line."""
+    """The two values of a JSON line; "metadata.numbers" is the field "numbers" of "metadata"."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
     if not isinstance(row, dict):
         raise ValueError("no JSON object")
-    return row.get(columns[0]), row.get(columns[1])
+
+    def value(name: str) -> Any:
+        if name in row:
+            return row[name]
+        found = row
+        for part in name.split("."):
+            if not isinstance(found, dict) or part not in found:
+                raise ValueError(f"no {name!r}")
+            found = found[part]
+        return found
+
+    return value(columns[0]), value(columns[1])
 
 
 def lists_of(column: pa.Array) -> tuple[Array, Array, Array] | None:

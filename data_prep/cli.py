@@ -15,15 +15,19 @@ Defaults stand in configs/, types, ranges and descriptions in the schema, and `-
 """
 
 import errno
+import os
 import re
+import shlex
 import sys
+import textwrap
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from data_prep import SHIPPED
 
@@ -55,6 +59,13 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _expanded(path: str) -> str:
+    """A path with `~` as a shell expands it, which none does behind `KEY=`."""
+    if (expanded := os.path.expanduser(path)).startswith("~"):
+        raise ValueError("names an unknown home folder; a folder of that name is ./~NAME")
+    return expanded
+
+
 Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 Integer = Annotated[int, BeforeValidator(_no_bool)]
 Count = Annotated[Integer, Field(ge=1)]
@@ -63,6 +74,7 @@ Seed = Annotated[Integer, Field(ge=0, lt=2**31)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Positive = Annotated[Number, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
+PathText = Annotated[Text, AfterValidator(_expanded)]
 
 
 class Checked(BaseModel):
@@ -90,9 +102,12 @@ def _messages(errors: Sequence[Any], values: Any) -> str:
             .replace("Input should", "should")
             .replace("List should", "should")
         )
-        found.setdefault(".".join(key) + ("" if named else f"={_shown(node)}"), []).append(what)
+        if error["type"] == "extra_forbidden":
+            what = "there is no such key"
+        nested = isinstance(node, dict) or (isinstance(node, list) and any(isinstance(each, dict) for each in node))
+        found.setdefault(".".join(key) + ("" if named or nested else f"={_shown(node)}"), []).append(what)
     return "; ".join(
-        f"{key}= is missing" if "Field required" in ways else f"{key}: {' or '.join(dict.fromkeys(ways))}"
+        f"{key}= is missing" if "Field required" in ways else f"{key}: {' or '.join(dict.fromkeys(ways))}".lstrip(": ")
         for key, ways in found.items()
     )
 
@@ -104,11 +119,14 @@ def _shown(value: Any) -> str:
 
 
 def _update(node: Any, values: dict[str, Any]) -> None:
-    """Write checked values into the configuration where they differ, so that `no` is False for whoever reads it."""
+    """Write checked values into the configuration where they differ, so that `no` is False for all who read it."""
+    from omegaconf import OmegaConf
+
     for key, value in values.items():
+        now = node[key]
         if isinstance(value, dict):
-            _update(node[key], value)
-        elif type(node[key]) is not type(value) and not isinstance(value, list):
+            _update(now, value)
+        elif repr(OmegaConf.to_container(now, resolve=True) if OmegaConf.is_config(now) else now) != repr(value):
             node[key] = value
 
 
@@ -127,7 +145,7 @@ def check(cfg: "DictConfig", keys: type[Checked]) -> None:
     """Check the keys of a composed configuration and convert their values in it, as YAML reads them.
 
     Raises:
-        UserError: a value has the wrong type or is out of its range.
+        UserError: a value is missing, has the wrong type or is out of its range.
     """
     from omegaconf import OmegaConf, flag_override
     from omegaconf.errors import OmegaConfBaseException
@@ -174,14 +192,26 @@ def in_one_line() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if type(error).__module__.startswith(("hydra.", "omegaconf.")):  # one of Hydra's is an OSError too
+        if isinstance(error, OSError) and error.errno in ENVIRONMENT:
+            raise UserError(_of_the_machine(error)) from None
+        if _is_from_hydra(error):
             raise UserError(_refusal(error)) from None
-        if not isinstance(error, OSError) or error.errno not in ENVIRONMENT:
-            raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f" at {error.filename}" if error.filename else ""
-            raise UserError(f"the disk is full{where}; free some of it, and the same command goes on") from None
-        raise UserError(f"{error.filename or 'a file'}: {error.strerror}") from None
+        raise
+
+
+def _of_the_machine(error: OSError) -> str:
+    """What the machine refuses, in one line."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" at {error.filename}" if error.filename else ""
+        return f"the disk is full{where}; free some of it, and the same command goes on"
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error).splitlines()[0]
+
+
+def _is_from_hydra(error: Exception) -> bool:
+    """Whether Hydra refuses the configuration, by an error of its own or any other that it raises while it composes."""
+    frames = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    frames = [each for each in frames if each != "codecs"]  # whose errors are those of the reader that called it
+    return any(each.startswith(("hydra.", "omegaconf.", "yaml.")) for each in (type(error).__module__, *frames[-1:]))
 
 
 def quoted(value: object) -> str:
@@ -196,10 +226,15 @@ def quoted(value: object) -> str:
 def _refusal(error: Exception) -> str:
     """What Hydra or OmegaConf says, in one line."""
     from hydra.errors import MissingConfigException, OverrideParseException
+    from yaml import MarkedYAMLError
 
+    if isinstance(error, UnicodeDecodeError):
+        return "a file of the configuration is not in UTF-8; save it as UTF-8"
+    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
+        return f"{mark.name}, line {mark.line + 1}: {error.problem or error.context}"
     if isinstance(error, OverrideParseException):
         key, equals, value = str(error.override).partition("=")
-        advice = f"quote its value: '{key}={quoted(value)}'" if equals else "KEY=VALUE is expected"
+        advice = f"quote its value: {shlex.quote(f'{key}={quoted(value)}')}" if equals else "KEY=VALUE is expected"
         return f"{error.override!r} cannot be read; {advice}"
     lines = [str(each).strip().splitlines()[0] for each in (error, error.__cause__) if str(each or "").strip()]
     if isinstance(error, MissingConfigException) and error.options:
@@ -228,13 +263,14 @@ def _described(keys: type[Checked], defaults: Any, prefix: str = "") -> Iterator
 
     for name, field in keys.model_fields.items():
         key, kind = f"{prefix}{field.alias or name}", field.annotation
-        node = defaults._get_node(field.alias or name) if defaults is not None else None
+        node = defaults._get_node(field.alias or name, validate_access=False) if defaults is not None else None
         if isinstance(kind, type) and issubclass(kind, Checked):
             yield from _described(kind, node, f"{key}.")
             continue
         raw = OmegaConf.to_container(node) if OmegaConf.is_config(node) else getattr(node, "_value", lambda: None)()
-        default = "required" if raw == "???" else "null" if raw is None else str(raw)
-        yield key, _type_name(kind), default, field.description or ""
+        default = "" if node is None else "required" if raw == "???" else str(raw)
+        default = {"None": "null", "True": "true", "False": "false"}.get(default, default)
+        yield key, _type_name(kind), textwrap.shorten(default, 60, placeholder=" ..."), field.description or ""
 
 
 def help_text(document: str, config: str, keys: type[Checked], folder: Path = CONFIGS) -> str:
@@ -248,7 +284,9 @@ def help_text(document: str, config: str, keys: type[Checked], folder: Path = CO
     lines = [document.strip(), "", "Keys (KEY=VALUE):"]
     rows = list(_described(keys, defaults))
     width = max((len(key) for key, *_ in rows), default=0)
-    lines += [f"  {key:{width}}  {text}  ({kind}; {default})" for key, kind, default, text in rows]
+    for key, kind, default, text in rows:
+        shown = f"{text} ({'; '.join(each for each in (kind, default) if each)})".strip()
+        lines += textwrap.wrap(shown, 120, initial_indent=f"  {key:{width}}  ", subsequent_indent=" " * (width + 4))
     if any(groups.values()):
         lines += ["", "Groups (GROUP=OPTION, * is the default):"]
     for group, names in groups.items():
@@ -310,6 +348,8 @@ def command(
         def entry() -> None:
             for stream in (sys.stdout, sys.stderr):
                 stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            if any("\ud800" <= letter <= "\udfff" for argument in sys.argv for letter in argument):
+                raise UserError("an argument is no text in this locale's encoding; set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
             if set(HELP) & set(sys.argv[1:]):
                 print(help_text(sys.modules["__main__"].__doc__ or "", config, keys, folder))
                 return

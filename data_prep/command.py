@@ -18,19 +18,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data_prep import datasheet
-from data_prep.cli import Checked, UserError, command
+from data_prep.cli import UserError, command
 from data_prep.engines import Engine, Local, OnRay
 from data_prep.folder import file_sha256, replaced
-from data_prep.generate import check as check_preset
 from data_prep.prepare import prepare
-from data_prep.prompts import check_prompt
+from data_prep.schema import PrepareKeys
 from data_prep.sources import ROWS, open_source
 
+MANIFEST = "manifest.json"
 PACKAGES = ("countdown-zero", "numpy", "pyarrow", "datasets")
 
 
 @contextmanager
-def shown() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """A bar with the time left on a terminal, else silence."""
     columns = (
         TextColumn("{task.description}"),
@@ -50,38 +50,41 @@ def shown() -> Iterator[Callable[[str, int, int], None]]:
         yield progress
 
 
-def check_config(config: dict[str, Any]) -> None:
-    """Raise UserError for what no step would notice in time."""
-    check_prompt(config["prompt"])
-    for name in config["ood"]["names"]:
-        if name not in config["ood"]["sets"]:
-            raise UserError(f"ood.names: {name} is none of {', '.join(config['ood']['sets'])}")
-        check_preset(config["preset"] | config["ood"]["sets"][name] | {"name": f"ood.sets.{name}"})
-    if config["unsolvable"] not in ("keep", "drop", "apart"):
-        raise UserError(f"unsolvable={config['unsolvable']}: keep, drop or apart are possible")
-    if config["unsolvable"] != "keep" and not config["annotate"]:
-        raise UserError(f"unsolvable={config['unsolvable']} needs the solver: annotate=true")
-    if config["engine"] not in ("local", "ray"):
-        raise UserError(f"engine={config['engine']}: local or ray are possible")
+def written_manifest(out: Path) -> dict[str, Any] | None:
+    """The manifest of a data folder, or None if there is no such folder yet.
+
+    Raises:
+        UserError: the folder is not one that `python -m data_prep` wrote, or holds other files.
+    """
+    if not out.exists():
+        return None
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        ours = set(manifest["files"]) if PACKAGES[0] in manifest["versions"] else set()
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        ours = set()
+    if not ours:
+        raise UserError(f"{out} exists and was not written by data_prep; name another folder with out=")
+    if others := sorted(path.name for path in out.iterdir() if path.name not in ours | {MANIFEST}):
+        raise UserError(
+            f"{out} would be replaced, but {others[0]} in it was not written by data_prep; move it elsewhere"
+        )
+    return manifest
 
 
 def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -> dict[str, Any] | None:
-    """Make the data folder; what `prepare` returned, or None where it was there already."""
+    """Write the data folder. Returns what `prepare` returned, or None if the folder is there already."""
+    written = written_manifest(out)
     source = open_source(config)
-    manifest = out / "manifest.json"
     about = {"source": source.about, "configuration": config}
-    if manifest.exists():
-        written = json.loads(manifest.read_text())
-        if {key: written.get(key) for key in about} == about:
-            return None
-    elif out.exists():
-        raise UserError(f"{out} exists and was not written by data_prep; name another folder with out=")
-    with replaced(out) as folder, shown() as progress:
+    if written and {key: written.get(key) for key in about} == about:
+        return None
+    with replaced(out) as folder, progress_bars() as progress:
         if source.rows <= ROWS and not config["ood"]["names"]:
-            workers = 1  # one batch is sooner done than other processes have started
+            workers = 1  # one batch is done before other processes have started
         (scratch := folder.parent / "scratch").mkdir()
         runner: Engine = OnRay() if engine == "ray" else Local(workers, scratch)
-        Thread(target=import_module, args=("matplotlib.figure",)).start()  # half a second while others work
+        Thread(target=import_module, args=("matplotlib.figure",)).start()  # takes half a second: meanwhile others work
         try:
             result = prepare(config, source, runner, folder, progress)
         finally:
@@ -94,14 +97,13 @@ def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -
         }
         versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
         text = json.dumps(about | {"files": files, "versions": versions}, indent=2, ensure_ascii=False)
-        (folder / "manifest.json").write_text(text + "\n")
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return result
 
 
-@command("prepare", Checked)
+@command("prepare", PrepareKeys)
 def main(cfg: DictConfig) -> None:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    check_config(config)
     out, engine = Path(config.pop("out")), config.pop("engine")
     workers = config.pop("workers") or len(os.sched_getaffinity(0))
     result = write_folder(config, out, engine, workers)

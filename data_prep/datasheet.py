@@ -216,7 +216,8 @@ def write(folder: Path, result: dict[str, Any], config: dict[str, Any], about: d
         config: the configuration.
         about: of the source, as the manifest has it.
     """
-    (folder / "datasheet.json").write_text(json.dumps({"source": about} | result, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps({"source": about} | result, indent=1, ensure_ascii=False)
+    (folder / "datasheet.json").write_text(text + "\n", encoding="utf-8")
     draw(result["sets"], folder / "datasheet.png")
     rows, limit = result["rows"], config["max_prompt_length"]
     what = (
@@ -228,7 +229,7 @@ def write(folder: Path, result: dict[str, Any], config: dict[str, Any], about: d
         [name, f"{leak['rows']:,}", f"{leak['numbers_in_training']:,}", f"{leak['problems_in_training']:,}"]
         for name, leak in result["leaks"].items()
     ]
-    text = [
+    lines = [
         f"# Datasheet: {about['name']} {what}\n",
         f"Split `{config['split']['name']}`, prompt `{config['prompt']['name']}`, seed {config['seed']}. "
         "What the columns mean: docs/data.md of CountdownZero.\n",
@@ -236,20 +237,20 @@ def write(folder: Path, result: dict[str, Any], config: dict[str, Any], about: d
         table(list(rows), [[f"{n:,}" for n in rows.values()]]),
     ]
     if result["rejected"]:
-        text += [
+        lines += [
             "## Rejected (rejected.jsonl)\n",
             table(["why", "rows"], [[why, f"{n:,}"] for why, n in result["rejected"].items()]),
         ]
-    text += ["## Sets\n", table(header, [set_row(name, each, limit) for name, each in result["sets"].items()])]
+    lines += ["## Sets\n", table(header, [set_row(name, each, limit) for name, each in result["sets"].items()])]
     kept = {name: each["duplicates_kept"] for name, each in result["sets"].items() if each["duplicates_kept"]}
     if kept:
-        text += ["Rows that repeat an earlier problem, kept as the recipe keeps them: "
+        lines += ["Rows that repeat an earlier problem, kept as the recipe keeps them: "
                  + ", ".join(f"{name} {n:,}" for name, n in kept.items()) + ".\n"]  # fmt: skip
-    text += [
+    lines += [
         "## Test problems that occur in training\n",
         table(["set", "rows", "numbers in training", "problem in training"], leaks),
     ]
     if by_count := solution_rows(result["sets"]):
-        text += ["## Solutions\n", table(["set", "0", "1", "2", "3-5", "6-10", "11-100", "over 100"], by_count)]
-    text.append("![Distributions of numbers, targets, solutions and difficulty](datasheet.png)\n")
-    (folder / "datasheet.md").write_text("\n".join(text))
+        lines += ["## Solutions\n", table(["set", "0", "1", "2", "3-5", "6-10", "11-100", "over 100"], by_count)]
+    lines.append("![Distributions of numbers, targets, solutions and difficulty](datasheet.png)\n")
+    (folder / "datasheet.md").write_text("\n".join(lines), encoding="utf-8")

@@ -1,12 +1,13 @@
-"""A folder that is replaced as a whole: whoever looks at it, at any moment, sees the old one or the new one.
+"""A folder that is replaced as a whole: a reader sees the old one or the new one, at any moment.
 
 Everything is written to a hidden folder beside it, which then takes its name in one step of the file system. Two
-writers at once do not disturb each other; the later one wins. What a killed writer left goes at the next start.
+writers do not disturb each other; the later one wins. The next writer removes what a killed one left.
 """
 
 import ctypes
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 from data_prep.cli import UserError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fs.h
-LOCK = "lock"
+LOCK = "countdown-zero.lock"  # marks a hidden folder as one of ours
 
 
 def file_sha256(path: Path) -> str:
@@ -36,7 +37,7 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def publish(new: Path, out: Path) -> None:
-    """`new` becomes `out`; what `out` was is then in `new`, or nowhere."""
+    """Rename `new` to `out`; an old `out` is then at `new`."""
     while True:
         try:
             if out.exists():
@@ -44,16 +45,16 @@ def publish(new: Path, out: Path) -> None:
             else:
                 new.rename(out)
             return
-        except OSError as error:  # somebody else made or removed `out` in between
+        except OSError as error:  # another writer made or removed `out` in between
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
                 raise
 
 
 def sweep(out: Path) -> None:
-    """Remove what killed writers of `out` left: hidden folders beside it whose lock nobody holds."""
-    for folder in out.parent.glob(f".{out.name}-*"):
+    """Remove what killed writers of `out` left: hidden folders beside it whose lock no process holds."""
+    for folder in out.parent.glob(f".{glob.escape(out.name)}-*"):
         try:
-            with (folder / LOCK).open("r+") as lock:
+            with (folder / LOCK).open("r+", encoding="utf-8") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
         except (BlockingIOError, FileNotFoundError):
@@ -62,18 +63,21 @@ def sweep(out: Path) -> None:
 
 @contextmanager
 def replaced(out: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `out` at the end of the block, unless that raises; it is then removed.
+    """A folder to write to. It becomes `out` at the end of the block; if the block raises, it is removed.
+
+    If `out` is a symbolic link, the folder that it names is replaced, and not the link.
 
     Raises:
         UserError: the disk is full, or not writable.
     """
+    out = out.resolve()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         sweep(out)
         # The lock lies beside the folder that will be `out`, in the one that is removed in the end.
         hidden = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         try:
-            with (hidden / LOCK).open("w") as lock:
+            with (hidden / LOCK).open("w", encoding="utf-8") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 new = hidden / "new"
                 new.mkdir()
@@ -83,6 +87,8 @@ def replaced(out: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
     except OSError as error:
+        if error.filename and out.parent not in (place := Path(os.fsdecode(error.filename)).absolute(), *place.parents):
+            raise  # it is about another file, which the block reads
         raise UserError(
             f"{out} could not be written: {error.strerror or error}; what was there before is as it was"
         ) from error

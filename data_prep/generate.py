@@ -13,7 +13,6 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.clean import MAX_NUMBER, MAX_TARGET
 from data_prep.cli import UserError
 from data_prep.solver import MAX_COUNT, SYMBOLS, reachable
 from data_prep.split import TEST, hash_numbers, is_held_out, mix
@@ -82,23 +81,6 @@ def targets_of(preset: dict[str, Any], numbers: Array) -> Array:
         without = sum(1 << SYMBOLS.index(operator) for operator in preset["must_use"])
         possible &= ~reachable(numbers, low, high, without=without)
     return possible
-
-
-def check(preset: dict[str, Any]) -> None:
-    """Raise UserError where a preset makes no sense."""
-
-    def need(condition: bool, message: str) -> None:
-        if not condition:
-            raise UserError(f"preset {preset['name']}: {message}")
-
-    counts, (low, high), (first, last) = preset["count"], preset["numbers"], preset["targets"]
-    need(all(2 <= count <= MAX_COUNT for count in counts), f"count={counts}: each is to be in 2..{MAX_COUNT}")
-    need(1 <= low <= high <= MAX_NUMBER, f"numbers=[{low},{high}] is no range in 1..{MAX_NUMBER}")
-    need(1 <= first <= last <= MAX_TARGET, f"targets=[{first},{last}] is no range in 1..{MAX_TARGET}")
-    need(set(preset["must_use"]) <= set(SYMBOLS), f"must_use={preset['must_use']}: of + - * / are expected")
-    bounded = preset["max_intermediate"] is not None
-    need(not bounded or preset["integers"], "max_intermediate needs integers=true")
-    need(not (bounded and preset["must_use"]), "max_intermediate and must_use do not go together")
 
 
 def generate(

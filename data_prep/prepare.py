@@ -97,7 +97,7 @@ class Rejects:
     """rejected.jsonl, and how many rows are in it."""
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("w")
+        self.file = path.open("w", encoding="utf-8")
         self.reasons: Counter[str] = Counter()
         self.first: dict[str, Any] | None = None
 

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_prep.cli import UserError
 from data_prep.split import as_lists, joined
 
 Array = NDArray[Any]
 
+PLACES = ("{numbers}", "{target}")
 _PLACE = re.compile(r"\{(numbers|target)\}")
 
 
@@ -40,16 +40,6 @@ def fill(text: str, numbers: list[int], target: int) -> str:
 def messages_for(prompt: dict[str, Any], numbers: list[int], target: int) -> list[dict[str, str]]:
     """The messages of one problem."""
     return [{"role": m["role"], "content": fill(m["content"], numbers, target)} for m in prompt["messages"]]
-
-
-def check_prompt(prompt: dict[str, Any]) -> None:
-    """Raise UserError where a prompt (a user's own, perhaps) does not show the problem."""
-    messages = prompt.get("messages") or []
-    if not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
-        raise UserError(f"prompt {prompt['name']}: each of its messages needs a role and a content")
-    text = "".join(str(message["content"]) for message in messages)
-    if missing := [place for place in ("{numbers}", "{target}") if place not in text]:
-        raise UserError(f"prompt {prompt['name']}: {' and '.join(missing)} occur in none of its messages")
 
 
 def fill_all(text: str, numbers: pa.StringArray, target: pa.StringArray) -> pa.StringArray:

@@ -6,7 +6,9 @@ its tokens from `tokenizer.apply_chat_template(messages, add_generation_prompt=T
 """
 
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,21 +16,32 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep.cli import Checked, UserError, command
-from data_prep.prompts import check_prompt, fill_all, messages_for
+from data_prep.cli import UserError, command
+from data_prep.hub import MIRROR, hub_fault, in_one_clause, reports_cache
+from data_prep.prompts import fill_all, messages_for
+from data_prep.schema import RenderKeys
 
 Array = NDArray[Any]
 
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # of the prompts, and of the reward's grammar
+
 
 def load_tokenizer(path: str, prompt: dict[str, Any]) -> Any:
-    """The tokenizer of a folder or a hub's model, with the prompt's chat template where it has one."""
+    """The tokenizer of a folder or of a model on the hub, with the prompt's chat template if it has one.
+
+    Raises:
+        UserError: it cannot be loaded, or there is no chat template.
+    """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer={path} cannot be loaded ({str(error).strip().splitlines()[0]})") from None
+        fault = None if Path(path).exists() else hub_fault(path, "model")
+        with reports_cache(fault, f"tokenizer={path}"):
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=fault is not None)
+    except Exception as error:  # transformers and tokenizers raise whatever their parsers do
+        advice = "" if Path(path).exists() else f"; give a model's folder or its name on the hub, {MIRROR}"
+        raise UserError(f"tokenizer={path} cannot be loaded ({in_one_clause(error)}){advice}") from None
     if prompt.get("chat_template") is not None:
         tokenizer.chat_template = prompt["chat_template"]
     if tokenizer.chat_template is None:
@@ -36,10 +49,38 @@ def load_tokenizer(path: str, prompt: dict[str, Any]) -> Any:
     return tokenizer
 
 
+def special_tags(tokenizer: Any) -> list[str]:
+    """The tags of TAGS that are lost when a response is decoded as verl 0.9.1 decodes it, without special tokens.
+
+    The reward then finds no thought or no answer in any response, so every score is 0.
+    """
+    ids = {tag: tokenizer(tag, add_special_tokens=False)["input_ids"] for tag in TAGS}
+    return [tag for tag in TAGS if tag not in tokenizer.decode(ids[tag], skip_special_tokens=True)]
+
+
+def special_tags_advice(tags: list[str], path: str) -> str:
+    """What it means that a tokenizer has `special_tags`, and what to do."""
+    return (
+        f"{', '.join(tags)} are special tokens of {path}, which verl removes from responses before it scores them, so "
+        f'every reward would be 0; copy the folder, set "special": false for them in tokenizer.json and in '
+        "tokenizer_config.json (added_tokens_decoder), and take them out of additional_special_tokens or "
+        "extra_special_tokens"
+    )
+
+
 def render(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, list[int]]:
-    """Text and token ids of a prompt."""
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    """Text and token ids of a prompt.
+
+    Raises:
+        UserError: the chat template does not take these messages.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    except TemplateError as error:
+        raise UserError(f"the chat template does not take the prompt's messages ({in_one_clause(error)})") from None
     return text, ids
 
 
@@ -54,7 +95,7 @@ def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
             continue
         raw = bytes(decoder[symbol] for symbol in symbols)
         try:
-            result.append(raw.decode())
+            result.append(raw.decode("utf-8"))
         except UnicodeDecodeError:
             result.append("".join(f"<0x{byte:02X}>" for byte in raw))
     return result
@@ -90,12 +131,13 @@ def token_counter(prompt: dict[str, Any], path: str) -> Callable[[pa.StringArray
     return lengths
 
 
-@command("render", Checked)
+@command("render", RenderKeys)
 def main(cfg: DictConfig) -> None:
     prompt: dict[str, Any] = OmegaConf.to_container(cfg.prompt, resolve=True)  # type: ignore[assignment]
-    check_prompt(prompt)
     tokenizer = load_tokenizer(cfg.tokenizer, prompt)
     text, ids = render(tokenizer, messages_for(prompt, list(cfg.numbers), cfg.target))
+    if tags := special_tags(tokenizer):
+        print(f"warning: {special_tags_advice(tags, cfg.tokenizer)}", file=sys.stderr)
     print(text)
     print(f"\n{len(ids)} tokens, each between bars:")
     print("|" + "|".join(piece.replace("\n", "\\n") for piece in pieces(tokenizer, ids)) + "|")

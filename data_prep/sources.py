@@ -1,38 +1,77 @@
 """Where problems come from: a hub, local files, or the generator. Each is opened as batches of rows.
 
 `hub` and `modelscope` fetch the snapshot of a data set with the hub's own client, so its mirrors (HF_ENDPOINT,
-MODELSCOPE_ENDPOINT), offline mode, revisions, cache and log-in are what people know; the `datasets` library then reads
-the snapshot as it would read the hub.
+MODELSCOPE_ENDPOINT), offline mode, revisions, cache and log-in work as usual. The `datasets` library then reads the
+snapshot as it would read the hub.
 """
 
 import csv
+import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.clean import Batch
 from data_prep.cli import UserError
 from data_prep.folder import file_sha256
-from data_prep.generate import check, generate
+from data_prep.generate import generate
+from data_prep.hub import MIRROR, hub_fault, in_one_clause, reports_cache
 
 ROWS = 65_536  # in a batch
 FORMATS = (".parquet", ".jsonl", ".json", ".csv")
 
 
 class Source(NamedTuple):
-    """An opened source: what the manifest says of it, how many rows it has, and its rows, again at each call."""
+    """An opened source: what the manifest records of it, its number of rows, and a function that reads them."""
 
     about: dict[str, Any]
     rows: int
     batches: Callable[[], Iterator[Batch]]
 
 
-def as_batch(data: pa.RecordBatch, file: str, first: int, row: int) -> Batch:
+def format_of(path: Path) -> str:
+    """The suffix of a file, in small letters."""
+    return path.suffix.lower()
+
+
+def path_text(path: Path | str) -> str:
+    """A path as text that can be written; bytes that are no UTF-8 show as such, \\xe4."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def column_names(schema: pa.Schema) -> list[str]:
+    """The columns of a table, and the fields of nested ones as "metadata.numbers"."""
+
+    def names(field: pa.Field, prefix: str) -> Iterator[str]:
+        yield prefix + field.name
+        if pa.types.is_struct(field.type):
+            for inner in field.type:
+                yield from names(inner, f"{prefix}{field.name}.")
+
+    return [name for field in schema for name in names(field, "")]
+
+
+def pick(data: pa.RecordBatch, name: str) -> pa.Array:
+    """A column of `column_names`."""
+    if name in data.schema.names:
+        return data.column(name)
+    first, *others = name.split(".")
+    column = data.column(first)
+    for each in others:
+        column = pc.struct_field(column, each)
+    return column
+
+
+def as_batch(data: pa.RecordBatch, columns: tuple[str, str], file: str, first: int, row: int) -> Batch:
+    """The two columns of some rows of a table."""
+    data = pa.RecordBatch.from_arrays([pick(data, name) for name in columns], names=list(columns))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, data.schema) as writer:
         writer.write_batch(data)
@@ -42,21 +81,25 @@ def as_batch(data: pa.RecordBatch, file: str, first: int, row: int) -> Batch:
 def check_columns(names: list[str], columns: tuple[str, str], where: str) -> None:
     for column in columns:
         if column not in names:
+            encoding = "" if "\ufffd" not in "".join(names) else " (it is not in UTF-8; save it as UTF-8)"
             raise UserError(
-                f"{where} has no column {column!r} but {', '.join(names)}; name them with source.columns.numbers= and "
-                "source.columns.target="
+                f"{where} has no column {column!r} but {', '.join(names)}{encoding}; name them with "
+                "source.columns.numbers= and source.columns.target="
             )
+        if names.count(column) > 1:
+            raise UserError(f"{where} has {names.count(column)} columns {column!r}; rename all but one")
 
 
 def from_dataset(dataset: Any, about: dict[str, Any], columns: tuple[str, str], label: str) -> Source:
     """A `datasets.Dataset` as a source."""
-    check_columns(dataset.column_names, columns, label)
-    dataset = dataset.select_columns(list(columns)).with_format("arrow")
+    check_columns(column_names(dataset.features.arrow_schema), columns, label)
+    outer = {name if name in dataset.column_names else name.split(".")[0]: None for name in columns}
+    dataset = dataset.select_columns(list(outer)).with_format("arrow")
 
     def batches() -> Iterator[Batch]:
         for start in range(0, len(dataset), ROWS):
             table = dataset[start : start + ROWS].combine_chunks()
-            yield as_batch(table.to_batches()[0], label, start, start + 1)
+            yield as_batch(table.to_batches()[0], columns, label, start, start + 1)
 
     return Source(about, len(dataset), batches)
 
@@ -70,6 +113,28 @@ def one_split(data: Any, name: str, label: str) -> Any:
     return data[name]
 
 
+def load(folder: Path, subset: str | None, label: str) -> Any:
+    """The snapshot of a data set, read by `datasets`.
+
+    Raises:
+        UserError: it has several configurations and `subset` names none of them, or its files are not one table.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        names = datasets.get_dataset_config_names(str(folder))
+        if subset not in names and (subset or (len(names) > 1 and "default" not in names)):
+            what = f"no configuration {subset!r} but" if subset else "several configurations:"
+            raise UserError(f"{label} has {what} {', '.join(names)}; name one with source.subset=")
+        return datasets.load_dataset(str(folder), subset)
+    except (OSError, ValueError, DatasetsError, pa.ArrowException) as error:
+        raise UserError(
+            f"{label}: `datasets` cannot read its files as one table ({in_one_clause(error.__cause__ or error)}); "
+            f"use source=local and name those to read with source.paths=, in {path_text(folder)}"
+        ) from None
+
+
 def fetch(config: dict[str, Any], download: Callable[[], str], errors: tuple[type[Exception], ...], way: str) -> Source:
     """A data set of a hub: its snapshot, read by `datasets`."""
     import datasets
@@ -79,21 +144,20 @@ def fetch(config: dict[str, Any], download: Callable[[], str], errors: tuple[typ
     label = f"{config['name']}:{config['repo']}"
     try:
         folder = Path(download())
-        data = datasets.load_dataset(str(folder), config["subset"])
     except errors as error:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{label}@{config['revision']} cannot be had ({why}); {way}, or fetch its files elsewhere and use "
-            "source=local source.paths=FOLDER"
+            f"{label}@{config['revision']} cannot be fetched ({in_one_clause(error)}); {way}, or fetch its files "
+            "elsewhere and use source=local source.paths=FOLDER"
         ) from None
     about = {name: config[name] for name in ("name", "repo", "revision")} | {
         "snapshot": folder.name,  # on the Hugging Face Hub the commit
         "files": [
-            {"path": str(path.relative_to(folder)), "sha256": file_sha256(path)}
+            {"path": path_text(path.relative_to(folder)), "sha256": file_sha256(path)}
             for path in sorted(folder.rglob("*"))
-            if path.suffix in FORMATS
+            if format_of(path) in FORMATS
         ],
     }
+    data = load(folder, config["subset"], label)
     return from_dataset(one_split(data, config["split"], label), about, columns_of(config), label)
 
 
@@ -104,12 +168,15 @@ def hub(config: dict[str, Any]) -> Source:
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    return fetch(
-        config,
-        lambda: snapshot_download(config["repo"], repo_type="dataset", revision=config["revision"]),
-        (OSError, ValueError),
-        "set HF_ENDPOINT to a mirror, unset HF_HUB_OFFLINE",
-    )
+
+    def download() -> str:
+        repo, revision = config["repo"], config["revision"]
+        fault = hub_fault(repo, "dataset", revision)
+        with reports_cache(fault, f"hub:{repo}"):
+            cached = fault is not None
+            return str(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=cached))
+
+    return fetch(config, download, (OSError, ValueError), MIRROR)
 
 
 def modelscope(config: dict[str, Any]) -> Source:
@@ -131,6 +198,20 @@ def columns_of(config: dict[str, Any]) -> tuple[str, str]:
     return config["columns"]["numbers"], config["columns"]["target"]
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder and its subfolders that have one of FORMATS, in the order of their names."""
+
+    def stop(error: OSError) -> None:  # os.walk would leave out a folder that it may not read
+        raise error
+
+    tree = os.walk(folder, onerror=stop)
+    return sorted(path for root, _, names in tree for path in map(Path(root).joinpath, names) if is_data(path))
+
+
+def is_data(path: Path) -> bool:
+    return format_of(path) in FORMATS
+
+
 def files_of(config: dict[str, Any]) -> list[Path]:
     """The files that `paths` names, those of a folder in the order of their names."""
     paths = config["paths"]
@@ -139,91 +220,135 @@ def files_of(config: dict[str, Any]) -> list[Path]:
         path = Path(name)
         if not path.exists():
             raise UserError(f"source.paths: {path} does not exist")
-        found = sorted(each for each in path.rglob("*") if each.suffix in FORMATS) if path.is_dir() else [path]
-        if not found or any(each.suffix not in FORMATS for each in found):
+        found = files_in(path) if path.is_dir() else [path]
+        if not found or not all(map(is_data, found)):
             raise UserError(f"source.paths: {path} is or holds no {', '.join(FORMATS)} file")
         files += found
     return files
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """The lines of a text file; a line that is no UTF-8 is left for the cleaning to reject."""
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        for line in file:
-            yield line.rstrip("\r\n")
+    """The lines of a text file with their ends; bytes that are no UTF-8 are left for the cleaning to reject."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        yield from file
 
 
-def read_text(path: Path, first: int) -> Iterator[Batch]:
-    """JSON lines, or CSV whose lines go with the header, in batches."""
-    kind = "csv" if path.suffix == ".csv" else "jsonl"
+def csv_records(path: Path) -> Iterator[str]:
+    """The records of a CSV file, the header first, as text: a quoted field may have several lines."""
     lines = text_lines(path)
-    header = next(lines) if kind == "csv" else ""
+    for line in lines:
+        taken = [line]
+        if line.count('"') % 2:  # a quoted field may go on in the next line, which the parser decides
+            # `strict` ends a record at a quotation mark that is out of place, so that it takes few rows with it.
+            # The cleaning meets such an error again, and rejects the record.
+            with suppress(csv.Error):
+                next(csv.reader(recorded(lines, taken), strict=True))
+        yield "".join(taken).rstrip("\r\n")
+
+
+def recorded(lines: Iterator[str], taken: list[str]) -> Iterator[str]:
+    """What is in `taken`, and then `lines`, each of which goes to `taken`."""
+    yield from list(taken)
+    for line in lines:
+        taken.append(line)
+        yield line
+
+
+def read_text(path: Path) -> Iterator[str]:
+    """The rows of a text file as text, blank ones left out; of CSV the header comes first."""
+    records = csv_records(path) if format_of(path) == ".csv" else (line.rstrip("\r\n") for line in text_lines(path))
+    return (record for record in records if record and not record.isspace())
+
+
+def text_batches(path: Path, first: int) -> Iterator[Batch]:
+    """JSON lines, or records of CSV with the header, in batches."""
+    kind = "csv" if format_of(path) == ".csv" else "jsonl"
+    rows = read_text(path)
+    header = next(rows) if kind == "csv" else ""
     block: list[Any] = []
     row = 1
-    for line in lines:
-        block.append((header, line) if kind == "csv" else line)
+    for each in rows:
+        block.append((header, each) if kind == "csv" else each)
         if len(block) == ROWS:
-            yield Batch(kind, block, str(path), first, row, len(block))
+            yield Batch(kind, block, path_text(path), first, row, len(block))
             first, row, block = first + ROWS, row + ROWS, []
     if block:
-        yield Batch(kind, block, str(path), first, row, len(block))
+        yield Batch(kind, block, path_text(path), first, row, len(block))
 
 
-def read_parquet(path: Path, columns: tuple[str, str], first: int) -> Iterator[Batch]:
+def parquet_batches(path: Path, columns: tuple[str, str], first: int) -> Iterator[Batch]:
     row = 1
     try:
         for data in pq.ParquetFile(path).iter_batches(ROWS, columns=list(columns)):
-            yield as_batch(data, str(path), first + row - 1, row)
+            yield as_batch(data, columns, path_text(path), first + row - 1, row)
             row += len(data)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path} is damaged near its row {row} ({str(error).splitlines()[0]})") from None
+        if isinstance(error, OSError) and error.errno:
+            raise  # the machine's, such as a missing permission, and not Arrow's
+        raise UserError(f"{path} is damaged near its row {row} ({in_one_clause(error)})") from None
 
 
 def count_rows(path: Path, columns: tuple[str, str]) -> int:
-    """Rows of a file, after a look at its columns."""
-    if path.suffix == ".parquet":
+    """The number of rows of a file, after a check of its columns."""
+    if format_of(path) == ".parquet":
+        with path.open("rb") as file:  # by Python, whose errors name the file
+            try:
+                content = pq.ParquetFile(file)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise UserError(f"{path} is not a whole parquet file ({in_one_clause(error)})") from None
+            check_columns(column_names(content.schema_arrow), columns, str(path))
+            return content.metadata.num_rows
+    rows = read_text(path)
+    first = next(rows, None)
+    if format_of(path) == ".csv":
         try:
-            file = pq.ParquetFile(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{path} is not a whole parquet file ({str(error).splitlines()[0]})") from None
-        check_columns(file.schema_arrow.names, columns, str(path))
-        return file.metadata.num_rows
-    lines = text_lines(path)
-    first = next(lines, "")
-    if path.suffix == ".csv":
-        check_columns(next(csv.reader([first]), []), columns, str(path))
-    elif first.lstrip().startswith("["):
+            check_columns(next(csv.reader([first or ""]), []), columns, str(path))
+        except csv.Error as error:
+            raise UserError(f"{path}: its header cannot be read ({error})") from None
+    elif first is not None and first.lstrip().startswith("["):
         raise UserError(f"{path} is one JSON array; JSON lines are expected, one object a line")
-    return sum(1 for _ in lines) + (path.suffix != ".csv" and path.stat().st_size > 0)
+    return sum(1 for _ in rows) + (format_of(path) != ".csv" and first is not None)
+
+
+def saved(path: str, split: str, columns: tuple[str, str]) -> Source:
+    """A folder that `datasets` saved."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        data = one_split(datasets.load_from_disk(path), split, path)
+    except (pa.ArrowException, ValueError, KeyError, OSError, DatasetsError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise UserError(f"source.paths: `datasets` cannot read {path} ({in_one_clause(error)})") from None
+    prints = [{"path": path_text(path), "fingerprint": data._fingerprint, "rows": len(data)}]
+    return from_dataset(data, {"name": "local", "files": prints}, columns, path_text(path))
 
 
 def local(config: dict[str, Any]) -> Source:
     """Files, or a folder that `datasets` saved."""
     columns, paths = columns_of(config), config["paths"]
-    if isinstance(paths, str) and (Path(paths) / "state.json").exists() | (Path(paths) / "dataset_dict.json").exists():
-        import datasets
-
-        data = one_split(datasets.load_from_disk(paths), config["split"], paths)
-        prints = [{"path": paths, "fingerprint": data._fingerprint, "rows": len(data)}]
-        return from_dataset(data, {"name": "local", "files": prints}, columns, paths)
+    if isinstance(paths, str) and any((Path(paths) / name).exists() for name in ("state.json", "dataset_dict.json")):
+        return saved(paths, config["split"], columns)
     files = files_of(config)
     sizes = [count_rows(path, columns) for path in files]
     starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
     about = [
-        {"path": str(path), "rows": rows, "sha256": file_sha256(path)} for path, rows in zip(files, sizes, strict=True)
+        {"path": path_text(path), "rows": rows, "sha256": file_sha256(path)}
+        for path, rows in zip(files, sizes, strict=True)
     ]
 
     def batches() -> Iterator[Batch]:
         for path, start in zip(files, starts, strict=False):
-            yield from read_parquet(path, columns, start) if path.suffix == ".parquet" else read_text(path, start)
+            is_parquet = format_of(path) == ".parquet"
+            yield from parquet_batches(path, columns, start) if is_parquet else text_batches(path, start)
 
     return Source({"name": "local", "files": about}, starts[-1], batches)
 
 
 def synthetic(preset: dict[str, Any], seed: int) -> Source:
-    """Problems that the generator makes; a batch says which, and whoever works on it makes them."""
-    check(preset)
-    generate(preset, np.arange(4), seed)  # raises UserError here, and not in some worker, where no target is reachable
+    """Problems that the generator makes. A batch says which; the worker that takes it makes them."""
+    generate(preset, np.arange(4), seed)  # if no target is reachable, UserError is raised here and not in a worker
     rows = preset["rows"]
 
     def batches() -> Iterator[Batch]:

@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from data_prep.clean import Batch, clean, fault
-from data_prep.cli import UserError
-from data_prep.command import check_config, write_folder
+from data_prep.cli import UserError, check
+from data_prep.command import write_folder
 from data_prep.generate import generate, reachable_within
+from data_prep.schema import PrepareKeys
 from data_prep.solver import solve
 from data_prep.sources import as_batch
 from data_prep.split import TEST, TRAIN, assign, hash_numbers, held_out, make_split
@@ -38,8 +39,9 @@ COLUMNS = ("nums", "target")
 
 def prepare(out, *overrides, engine="local", workers=1):
     """What the command does, in this process; what the datasheet says."""
-    config = OmegaConf.to_container(compose("prepare", f"out={out}", *map(str, overrides)), resolve=True)
-    check_config(config)
+    cfg = compose("prepare", f"out={out}", *map(str, overrides))
+    check(cfg, PrepareKeys)
+    config = OmegaConf.to_container(cfg, resolve=True)
     for key in ("out", "engine", "workers"):
         config.pop(key)
     return write_folder(config, out, engine, workers)
@@ -292,7 +294,7 @@ def test_what_is_no_problem_is_rejected_with_the_reason(numbers, target, reason)
 def test_a_column_of_lists_is_cleaned_as_its_rows_one_by_one(problems, kind):
     lists = pa.array([numbers for numbers, _ in problems], pa.list_(kind))
     table = pa.record_batch({"nums": lists, "target": pa.array([target for _, target in problems], pa.int64())})
-    some, rejected = clean(as_batch(table, "f", 0, 1), COLUMNS)
+    some, rejected = clean(as_batch(table, COLUMNS, "f", 0, 1), COLUMNS)
     right = [i for i, (numbers, target) in enumerate(problems) if fault(numbers, target) is None]
     assert some.place.tolist() == right
     assert [row["row"] - 1 for row in rejected] == [i for i in range(len(problems)) if i not in right]
@@ -479,18 +481,18 @@ def test_sets_out_of_distribution_are_of_the_test_side_and_have_sources_of_their
         ("prompt=none_such", "prompt/none_such"),
         ("preset.numbers=[1,2]", "test_size=256, but only"),
         ("preset.numbers=[200,201]", "no targets in"),
-        ("preset.count=[9]", "2..6"),
-        ("preset.numbers=[1,10001]", "is no range in 1..10000"),
-        ("preset.targets=[1,1000001]", "is no range in 1..1000000"),
-        ("preset.rows=0", "source=synthetic has no rows"),
-        ("held_out_share=2", "between 0 and 1"),
-        ("unsolvable=burn", "keep, drop or apart"),
+        ("preset.count=[9]", "preset.count.0=9: should be less than or equal to 6"),
+        ("preset.numbers=[1,10001]", "preset.numbers.1=10001: should be less than or equal to 10000"),
+        ("preset.targets=[1,1000001]", "preset.targets.1=1000001: should be less than or equal to 1000000"),
+        ("preset.numbers=[9,3]", "preset.numbers=[9, 3]: should be [lowest,highest]"),
+        ("preset.rows=0", "preset.rows=0: should be greater than or equal to 1"),
+        ("held_out_share=2", "held_out_share=2: should be less than 1"),
+        ("unsolvable=burn", "unsolvable=burn: should be 'keep', 'drop' or 'apart'"),
         ("split=tinyzero", "takes 328,704 rows, and the source has 8,192"),
-        ("+prompt.messages=[]", "occur in none"),
+        ("prompt.messages=[]", "prompt.messages=[]: "),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, override, message):
-    override = override.lstrip("+")
     if override.startswith(("no_such", "prompt=")):
         result = command(f"out={tmp_path / 'out'}", override)
         assert result.returncode != 0

@@ -11,9 +11,10 @@ import pytest
 from configurations import compose
 from omegaconf import OmegaConf
 
-from data_prep.cli import UserError
-from data_prep.prompts import check_prompt, messages_for
+from data_prep.cli import UserError, check
+from data_prep.prompts import messages_for
 from data_prep.render import load_tokenizer, pieces, render, token_counter
+from data_prep.schema import Prompt
 
 # The published prompts, from the sources named in the file.
 PUBLISHED = json.loads((Path(__file__).parent / "published_prompts.json").read_text())
@@ -144,8 +145,9 @@ def test_lengths_in_the_datasheet_are_those_of_the_prompts(model):
 
 
 def test_a_prompt_that_hides_the_problem_is_refused():
-    with pytest.raises(UserError, match=r"\{target\} occur in none"):
-        check_prompt({"name": "x", "messages": [{"role": "user", "content": "{numbers}"}]})
+    cfg = OmegaConf.create({"name": "x", "messages": [{"role": "user", "content": "{numbers}"}]})
+    with pytest.raises(UserError, match=r"messages: \{target\} must occur in the messages"):
+        check(cfg, Prompt)
 
 
 @pytest.mark.slow

@@ -1,0 +1,61 @@
+"""The Hugging Face Hub: whether it answers, asked once and for seconds, and its errors in one line."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+TIMEOUT = 10  # seconds for the hub's first answer; its client would wait for ever, or try again for minutes
+MIRROR = "set HF_ENDPOINT to a mirror, or unset HF_HUB_OFFLINE"
+
+
+def in_one_clause(error: BaseException) -> str:
+    """The first line of an error. A proxy that the client cannot use is named with the way out."""
+    lines = str(error).strip().splitlines()
+    clause = lines[0].rstrip(".") if lines else type(error).__name__
+    if "socks" in clause.lower() or "proxy url" in clause.lower():
+        clause += "; unset ALL_PROXY, HTTPS_PROXY and HTTP_PROXY, or for SOCKS pip install 'httpx[socks]'"
+    return clause
+
+
+def hub_fault(repo: str, kind: str, revision: str | None = None) -> Exception | None:
+    """Why the hub does not answer, if so: it is offline or out of reach, and only its cache can be used.
+
+    Args:
+        repo: owner/name.
+        kind: "model" or "dataset".
+        revision: branch, tag or commit.
+
+    Raises:
+        OSError: the hub answers, and refuses.
+        ValueError: the name or the proxy makes no sense.
+    """
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        HfApi().repo_info(repo, repo_type=kind, revision=revision, timeout=TIMEOUT)
+    except (httpx.TransportError, OfflineModeIsEnabled) as error:
+        return error
+    except ImportError as error:  # httpx without support for a SOCKS proxy
+        raise ValueError(str(error)) from None
+    return None
+
+
+@contextmanager
+def reports_cache(fault: Exception | None, what: str) -> Iterator[None]:
+    """Where the hub does not answer, the block reads its cache: say so, or why that is not enough.
+
+    Raises:
+        OSError: the block raised it, as the cache does not have all that is asked for.
+    """
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        yield
+    except (OSError, ValueError):
+        if fault is None:
+            raise
+        raise OSError(f"the hub does not answer ({in_one_clause(fault)}), and its cache does not have it") from None
+    if fault is not None and not isinstance(fault, OfflineModeIsEnabled):
+        print(f"{what}: the hub does not answer ({in_one_clause(fault)}); taken from its cache", file=sys.stderr)
