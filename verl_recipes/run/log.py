@@ -18,7 +18,7 @@ _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|In
 
 def reason(log: Path, offset: int = 0) -> str:
     """The last exception that a log tells of, from `offset` bytes on, as one line; the cause, where it tells of one."""
-    with log.open(errors="replace") as file:
+    with log.open(encoding="utf-8", errors="replace") as file:
         file.seek(offset)
         lines = [_WHO.sub("", _COLOUR.sub("", line)).strip() for line in file]
     exceptions = [line for line in lines if _EXCEPTION.match(line)]
