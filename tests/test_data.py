@@ -25,12 +25,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from data_prep.clean import Batch, clean, fault
-from data_prep.cli import UserError, check
+from data_prep.cli import UserError, check, in_one_line, quoted
 from data_prep.command import write_folder
 from data_prep.generate import generate, reachable_within
 from data_prep.schema import PrepareKeys
 from data_prep.solver import solve
-from data_prep.sources import as_batch
+from data_prep.sources import as_batch, csv_records, load
 from data_prep.split import TEST, TRAIN, assign, hash_numbers, held_out, make_split
 
 REPO = "Jiayi-Pan/Countdown-Tasks-3to4"
@@ -39,7 +39,7 @@ COLUMNS = ("nums", "target")
 
 def prepare(out, *overrides, engine="local", workers=1):
     """What the command does, in this process; what the datasheet says."""
-    cfg = compose("prepare", f"out={out}", *map(str, overrides))
+    cfg = compose("prepare", f"out={quoted(out)}", *map(str, overrides))
     check(cfg, PrepareKeys)
     config = OmegaConf.to_container(cfg, resolve=True)
     for key in ("out", "engine", "workers"):
@@ -669,3 +669,182 @@ def test_ray_writes_the_same_bytes_on_two_nodes(tmp_path, monkeypatch):
         ray.shutdown()
         cluster.shutdown()
     assert hashes(tmp_path / "local") == hashes(tmp_path / "ray")
+
+
+# Files and values as users have them
+
+
+def source_of(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return [f"source.paths={quoted(tmp_path / name)}", "source=local", "test_size=null", "annotate=no"]
+
+
+ROWS = [{"nums": [i + 1, 2, 3], "target": 6} for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("s.csv", "nums,target\n" + "".join(f'"[{i + 1},\r\n2,\n3]",6\r\n' for i in range(40))),
+        ("bom.csv", "\ufeffnums,target\n" + "".join(f'"[{i + 1}, 2, 3]",6\n' for i in range(40)) + "\n\n"),
+        ("S.CSV", "nums,target\n" + "".join(f'"[{i + 1}, 2, 3]",6\n' for i in range(40))),
+        ("bom.jsonl", "\ufeff" + "".join(json.dumps(row) + "\n" for row in ROWS)),
+        ("blank.jsonl", "\r\n".join(map(json.dumps, ROWS)) + "\n\n \n"),
+        ("数据 [1] (2), a=b~:'\"{}.JSON", "".join(json.dumps(row) + "\n" for row in ROWS)),
+    ],
+)
+def test_a_text_file_is_read_as_spreadsheets_and_editors_write_it(tmp_path, name, content):
+    result = prepare(tmp_path / "数 据=[1]", *source_of(tmp_path, name, content))
+    assert (result["rows"]["in"], result["rejected"]) == (40, {})
+    kept = [truth["numbers"] for side in ("train", "test") for truth in truths(tmp_path / f"数 据=[1]/{side}.parquet")]
+    assert sorted(kept) == [row["nums"] for row in ROWS]
+
+
+def test_a_quotation_mark_out_of_place_takes_few_rows_with_it(tmp_path):
+    lines = ["nums,target", *(f'"[{i + 1}, 2, 3]",6' for i in range(40))]
+    lines[5] = '"[5, 2, 3,6'
+    result = prepare(tmp_path / "out", *source_of(tmp_path, "s.csv", "\n".join(lines)), "max_rejected=0.5")
+    assert result["rows"]["in"] >= 39
+    assert sum(result["rejected"].values()) <= 2
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.text(st.sampled_from('ab,"\n\r ;'), min_size=1), st.integers(1, 9)), max_size=8))
+def test_csv_records_are_those_that_pythons_writer_wrote(tmp_path_factory, table):
+    path = tmp_path_factory.mktemp("csv") / "s.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("nums", "target"), *table])
+    records = list(csv_records(path))
+    assert [tuple(next(csv.reader([record]))) for record in records[1:]] == [(a, str(b)) for a, b in table]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "saved"])
+def test_a_field_of_a_nested_column_is_a_column(tmp_path, kind):
+    nested = [{"metadata": {"numbers": row["nums"]}, "answer": {"numbers": 6, "x": "y"}} for row in ROWS]
+    path = tmp_path / f"s.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(nested), path)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in nested), encoding="utf-8")
+    else:
+        from datasets import Dataset
+
+        Dataset.from_list(nested).save_to_disk(path)
+    columns = ["source.columns.numbers=metadata.numbers", "source.columns.target=answer.numbers"]
+    options = ["source=local", f"source.paths={path}", "test_size=null", "annotate=no"]
+    result = prepare(tmp_path / "out", *options, *columns)
+    assert (result["rows"]["in"], result["rejected"]) == (40, {})
+    message = "no 'metadata.x'" if kind == "jsonl" else "metadata, metadata.numbers, answer, answer.numbers, answer.x"
+    with pytest.raises(UserError, match=message):
+        prepare(tmp_path / "none", *options, "source.columns.numbers=metadata.x", columns[1])
+
+
+def test_files_in_a_locale_without_utf8_are_the_same(tmp_path):
+    (tmp_path / "in").mkdir()
+    source_of(tmp_path / "in", "数据.JSONL", "".join(json.dumps(row) + "\n" for row in ROWS))
+    options = [
+        "source=local",
+        f"source.paths={tmp_path / 'in'}",
+        "test_size=null",
+        "annotate=no",
+        "prompt=datawhale_r1",
+    ]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for _ in range(2):
+        result = command(f"out={tmp_path / 'out'}", *options, env=environment)
+        assert result.returncode == 0, result.stderr
+    assert "already there" in result.stdout
+    assert prepare(tmp_path / "out", *options) is None
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["source"]["files"][0]["path"].endswith("数据.JSONL")
+    assert command("out=数", env=environment).stderr.count("\n") == 1
+
+
+def test_a_data_set_with_several_configurations_names_them(tmp_path):
+    card = "---\nconfigs:\n" + "".join(f"- {{config_name: {n}, data_files: {n}.jsonl}}\n" for n in "ab") + "---\n"
+    (tmp_path / "README.md").write_text(card, encoding="utf-8")
+    for name in "ab":
+        source_of(tmp_path, f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
+    for subset in (None, "c"):
+        with pytest.raises(UserError, match=r"a, b; name one with source\.subset="):
+            load(tmp_path, subset, "hub:x/y")
+    assert len(load(tmp_path, "b", "hub:x/y")["train"]) == 40
+
+
+def test_json_files_of_several_schemas_are_one_line(tmp_path):
+    source_of(tmp_path, "a.jsonl", '{"nums": [1, 2], "target": 3}\n')
+    source_of(tmp_path, "b.jsonl", '{"question": "x", "answer": {"y": 1}}\n')
+    with pytest.raises(UserError, match=r"cannot read its files as one table .* source\.paths=") as error:
+        load(tmp_path, None, "hub:x/y")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path):
+    path = random_source(tmp_path / "s.parquet", 10)
+    path.chmod(0)
+    with pytest.raises(PermissionError):
+        prepare(tmp_path / "out", "source=local", f"source.paths={path}")
+
+
+def test_a_data_folder_with_a_file_of_somebody_elses_is_left_alone(tmp_path):
+    out = tmp_path / "out"
+    prepare(out, "train_size=64", "test_size=8", "annotate=no")
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=r"notes\.txt in it was not written by data_prep"):
+        prepare(out, "train_size=65", "test_size=8", "annotate=no")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/manifest.json").write_text('{"name": "an app"}', encoding="utf-8")
+    with pytest.raises(UserError, match="was not written by data_prep"):
+        prepare(tmp_path / "site")
+    assert (out / "notes.txt").exists()
+
+
+def test_a_link_to_a_data_folder_stays_a_link(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for size in (64, 65):
+        prepare(tmp_path / "out", f"train_size={size}", "test_size=8", "annotate=no")
+    assert (tmp_path / "out").is_symlink()
+    assert len(rows(tmp_path / "disk/train.parquet")) == 65
+
+
+def test_booleans_are_read_as_yaml_reads_them(tmp_path):
+    for value in ("no", "off", "'false'"):
+        cfg = compose("prepare", f"annotate={value}")
+        check(cfg, PrepareKeys)
+        assert cfg.annotate is False
+
+
+def own_keys(node, prefix=""):
+    """Every key of the data's configuration."""
+    for key in node:
+        yield f"{prefix}{key}"
+        if OmegaConf.is_dict(node[key]):
+            yield from own_keys(node[key], f"{prefix}{key}.")
+
+
+BASES = [(), ("source=hub",), ("source=local", "source.paths=x"), ("split=mini_r1",), ("ood=standard",)]
+GROUPS = {"source", "preset", "split", "ood", "prompt"}  # their values are names of options
+KEYS = [(base, key) for base in BASES for key in own_keys(compose("prepare", *base)) if key not in GROUPS]
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.sampled_from(["5%", "no", "???", "abc", "1e3", "~", "keep", "../x", "*"])
+)  # fmt: skip
+VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=4), v, max_size=2))
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.sampled_from(KEYS), VALUES)
+def test_any_value_of_any_key_is_valid_or_refused_in_one_line_that_names_it(base_key, value):
+    base, key = base_key
+    cfg = compose("prepare", *base)
+    OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    said = ""
+    try:
+        with in_one_line():
+            check(cfg, PrepareKeys)
+            check(cfg, PrepareKeys)  # what was converted is valid
+    except UserError as error:
+        said = str(error)
+    assert "\n" not in said
+    assert not said or any(part in said for part in key.split("."))

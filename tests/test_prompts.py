@@ -10,11 +10,13 @@ import chatml
 import pytest
 from configurations import compose
 from omegaconf import OmegaConf
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
 
 from data_prep.cli import UserError, check
 from data_prep.prompts import messages_for
-from data_prep.render import load_tokenizer, pieces, render, token_counter
-from data_prep.schema import Prompt
+from data_prep.render import TAGS, load_tokenizer, main, pieces, render, special_tags, token_counter
+from data_prep.schema import Prompt, RenderKeys
 
 # The published prompts, from the sources named in the file.
 PUBLISHED = json.loads((Path(__file__).parent / "published_prompts.json").read_text())
@@ -183,3 +185,68 @@ def test_a_run_whose_chat_template_is_not_the_datas_is_refused(tmp_path):
     check_run(files, prompt_of("mini_r1")["chat_template"])
     with pytest.raises(UserError, match="made with prompt=mini_r1"):
         check_run(files, prompt_of("tinyzero_base")["chat_template"])
+
+
+def test_a_list_of_numbers_is_asked_for_and_never_shown_as_characters():
+    with pytest.raises(UserError, match=r"numbers=44 19 35: should be a list, such as \[3,4\]"):
+        check(compose("render", "tokenizer=x", "numbers='44 19 35'"), RenderKeys)
+
+
+def special(folder, model, special):
+    """A copy of the tokenizer in which the tags are tokens of their own, special or not."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens([AddedToken(tag, special=special) for tag in TAGS], special_tokens=special)
+    tokenizer.save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_tags_that_verl_would_remove_from_responses_are_found_and_the_advice_helps(tmp_path, model):
+    assert special_tags(load_tokenizer(str(model), prompt_of("mini_r1"))) == []
+    assert special_tags(special(tmp_path / "plain", model, False)) == []
+    folder = tmp_path / "special"
+    assert special_tags(special(folder, model, True)) == list(TAGS)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # as special_tags_advice says
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        added = content.get("added_tokens") or content.get("added_tokens_decoder", {})
+        for token in added if isinstance(added, list) else added.values():
+            token["special"] = token["special"] and token["content"] not in TAGS
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            if key in content:
+                content[key] = [token for token in content[key] if token not in TAGS]
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    assert special_tags(AutoTokenizer.from_pretrained(folder)) == []
+
+
+TEXT = 'messages: [{role: user, content: "{numbers} {target}"}]\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TEXT, r"prompt\.name= is missing"),
+        ("name: x\nmessages:\n\t- a\n", r"mine\.yaml, line 3: found character '\\t'"),
+        (
+            "name: x\nmessages:\n- {role: user, content: ['{numbers}', '{target}']}\n",
+            r"messages\.0\.content: should be",
+        ),
+        ("name: x\n", r"prompt\.messages= is missing"),
+        ("name: x\nmessages: text\n", r"prompt\.messages=text: should be a list"),
+        ("name: x\nmessages: [3]\n", r"prompt\.messages\.0=3: "),
+        ("- a\n- b\n", r"prompt=\['a', 'b'\]: "),
+        ("", r"prompt\.name= is missing"),
+        ("name: a\nname: b\n", r"mine\.yaml, line 2: found duplicate key"),
+        ("name: x\nnote: y\n" + TEXT, r"there is no key prompt\.note"),
+        ("defaults: 3\n", r"defaults must be a list"),
+        ("defaults: [/chat_template: nosuch]\n", r"Could not find 'chat_template/nosuch' \(known: model, "),
+        ("name: 用\n".encode("gbk"), r"not in UTF-8"),
+    ],
+)
+def test_a_prompt_file_with_a_mistake_is_one_line(tmp_path, monkeypatch, content, message):
+    (tmp_path / "prompt").mkdir()
+    name = f"{tmp_path.name}mine"  # its own: Hydra keeps the folders of the cases before it
+    path = tmp_path / f"prompt/{name}.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setattr(sys, "argv", ["render", "--config-dir", str(tmp_path), f"prompt={name}", "tokenizer=x"])
+    with pytest.raises(UserError, match=message) as error:
+        main()
+    assert "\n" not in str(error.value)
