@@ -95,7 +95,7 @@ def _messages(errors: Sequence[Any], values: Any) -> str:
                 or (isinstance(node, list) and part in range(len(node)))
             ):
                 node = None if named else node[part]
-                key.append(str(part))
+                key.append(_shown(part))
         what = (
             error["msg"]
             .removeprefix("Value error, ")
