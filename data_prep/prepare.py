@@ -22,6 +22,7 @@ from data_prep.split import SIDES, TEST, make_split
 from data_prep.steps import RANGE, Task, ood_rows
 
 Array = NDArray[Any]
+Progress = Callable[[str, int, int], None]
 
 ROW_GROUP = 32_768  # rows of a parquet row group
 # Columns of few values; for the others a dictionary would be built in vain.
@@ -131,9 +132,118 @@ def too_few(side: str, size: int, found: int, config: dict[str, Any]) -> UserErr
     return UserError(f"{side}_size={size:,}, but only {found:,} problems {what}are on that side; {advice}")
 
 
-def prepare(
-    config: dict[str, Any], source: Source, engine: Engine, folder: Path, progress: Callable[[str, int, int], None]
-) -> dict[str, Any]:
+class Preparation:
+    """The files that are written, and the counts, while the ranges of a source come."""
+
+    def __init__(self, config: dict[str, Any], source: Source, folder: Path, progress: Progress) -> None:
+        self.config, self.source, self.folder, self.progress = config, source, folder, progress
+        self.by_numbers = config["split"]["name"] == "by_numbers"
+        columns = config["source"].get("columns") or {"numbers": "", "target": ""}
+        self.bits = max(0, int(source.rows / RANGE - 1)).bit_length()
+        split = make_split(config, config["seed"], source.rows)
+        names = columns["numbers"], columns["target"]
+        self.task = Task(split, names, self.bits, self.by_numbers, config["annotate"])
+        self.portraits: dict[str, Portrait] = {}
+        self.measure = token_counter(config["prompt"], config["tokenizer"]) if config["tokenizer"] else None
+        self.leaks = Leaks()
+        self.rejects = Rejects(folder / "rejected.jsonl")
+        self.writers = [self.writer(side, side) for side in SIDES]
+        self.apart = self.writer("unsolvable", "unsolvable") if config["unsolvable"] == "apart" else None
+        self.sizes = [config[f"{side}_size"] for side in SIDES]
+        self.taken, self.counts, self.rows_read = [0, 0], Counter[str](), 0
+
+    def writer(self, name: str, split_name: str, data_source: str | None = None) -> Writer:
+        self.portraits[name] = Portrait(self.measure, keeps_duplicates=not self.by_numbers)
+        path = self.folder / f"{name}.parquet"
+        return Writer(path, split_name, self.config["prompt"], data_source, self.portraits[name])
+
+    def read(self, rows: int) -> None:
+        self.rows_read += rows
+        self.progress("reading", self.rows_read, self.source.rows)
+
+    def is_wanted(self, number: int) -> bool:
+        """Whether the rows of this range are still to be solved."""
+        size, taken = self.sizes[number >> self.bits], self.taken[number >> self.bits]
+        return bool(self.config["annotate"]) and (size is None or taken < size)
+
+    def check_rejected(self) -> None:
+        """Raise UserError if too many rows were rejected."""
+        if not self.rejects.file.closed:
+            self.rejects.check(self.source.rows, self.config["max_rejected"])
+
+    def write_ood(self, engine: Engine) -> None:
+        """The sets out of distribution; before the training rows, which are compared with them."""
+        config, ood, tasks = self.config, self.config["ood"], []
+        for name in ood["names"]:
+            preset = config["preset"] | ood["sets"][name] | {"name": f"ood.sets.{name}"}
+            tasks.append((preset, ood["size"], config["seed"], self.task, config["held_out_share"]))
+        for name, (rows, solved) in zip(ood["names"], engine.call(ood_rows, tasks), strict=True):
+            out = self.writer(f"ood_{name}", "test", name)
+            out.add(rows, solved)
+            out.close()
+            self.leaks.test(f"ood_{name}", rows)
+
+    def take(self, side: int, before: int, rows: Array, solved: Array) -> None:
+        """Write of a range what the side still wants.
+
+        Args:
+            side: TEST or TRAIN.
+            before: rows of the range before duplicates were dropped.
+            rows, solved: its rows in order, and what the solver says of them.
+        """
+        size, counts = self.sizes[side], self.counts
+        counts["duplicates"] += before - len(rows)
+        keep = np.ones(len(rows), bool) if self.config["unsolvable"] == "keep" else solved["solutions"] != 0
+        last = len(rows)
+        if size is not None:  # so many rows hold as many as are still to be taken
+            last = min(last, int(np.searchsorted(np.cumsum(keep), size - self.taken[side])) + 1)
+            last *= self.taken[side] < size
+        counts["not selected"] += len(rows) - last
+        rows, solved, keep = rows[:last], solved[:last], keep[:last]
+        counts["unsolvable"] += int((~keep).sum())
+        if self.apart is not None:
+            self.apart.add(rows[~keep], solved[~keep])
+        rows, solved = rows[keep], solved[keep]
+        self.taken[side] += len(rows)
+        self.writers[side].add(rows, solved)
+        if side == TEST:
+            self.leaks.test("test", rows)
+        else:
+            self.leaks.train(rows)
+
+    def close(self) -> None:
+        """Check the sizes, and end all files."""
+        self.check_rejected()
+        for name, size, found in zip(SIDES, self.sizes, self.taken, strict=True):
+            if size is not None and found < size:
+                raise too_few(name, size, found, self.config)
+            if not found:
+                raise UserError(f"of {self.source.rows:,} rows none is left for the {name} side")
+        for each in [*self.writers, *([self.apart] if self.apart else [])]:
+            each.close()
+
+    def summary(self) -> dict[str, Any]:
+        """What the datasheet is made of."""
+        counts, taken, total = self.counts, self.taken, self.source.rows
+        rejected = self.rejects.reasons.total()
+        known = rejected + sum(taken) + counts.total()
+        return {
+            "rows": {
+                "in": total,
+                "rejected": rejected,
+                "duplicates": counts["duplicates"],
+                "unsolvable": counts["unsolvable"],
+                "not selected": counts["not selected"] + total - known,  # a recipe leaves rows out from the start
+                "train": taken[1],
+                "test": taken[0],
+            },
+            "rejected": dict(self.rejects.reasons.most_common()),
+            "sets": {name: portrait.summary() for name, portrait in self.portraits.items() if portrait.rows},
+            "leaks": self.leaks.summary(),
+        }
+
+
+def prepare(config: dict[str, Any], source: Source, engine: Engine, folder: Path, progress: Progress) -> dict[str, Any]:
     """Write all parquet files and rejected.jsonl into `folder`.
 
     Args:
@@ -141,103 +251,23 @@ def prepare(
         source: where the rows come from.
         engine: who does the steps.
         folder: an empty folder.
-        progress: is told what is done, how many rows of it, and of how many.
+        progress: gets what is done, how many rows of it, and of how many.
 
     Returns:
         What the datasheet is made of.
 
     Raises:
-        UserError: a size cannot be had, too many rows are rejected, the configuration makes no sense.
+        UserError: there are too few rows for a size, or too many are rejected.
     """
-    by_numbers, ood = config["split"]["name"] == "by_numbers", config["ood"]
-    split = make_split(config, config["seed"], source.rows)
-    columns = config["source"].get("columns") or {"numbers": "", "target": ""}
-    bits = max(0, int(source.rows / RANGE - 1)).bit_length()
-    task = Task(split, (columns["numbers"], columns["target"]), bits, by_numbers, config["annotate"])
-
-    portraits: dict[str, Portrait] = {}
-    measure = token_counter(config["prompt"], config["tokenizer"]) if config["tokenizer"] else None
-    leaks = Leaks()
-
-    def writer(name: str, split_name: str, data_source: str | None = None) -> Writer:
-        portraits[name] = Portrait(measure, keeps_duplicates=not by_numbers)
-        return Writer(folder / f"{name}.parquet", split_name, config["prompt"], data_source, portraits[name])
-
-    rejects = Rejects(folder / "rejected.jsonl")
-    done = Counter[str]()
-
-    def read(rows: int) -> None:
-        done["read"] += rows
-        progress("reading", done["read"], source.rows)
-
-    writers = [writer(side, side) for side in SIDES]
-    apart = writer("unsolvable", "unsolvable") if config["unsolvable"] == "apart" else None
-    sizes = [config[f"{side}_size"] for side in SIDES]
-    taken, counts = [0, 0], Counter[str]()
-
-    def wanted(i: int) -> bool:
-        side = i >> bits
-        return config["annotate"] and (sizes[side] is None or taken[side] < sizes[side])
-
-    def write_ood() -> None:
-        """The sets out of distribution; before the training rows, which are compared with them."""
-        tasks = []
-        for name in ood["names"]:
-            preset = config["preset"] | ood["sets"][name] | {"name": f"ood.sets.{name}"}
-            tasks.append((preset, ood["size"], config["seed"], task, config["held_out_share"]))
-        for name, (rows, solved) in zip(ood["names"], engine.call(ood_rows, tasks), strict=True):
-            out = writer(f"ood_{name}", "test", name)
-            out.add(rows, solved)
-            out.close()
-            leaks.test(f"ood_{name}", rows)
-
-    side = TEST
-    for i, before, rows, solved in engine.ranges(source.batches(), task, read, rejects.add, wanted):
-        if not rejects.file.closed:
-            rejects.check(source.rows, config["max_rejected"])
-        if side == TEST != i >> bits:
-            write_ood()
-        side = i >> bits
-        counts["duplicates"] += before - len(rows)
-        keep = np.ones(len(rows), bool) if config["unsolvable"] == "keep" else solved["solutions"] != 0
-        last = len(rows)
-        if sizes[side] is not None:  # so many rows hold as many as are still to be taken
-            last = min(last, int(np.searchsorted(np.cumsum(keep), sizes[side] - taken[side])) + 1)
-            last *= taken[side] < sizes[side]
-        counts["not selected"] += len(rows) - last
-        rows, solved, keep = rows[:last], solved[:last], keep[:last]
-        counts["unsolvable"] += int((~keep).sum())
-        if apart is not None:
-            apart.add(rows[~keep], solved[~keep])
-        rows, solved = rows[keep], solved[keep]
-        taken[side] += len(rows)
-        writers[side].add(rows, solved)
-        if side == TEST:
-            leaks.test("test", rows)
-        else:
-            leaks.train(rows)
-        progress("writing", i + 1, 2 << bits)
-    rejects.check(source.rows, config["max_rejected"])
-    for name, size, found in zip(SIDES, sizes, taken, strict=True):
-        if size is not None and found < size:
-            raise too_few(name, size, found, config)
-        if not found:
-            raise UserError(f"of {source.rows:,} rows none is left for the {name} side")
-    for each in [*writers, *([apart] if apart else [])]:
-        each.close()
-    rejected = rejects.reasons.total()
-    known = rejected + sum(taken) + counts.total()
-    return {
-        "rows": {
-            "in": source.rows,
-            "rejected": rejected,
-            "duplicates": counts["duplicates"],
-            "unsolvable": counts["unsolvable"],
-            "not selected": counts["not selected"] + source.rows - known,  # a recipe leaves rows out from the start
-            "train": taken[1],
-            "test": taken[0],
-        },
-        "rejected": dict(rejects.reasons.most_common()),
-        "sets": {name: portrait.summary() for name, portrait in portraits.items() if portrait.rows},
-        "leaks": leaks.summary(),
-    }
+    work, side = Preparation(config, source, folder, progress), TEST
+    for i, before, rows, solved in engine.ranges(
+        source.batches(), work.task, work.read, work.rejects.add, work.is_wanted
+    ):
+        work.check_rejected()
+        if side == TEST != i >> work.bits:
+            work.write_ood(engine)
+        side = i >> work.bits
+        work.take(side, before, rows, solved)
+        progress("writing", i + 1, 2 << work.bits)
+    work.close()
+    return work.summary()

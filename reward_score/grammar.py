@@ -109,6 +109,14 @@ def find_answer(response: str, *, answer_in_thought: bool = False) -> tuple[int 
     return thought_end, answer
 
 
+def _no_token(text: str, position: int) -> ExpressionError:
+    """Of a text that goes on with no token of an expression at a position."""
+    position = len(text) - len(text[position:].lstrip(WHITE_SPACE))
+    if text[position] == "0":
+        return ExpressionError("a number begins with 0", position)
+    return ExpressionError(f"{text[position]!r} has no place in an expression", position)
+
+
 def parse(
     text: str, *, target: int = 0, equals_target: bool = False, unicode_signs: bool = False, latex: bool = False
 ) -> list[int | str]:
@@ -136,11 +144,7 @@ def parse(
     while position < len(text):
         token = match_token(text, position)
         if token is None:
-            position = len(text) - len(text[position:].lstrip(WHITE_SPACE))
-            zero = text[position] == "0"
-            raise ExpressionError(
-                "a number begins with 0" if zero else f"{text[position]!r} has no place in an expression", position
-            )
+            raise _no_token(text, position)
         number, sign = token.groups()
         opens = number or sign == "(" or sign[0] == "\\"
         if operand_next != bool(opens) and not (operand_next and sign in ("+", "-")):

@@ -38,12 +38,6 @@ JSON_LINES = {
     "reward_score/__main__.py",  # standard library only
     "verl_recipes/run/folder.py",
 }
-STILL = {  # exceptions that are to go; what is no longer one must leave the list
-    "data_prep/prepare.py: prepare",
-    "reward_score/grammar.py: parse",
-    "verl_recipes/cpu/rollout.py: load_replica",
-    "verl_recipes/run/supervise.py: run_verl",
-}
 HEAVY = {"torch", "scipy.stats", "matplotlib.pyplot"}
 LONGEST = 60  # lines of a function, its docstring included
 
@@ -94,14 +88,14 @@ def inner_imports(folder):
 
 def test_no_command_imports_a_command():
     found = {f"{path} imports {name}" for path, name in inner_imports(ROOT / "verl_recipes") if name not in ROOMS}
-    assert found <= STILL
+    assert found == set()
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_what_its_docstring_says(room):
     folder = ROOT / "verl_recipes" / room
     found = {f"{path} imports {name}" for path, name in inner_imports(folder) if name not in ROOMS[room]}
-    assert found <= STILL
+    assert found == set()
     document = ast.get_docstring(tree(folder / "__init__.py"))
     _, told, imports = document.partition("Imports ")
     assert told
@@ -140,7 +134,7 @@ def test_no_function_is_longer_than_a_page():
     long = {
         f"{name_of(path)}: {node.name}" for path, node in functions() if node.end_lineno - node.lineno + 1 > LONGEST
     }
-    assert long <= STILL
+    assert long == set()
 
 
 def calls(path, *names):
@@ -154,7 +148,7 @@ def calls(path, *names):
 def test_files_are_replaced_whole_in_one_place_a_package():
     """Beside ruff's banned os.replace: Path.replace and Path.rename take one argument, str.replace two."""
     found = {name_of(path) for path in MODULES if any(calls(path, "replace", "rename"))}
-    assert {f"{name} replaces a file" for name in found - WHOLE} <= STILL
+    assert {f"{name} replaces a file" for name in found - WHOLE} == set()
 
 
 def test_json_lines_are_read_in_one_place_a_package():
@@ -167,13 +161,13 @@ def test_json_lines_are_read_in_one_place_a_package():
             within = [call for call in parsed if function.lineno <= call.lineno <= function.end_lineno]
             if names & {call.args[0].id for call in within if isinstance(call.args[0], ast.Name)}:
                 found.add(name_of(path))
-    assert {f"{name} reads JSON lines" for name in found - JSON_LINES} <= STILL
+    assert {f"{name} reads JSON lines" for name in found - JSON_LINES} == set()
 
 
 @pytest.mark.parametrize("name", ["pass_at_k", "write_whole", "read_lines", "compose", "problem_key"])
 def test_what_several_modules_need_is_defined_once(name):
     places = [path for path, node in functions() if node.name == name]
-    assert len(places) <= 1 or f"{name} is defined twice" in STILL
+    assert len(places) <= 1
 
 
 @pytest.mark.parametrize("name", ["prepare", "render", "tiny_base", "train"])

@@ -1,91 +1,15 @@
-"""vLLM rollouts on a CPU: verl's replica, with the engine arguments that a processor needs."""
+"""vLLM rollouts on a CPU: verl's replica, with the engine arguments that a CPU needs."""
 
-import multiprocessing
-import os
-from typing import Any
-
-import ray
 from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry
-
-from verl_recipes.settings.configuration import PYTHON
 
 
 def register() -> None:
-    """Make `actor_rollout_ref.rollout.name=vllm` mean the replica below."""
+    """Make `actor_rollout_ref.rollout.name=vllm` mean the replica of vllm_server.py."""
     RolloutReplicaRegistry.register("vllm", load_replica)
 
 
 def load_replica() -> type[RolloutReplica]:
     """verl's vLLM replica with other defaults; what the user sets in `rollout.engine_kwargs.vllm` stays."""
-    from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    # Tokens and the log-probabilities of these alone, and nothing before the end.
-    CHEAP = {"detokenize": False, "flat_logprobs": True, "output_kind": RequestOutputKind.FINAL_ONLY}
-
-    class CPUServer(vLLMHttpServer):
-        """verl's server, which can also answer many prompts in one call (batch_rollout.py)."""
-
-        async def launch_server(self, *args: Any, **kwargs: Any) -> None:
-            if python := os.environ.get(PYTHON):  # forkserver.py
-                multiprocessing.set_executable(python)
-            await super().launch_server(*args, **kwargs)
-
-        async def generate_batch(
-            self, prompts: list[list[int]], sampling: list[dict[str, Any]]
-        ) -> tuple[list[list[tuple[list[int], list[float]]]], int]:
-            """Responses to each prompt.
-
-            Args:
-                prompts: token ids.
-                sampling: for each prompt, keyword arguments of vLLM's SamplingParams.
-
-            Returns:
-                For every prompt the responses, each its token ids and their log-probabilities; and the training step
-                whose weights made them.
-            """
-            # vLLM's sampler for processors ignores every seed while a greedy request, which has none, is in the batch
-            # (topk_topp_sampler.py, forward_cpu): so greedy ones are answered apart.
-            answers: dict[int, list[tuple[list[int], list[float]]]] = {}
-            for greedy in (False, True):
-                chosen = [i for i, each in enumerate(sampling) if (each["temperature"] == 0) == greedy]
-                answers |= zip(chosen, await self.together([(prompts[i], sampling[i]) for i in chosen]), strict=True)
-            return [answers[i] for i in range(len(prompts))], self.global_steps or 0
-
-        async def together(
-            self, requests: list[tuple[list[int], dict[str, Any]]]
-        ) -> list[list[tuple[list[int], list[float]]]]:
-            """Answers to requests that vLLM starts with when it has all of them.
-
-            What is computed together, and with it the last bit of every logit, is then the same each time, and not a
-            matter of when requests arrive.
-            """
-            self.batches = getattr(self, "batches", 0) + 1
-            await self.engine.pause_generation(mode="keep", clear_cache=False)
-            try:
-                waiting = [
-                    await self.engine.add_request(
-                        f"{self.batches}-{i}",
-                        {"type": "token", "prompt_token_ids": prompt},
-                        SamplingParams(**sampling, **CHEAP),
-                    )
-                    for i, (prompt, sampling) in enumerate(requests)
-                ]
-            finally:
-                await self.engine.resume_generation()
-            return [
-                [(list(output.token_ids), output.logprobs.logprobs) for output in (await each.get()).outputs]
-                for each in waiting
-            ]
-
-    class CPUReplica(vLLMReplica):
-        def __init__(self, replica_rank: int, config: Any, *args: Any, **kwargs: Any) -> None:
-            super().__init__(replica_rank, config, *args, **kwargs)
-            self.server_class = ray.remote(CPUServer)
-            engine = {"worker_extension_cls": "verl_recipes.cpu.worker_extension.CPUWorkerExtension"}
-            if self.world_size == 1:
-                engine["distributed_executor_backend"] = "uni"  # the worker inside the engine's process, no spinning
-            self.config.engine_kwargs["vllm"] = engine | (self.config.engine_kwargs.get("vllm") or {})
+    from verl_recipes.cpu.vllm_server import CPUReplica
 
     return CPUReplica

@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,6 +30,7 @@ from verl_recipes.run.cluster import in_job
 from verl_recipes.run.folder import RunFolder
 from verl_recipes.settings.configuration import PYTHON
 
+LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 # The folder of everything temporary of a run. Ray's sockets lie below it, and a socket's path has at most 107 bytes, of
 # which they take 106 where process numbers have seven digits. So the name is short, and TMPDIR is not asked.
@@ -58,78 +60,55 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
         verl's exit status; 1 if one of the processes WATCHED died. Any exception, Ctrl-C and SIGTERM included, ends
         verl before it goes on.
     """
-    where = [
-        f"--config-path={run.path.resolve()}",
-        f"--config-name={run.verl_config.stem}",
-        "hydra.run.dir=.",
-        "hydra.output_subdir=null",
-    ]
-    quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none"]
+    where = [f"--config-path={run.path.resolve()}", f"--config-name={run.verl_config.stem}"]
+    quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *where, *quiet]
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of verl's become children of this process, where they are found
+    deadline = float("inf")
+
+    def terminated(*_: object) -> None:
+        nonlocal deadline
+        run.stop.touch()
+        deadline = min(deadline, time.monotonic() + notice)
+
+    run.stop.unlink(missing_ok=True)
+    try:
+        with workplace() as scratch, run.log.open("a", encoding="utf-8") as output:
+            signal.signal(signal.SIGTERM, terminated)
+            # All temporary files go with the folder.
+            environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
+            environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else LOCAL)
+            begin = partial(start, environment=environment, output=output)
+            if environment.get("VERL_PLATFORM") == "cpu" and not in_job():
+                python = start_forkserver(scratch, begin)
+                environment[PYTHON] = str(python)
+                command.append(f"++ray_kwargs.ray_init.runtime_env.py_executable={python}")
+            verl = begin(command)
+            if died := attend(verl, scratch, watch, lambda: time.monotonic() > deadline):
+                output.write(f"RuntimeError: {died} died, and verl would wait for it without end\n")
+            if run.stop.exists():
+                sys.exit(128 + signal.SIGTERM)
+            return 1 if verl.returncode is None else verl.returncode
+    finally:
+        run.stop.unlink(missing_ok=True)
+
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A scratch folder for one start of verl. At the end every process that this one caused is ended, and all it left.
+
+    A second signal does not interrupt that.
+    """
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of verl's become children of this process, where they are found
     for abandoned in abandoned_scratch():
         remove(abandoned)
     scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=TEMPORARY))
     lock = hold(scratch)
-    # All temporary files go with the folder.
-    environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else LOCAL)
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-    deadline, stop = float("inf"), run.stop
-    watched: dict[psutil.Process, tuple[str, float]] = {}
-    stop.unlink(missing_ok=True)
-
-    def terminated(*_: object) -> None:
-        nonlocal deadline
-        stop.touch()
-        deadline = min(deadline, time.monotonic() + notice)
-
-    def protect() -> None:
-        """In a child: it ends with this process, and by no SIGTERM that a scheduler sends to every process of a run."""
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # what the child starts inherits it
-
-    signal.signal(signal.SIGTERM, terminated)
     try:
-        with run.log.open("a", encoding="utf-8") as output:
-
-            def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-                return subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    start_new_session=True,  # out of reach of Ctrl-C, and of signals to this process's group
-                    preexec_fn=protect,
-                    **options,
-                )
-
-            if environment.get("VERL_PLATFORM") == "cpu" and not in_job():
-                python = start_forkserver(scratch, start)
-                environment[PYTHON] = str(python)
-                command.append(f"++ray_kwargs.ray_init.runtime_env.py_executable={python}")
-            verl = start(command)
-        for look in count():
-            if verl.poll() is not None or time.monotonic() > deadline:
-                break
-            if look % 25 == 0:
-                note_segments(scratch)
-                if name := who_died(watched):
-                    with run.log.open("a", encoding="utf-8") as output:
-                        output.write(f"RuntimeError: {name} died, and verl would wait for it without end\n")
-                    break
-            end_services(verl.pid)
-            watch()
-            time.sleep(0.2)
-        if stop.exists():
-            sys.exit(128 + signal.SIGTERM)
-        return 1 if verl.returncode is None else verl.returncode
+        yield scratch
     finally:
         for each in handlers:
-            signal.signal(each, signal.SIG_IGN)  # a second signal would interrupt the cleanup
-        stop.unlink(missing_ok=True)
+            signal.signal(each, signal.SIG_IGN)
         signal_descendants(signal.SIGSTOP)  # so that no segment appears after those that are noted
         note_segments(scratch)
         end_descendants()
@@ -137,6 +116,44 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
         lock.close()
         for each, handler in handlers.items():
             signal.signal(each, handler)
+
+
+def protect() -> None:
+    """In a child: it ends with this process, and by no SIGTERM that a scheduler sends to every process of a run."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # what the child starts inherits it
+
+
+def start(
+    command: list[str], *, environment: dict[str, str], output: TextIO, **options: Any
+) -> subprocess.Popen[bytes]:
+    """A child that is out of reach of Ctrl-C, and of signals to this process's group."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=protect,
+        **options,
+    )
+
+
+def attend(verl: subprocess.Popen[bytes], scratch: Path, watch: Callable[[], None], is_late: Callable[[], bool]) -> str:
+    """Until verl ends, or is late; the name of a process of WATCHED that died, "" for none."""
+    watched: dict[psutil.Process, tuple[str, float]] = {}
+    for look in count():
+        if verl.poll() is not None or is_late():
+            break
+        if look % 25 == 0:
+            note_segments(scratch)
+            if died := who_died(watched):
+                return died
+        end_services(verl.pid)
+        watch()
+        time.sleep(0.2)
+    return ""
 
 
 def who_died(watched: dict[psutil.Process, tuple[str, float]]) -> str:
