@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes.run.checkpoints import last_checkpoint, remove_old
 from verl_recipes.run.folder import RunFolder, cut_half_line
-from verl_recipes.run.preflight import check_code, check_model, check_parquet, check_prompt, check_resume
+from verl_recipes.run.preflight import check_code, check_model, check_parquet, check_prompt, check_resume, check_tags
 
 ROOT = CONFIGS.parent
 TIMES = 25
@@ -75,6 +75,19 @@ def test_a_model_that_brings_code_is_refused_unless_it_is_trusted(tmp_path, name
         check_code(settings)
     settings.trust_remote_code = True
     check_code(settings)
+
+
+def test_a_model_whose_tags_are_special_tokens_is_refused_with_the_way_out(tmp_path):
+    """verl removes special tokens before it scores: every reward would be 0."""
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "assets" / "tiny_base", model)
+    check_tags(str(model))
+    tokenizer = json.loads((model / "tokenizer.json").read_text(encoding="utf-8"))
+    for token in tokenizer["added_tokens"]:
+        token["special"] |= token["content"] in ("</think>", "<answer>")
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(UserError, match=r'^error: </think>, <answer> are special tokens of .*"special": false'):
+        check_tags(str(model))
 
 
 def test_a_damaged_manifest_is_named(data):

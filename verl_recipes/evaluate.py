@@ -52,6 +52,7 @@ from verl_recipes.run.preflight import (
     check_parquet,
     check_prompt,
     check_space,
+    check_tags,
     manifest_beside,
 )
 from verl_recipes.run.start import say, start_verl
@@ -224,6 +225,7 @@ def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
     check_prompt(names, training.actor_rollout_ref.model.custom_chat_template)
     if not is_checkpoint(weights):
         check_model(str(weights))
+        check_tags(str(weights))
     check_space(training, out.path, trains=False)
     check_code(training.actor_rollout_ref.model)
     with out.locked():

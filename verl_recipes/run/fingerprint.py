@@ -110,10 +110,12 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def facts_of(config: dict[str, Any]) -> dict[str, Any]:
     """What the numbers of a run depend on beside its configuration."""
+    reward = config["reward"]["custom_reward_function"]["path"] or ""
     return {
         "train_files": hashes(config["data"]["train_files"]),
         "val_files": hashes(config["data"]["val_files"]),
         "model": model_hashes(config["actor_rollout_ref"]["model"]["path"]),
+        "reward": hashes([reward] if Path(reward).is_file() else []),  # a function of the user's own
         "versions": versions(),
     }
 

@@ -220,11 +220,12 @@ def hub(cfg: Any, **_: Any) -> Iterator[Line]:
     if not cfg:
         return
     from verl_recipes.planning.model import find_model
-    from verl_recipes.run.preflight import check_model
+    from verl_recipes.run.preflight import check_model, check_tags
 
     path = cfg.actor_rollout_ref.model.path
     try:
         check_model(path)
+        check_tags(path)
     except SystemExit as error:
         text = str(error).replace("error: ", "")
         yield Line("wrong", text, "actor_rollout_ref.model.path=FOLDER, or model= one of configs/model")

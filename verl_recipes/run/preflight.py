@@ -105,6 +105,20 @@ def check_model(path: str) -> None:
             raise UserError(f"{file} is damaged ({error}); fetch or export the model again") from None
 
 
+def check_tags(path: str) -> None:
+    """No tag of the prompts is a special token of the model, which verl would remove before it scores a response."""
+    from data_prep.render import TAGS, special_tags_advice
+
+    folder = find_model(path)
+    file = folder / "tokenizer.json" if folder else None
+    if file is None or not file.is_file():
+        return  # the tokenizer itself would take seconds to load
+    added = read_json(file, "fetch or export the model again").get("added_tokens") or []
+    special = {token.get("content") for token in added if token.get("special")}
+    if tags := [tag for tag in TAGS if tag in special]:
+        raise UserError(special_tags_advice(tags, path))
+
+
 def check_code(model: DictConfig) -> None:
     """A model folder that brings code is trusted: verl's reward worker loads tokenizers with trust_remote_code=True.
 
@@ -189,3 +203,4 @@ def preflight(cfg: DictConfig, run: RunFolder) -> None:
     check_model(cfg.actor_rollout_ref.model.path)
     check_space(cfg, run.path)
     check_code(cfg.actor_rollout_ref.model)
+    check_tags(cfg.actor_rollout_ref.model.path)
