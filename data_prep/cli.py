@@ -18,6 +18,7 @@ import errno
 import os
 import re
 import shlex
+import signal
 import sys
 import textwrap
 import traceback
@@ -351,6 +352,7 @@ def command(
             if any("\ud800" <= letter <= "\udfff" for argument in sys.argv for letter in argument):
                 raise UserError("an argument is no text in this locale's encoding; set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
             if set(HELP) & set(sys.argv[1:]):
+                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
                 print(help_text(sys.modules["__main__"].__doc__ or "", config, keys, folder))
                 return
             try:

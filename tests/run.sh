@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# All tests: bash tests/run.sh [pytest arguments]. With --fast, under two minutes, without those that start verl or
-# take seconds (by their marks `end_to_end` and `slow`).
+# The tests: bash tests/run.sh [pytest arguments].
+#   --fast    within a minute: without those that start verl or take seconds (marks `end_to_end` and `slow`)
+#   --all     for a release: with those that take minutes to an hour each (mark `long`)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/setup.sh"
 
 export HF_HUB_OFFLINE=1
-selection=()
-if [ "${1:-}" = --fast ]; then
-    selection=(-m "not end_to_end and not slow")
-    shift
-fi
-if [ ${#selection[@]} = 0 ] && ! command -v chromium > /dev/null && ! command -v chromium-browser > /dev/null; then
+selection=(-m "not long")
+case "${1:-}" in
+    --fast) selection=(-m "not end_to_end and not slow and not long"); shift ;;
+    --all) selection=(); shift ;;
+esac
+if [[ "${selection[*]}" != *slow* ]] && ! command -v chromium > /dev/null && ! command -v chromium-browser > /dev/null; then
     echo "Chromium is missing, so the tests of the report are skipped; on Debian: apt-get install chromium"
 fi
 exec python -m pytest tests "${selection[@]}" "$@"

@@ -85,7 +85,7 @@ def test_sgd_holds_nothing_from_one_step_to_the_next():
     assert tracking.track(replace(qwen(num_hidden_layers=2), optimizer="SGD"))["optimizer"] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_parameters_gradients_and_optimizer_of_qwen_3b_are_as_by_hand():
     assert by_hand(36) == 3_085_938_688
     assert_as_by_hand(36)

@@ -250,14 +250,16 @@ def test_hostile_responses_of_a_million_characters_get_a_verdict(name):
     assert scored["acc"] == float("right answer" in name)
 
 
-@pytest.mark.slow
-def test_a_minute_of_fuzzing_finds_nothing(tmp_path):
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(10, marks=pytest.mark.slow), pytest.param(3600, marks=pytest.mark.long)]
+)
+def test_fuzzing_finds_nothing(tmp_path, seconds):
     pytest.importorskip("atheris")
     (tmp_path / "found").mkdir()
     result = subprocess.run(
         [
-            *(sys.executable, ROOT / "tests" / "fuzz_reward.py", "-max_total_time=60", f"-artifact_prefix={tmp_path}/"),
-            *(tmp_path / "found", ROOT / "tests" / "fuzz_corpus"),
+            *(sys.executable, ROOT / "tests" / "fuzz_reward.py", f"-max_total_time={seconds}"),
+            *(f"-artifact_prefix={tmp_path}/", tmp_path / "found", ROOT / "tests" / "fuzz_corpus"),
         ],
         cwd=tmp_path,
         capture_output=True,

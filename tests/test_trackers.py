@@ -222,7 +222,7 @@ def test_no_key_is_in_what_a_run_writes_before_verl_does(tmp_path):
     assert "went on" in result.stdout, result.stderr
     log = (tmp_path / "run" / "log.txt").read_text()
     assert f"WANDB={'x' * len(KEY)}\nSWANLAB=\n" in log
-    assert (tmp_path / "run" / "config.yaml").exists()
+    assert (tmp_path / "run" / "verl.yaml").exists()
     holding = [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert not holding
     assert KEY not in result.stdout + result.stderr

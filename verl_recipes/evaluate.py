@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text as Plain
 
-from data_prep.cli import CONFIGS, Checked, Count, Number, Seed, Text, UserError, command, compose, quoted
+from data_prep.cli import CONFIGS, Checked, Count, Number, PathText, Seed, Text, UserError, command, compose, quoted
 from data_prep.folder import file_sha256
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.evaluation import measure, summarize, what_is_missing
@@ -58,7 +58,7 @@ from verl_recipes.run.preflight import (
 from verl_recipes.run.start import say, start_verl
 from verl_recipes.run.weights import find_weights, hugging_face, is_checkpoint, run_of
 from verl_recipes.settings import configuration  # noqa: F401  registers the resolvers
-from verl_recipes.settings.schema import Folder, Name
+from verl_recipes.settings.schema import Name
 
 PENDING, ANSWERED = "pending.parquet", "answered.jsonl"
 PROMPT_LENGTH, RESPONSE_LENGTH = "data.max_prompt_length", "data.max_response_length"
@@ -76,7 +76,7 @@ class Keys(Checked):
     seed: Seed = Field(description="of the samples")
     batch: Count = Field(description="problems at once; what is lost at most if the command is killed")
     max_prompt_length: Count = Field(description="tokens, if the model's run has less: other problems may be longer")
-    out: Folder = Field(description="folder to write; what is missing there is done")
+    out: PathText = Field(description="folder to write; what is missing there is done")
     name: Name | None = Field(description="of that folder; null: from model, data and seed")
     fresh: bool = Field(description="empty that folder first")
     hardware: Text | None = Field(description="null: the CPU, if the machine has no GPU")

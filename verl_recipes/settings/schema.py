@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from data_prep.cli import Checked, Count, Integer, Positive, Seed, Share, Size, Text
+from data_prep.cli import Checked, Count, Integer, PathText, Positive, Seed, Share, Size, Text
 
 
 def _one_component(name: str) -> str:
@@ -16,14 +16,7 @@ def _one_component(name: str) -> str:
     return name
 
 
-def _path(path: str) -> str:
-    if not path.strip():
-        raise ValueError("should be a path")
-    return path
-
-
 Name = Annotated[Text, AfterValidator(_one_component)]
-Folder = Annotated[str, AfterValidator(_path)]
 
 
 class Plan(Checked):
@@ -101,7 +94,7 @@ class Card(Checked):
 
 class TrainKeys(Checked):
     name: Name = Field(description="of the run")
-    run_dir: Folder = Field(description="its folder")
+    run_dir: PathText = Field(description="its folder")
     seed: Seed = Field(description="of data order, sampling and initialisation")
     fresh: bool = Field(description="empty the run's folder first, instead of continuing the run")
     eval_n: Count = Field(description="samples a problem in the evaluations before and after training")
