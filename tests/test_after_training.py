@@ -57,7 +57,7 @@ def run(tmp_path):
 
 def finish(cfg, run):
     with Console(record=True, width=500) as console:
-        whole = train.finish(cfg, run, console, lambda: {"resumed_from": 0, "seconds": {"total": 1.0}})
+        whole = train.finish(cfg, run, console, lambda trained: {"resumed_from": 0, "seconds": {"total": 1.0}})
     return whole, console.export_text()
 
 

@@ -90,15 +90,15 @@ def train(cfg: DictConfig, run: RunFolder, console: Console) -> None:
         start_verl(cfg, run, console, val_before_train=True, val_only=True)
 
 
-def stage_seconds(events: list[dict[str, Any]], started: float) -> dict[str, float]:
-    """Seconds by stage since `started`, from the events since then."""
+def stage_seconds(events: list[dict[str, Any]], started: float, ended: float) -> dict[str, float]:
+    """Seconds by stage between two times, from the events between them."""
     seconds: dict[str, float] = {}
     stage, since = "start", started
     for event in events:
         if event["event"] == "generating":
             seconds[stage] = seconds.get(stage, 0) + event["time"] - since
             stage, since = {"validation": "evaluate", "train": "train"}[event["split"]], event["time"]
-    seconds[stage] = seconds.get(stage, 0) + time.time() - since
+    seconds[stage] = seconds.get(stage, 0) + ended - since
     return seconds
 
 
@@ -138,11 +138,16 @@ def report(cfg: DictConfig, run: RunFolder) -> None:
     write_report([run.path], run.report)
 
 
-def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[], dict[str, Any]]) -> bool:
-    """What follows the last step. A stage that fails says so, and the others follow; whether all is well."""
+def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[float], dict[str, Any]]) -> bool:
+    """What follows the last step. A stage that fails says so, and the others follow; whether all is well.
+
+    Args:
+        spent: from the time of the training's end, what summary.json says of this command.
+    """
+    trained = time.time()
     stages: dict[str, Callable[[], None]] = {
         "model/": lambda: export(cfg, run),
-        "summary.json": lambda: summarize(cfg, run, spent()),
+        "summary.json": lambda: summarize(cfg, run, spent(trained)),
         "curves.png": lambda: draw(cfg, run),
         "report.html": lambda: report(cfg, run),
     }
@@ -197,9 +202,10 @@ def main(cfg: DictConfig) -> None:
             check_resume(cfg, run, resumed_from)
         train(cfg, run, console)
 
-        def spent() -> dict[str, Any]:
-            seconds = stage_seconds(read_lines(run.events)[earlier:], started)
-            return {"resumed_from": resumed_from, "seconds": seconds | {"total": time.time() - started}}
+        def spent(trained: float) -> dict[str, Any]:
+            seconds = stage_seconds(read_lines(run.events)[earlier:], started, trained)
+            seconds |= {"export": time.time() - trained, "total": time.time() - started}
+            return {"resumed_from": resumed_from, "seconds": seconds}
 
         whole = finish(cfg, run, console, spent)
         if run.summary.exists():
