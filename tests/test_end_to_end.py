@@ -193,7 +193,7 @@ def test_somebody_elses_data_and_reward_train_on_the_stock_command(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("reward.custom_reward_function.path=pkg://no_such_module", "no_such_module"),
+        ("reward.custom_reward_function.path=tests/failing_reward.py", "no verdict is possible"),
         (
             "+actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls=stale_worker.StaleWorker",
             "disagree",

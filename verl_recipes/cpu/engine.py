@@ -14,10 +14,10 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithValueHead
 
+from verl_recipes.settings.configuration import SAMPLING
 from verl_recipes.settings.sizes import MICRO_BATCH
 
 Loss = Callable[..., Any] | None
-SAMPLING = "COUNTDOWN_ZERO_SAMPLING"  # environment variable (configs/hardware/cpu.yaml): top_p,top_k
 AGREEMENT = 0.99  # below this correlation the rollout engine does not hold the actor's weights
 
 

@@ -15,6 +15,7 @@ from verl_recipes.run.folder import RunFolder, as_lines, cut_half_line, read_lin
 from verl_recipes.run.log import reason
 from verl_recipes.run.progress import Progress
 from verl_recipes.run.supervise import run_verl
+from verl_recipes.settings.configuration import SAMPLING
 
 NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
 TELLING = 120  # seconds that verl gets after its last step, to send the rest to the trackers' servers and to end
@@ -76,7 +77,8 @@ def environment_of(cfg: DictConfig, run: RunFolder) -> dict[str, str]:
     if environment.get("SWANLAB_MODE") in ("offline", "local", "disabled"):
         environment["SWANLAB_API_KEY"] = ""  # with one verl logs in, although nothing is to be sent
     if cfg.trainer.device == "cpu":
-        environment["VERL_PLATFORM"] = "cpu"
+        rollout = cfg.actor_rollout_ref.rollout
+        environment |= {"VERL_PLATFORM": "cpu", SAMPLING: f"{rollout.top_p},{rollout.top_k}"}
     return environment
 
 
