@@ -175,11 +175,9 @@ def parse(
             operand_next = True
     if operand_next:
         raise ExpressionError("it ends where a number is expected", len(text))
-    while stack:
-        if not _PRECEDENCE[stack[-1]]:
-            raise ExpressionError("a parenthesis is not closed", len(text))
-        output.append(stack.pop())
-    return output
+    if any(not _PRECEDENCE[sign] for sign in stack):
+        raise ExpressionError("a parenthesis is not closed", len(text))
+    return output + stack[::-1]
 
 
 def evaluate(postfix: Sequence[int | str]) -> int | Fraction | None:

@@ -1,6 +1,7 @@
 """A run is what its folder says: whoever asks for another one under its name is told so, key by key."""
 
 import copy
+import subprocess
 from fnmatch import fnmatchcase
 
 import pytest
@@ -8,6 +9,7 @@ from configurations import compose
 from omegaconf import OmegaConf
 
 from data_prep.cli import UserError, quoted
+from verl_recipes.run import fingerprint
 from verl_recipes.run.fingerprint import MAY_CHANGE, check_unchanged, comparable, differences, flat
 from verl_recipes.run.folder import RunFolder, write_whole
 
@@ -115,3 +117,19 @@ def test_a_run_may_be_moved():
     )
     assert there["trainer"]["default_local_dir"] == "/elsewhere/中 [文]/checkpoints"
     assert differences(comparable(here), comparable(there)) == []
+
+
+def test_the_recorded_commit_is_this_checkouts_and_no_surrounding_repositorys(tmp_path, monkeypatch):
+    """And None if there is no git."""
+    for command in (
+        ["init", "-q"],
+        ["-c", "user.name=x", "-c", "user.email=x@y", "commit", "-q", "--allow-empty", "-m", "x"],
+    ):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True)
+    (tmp_path / "package" / "configs").mkdir(parents=True)
+    monkeypatch.setattr(fingerprint, "CONFIGS", tmp_path / "package" / "configs")
+    assert fingerprint.provenance()["git_commit"] is None
+    monkeypatch.setattr(fingerprint, "CONFIGS", tmp_path / "configs")
+    assert len(fingerprint.provenance()["git_commit"]) >= 40
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert fingerprint.provenance()["git_commit"] is None

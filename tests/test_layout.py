@@ -1,6 +1,7 @@
 """What keeps the house in order: imports, configurations, pins, style."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import yaml
 from configurations import compose, options
 from omegaconf import OmegaConf
 
-from data_prep.cli import CONFIGS, check
+from data_prep.cli import CONFIGS, UserError, check
 from data_prep.schema import PrepareKeys
+from verl_recipes import tiny_base
 
 ROOT = CONFIGS.parent
 PACKAGES = ("data_prep", "reward_score", "verl_recipes")
@@ -210,6 +212,18 @@ def test_the_tiny_base_learns_from_the_problems_that_the_run_uses():
         assert prepare[key] == base[key]
     assert prepare.prompt == compose("train").prompt
     assert f"{prepare.out}/train.parquet" == compose("train").data.train_files
+
+
+def test_the_tiny_bases_longest_response_is_that_of_its_runs():
+    shipped = json.loads((ROOT / "assets/tiny_base/generation_config.json").read_text(encoding="utf-8"))
+    assert shipped["max_new_tokens"] == tiny_base.RESPONSE == compose("train").data.max_response_length
+
+
+def test_the_tiny_base_is_not_written_over_a_folder_that_is_there(monkeypatch, tmp_path):
+    for out in (ROOT / "assets" / "tiny_base", tmp_path):
+        monkeypatch.setattr(sys, "argv", ["tiny_base", f"out={out}"])
+        with pytest.raises(UserError, match=r"out=.* exists; name a new folder"):
+            tiny_base.main()
 
 
 def pins(name):

@@ -1,4 +1,4 @@
-"""python -m verl_recipes.tiny_base [out=assets/tiny_base]: makes the tiny base model that the CPU run trains.
+"""python -m verl_recipes.tiny_base [out=runs/tiny_base]: makes the tiny base model that the CPU run trains.
 
 A Qwen2 of half a million parameters that plays Countdown badly on purpose. It is taught, by transformers' Trainer, to
 try one candidate a line and to check it, on traces like this (after the project's prompt, which ends with "<think>"):
@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
-from data_prep.cli import Checked, Count, Positive, Seed, Share, Text, UserError, command
+from data_prep.cli import Checked, Count, PathText, Positive, Seed, Share, Text, UserError, command
+from data_prep.folder import replaced
 from data_prep.generate import Problem, as_problems, distinct
 from data_prep.prompts import fill
 from data_prep.split import TRAIN
@@ -43,6 +44,7 @@ if TYPE_CHECKING:  # seconds, which only the training itself needs
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
 LARGEST = 199  # the largest number with a token of its own: twice the largest intermediate result, less one
 SOLUTION = 0.1  # probability that a candidate is a true solution, beside those that chance finds
+RESPONSE = 256  # tokens of the longest response, as in configs/model/tiny.yaml
 SLOPPY = 0.06  # share of endings in the last stage that are malformed, so that the format can be learnt too
 
 Step = tuple[int, str, int, int]  # left, operator, right, result
@@ -57,7 +59,7 @@ class Stage(Checked):
 
 
 class Keys(Checked):
-    out: Text = Field(description="the model's folder")
+    out: PathText = Field(description="the model's folder, a new one; the shipped model is assets/tiny_base")
     init: Text | None = Field(description="a tiny base to continue from, instead of an untrained model")
     seed: Seed = Field(description="of the problems, the traces and the training")
     problems: Count = Field(description="problems of the preset, from the training side")
@@ -245,6 +247,8 @@ def train(cfg: DictConfig, stage: DictConfig, model: Qwen2ForCausalLM, tokenizer
 def main(cfg: DictConfig) -> None:
     if cfg.init and not (Path(cfg.init) / "config.json").is_file():
         raise UserError(f"init={cfg.init} holds no model: a folder that this command wrote is expected")
+    if Path(cfg.out).exists():
+        raise UserError(f"out={cfg.out} exists; name a new folder, or move that one away")
     from transformers import AutoTokenizer, Qwen2ForCausalLM, set_seed
 
     set_seed(cfg.seed)
@@ -255,12 +259,15 @@ def main(cfg: DictConfig) -> None:
         tokenizer = make_tokenizer(cfg.prompt.messages[0].content, cfg.prompt.chat_template)
         model = make_model(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
-    for name, stage in cfg.stages.items():
-        print(f"stage {name}: {OmegaConf.to_container(stage)}")
-        train(cfg, stage, model, tokenizer)
-    model.generation_config.update(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    model.save_pretrained(cfg.out)
-    tokenizer.save_pretrained(cfg.out)
+    model.generation_config.update(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=RESPONSE
+    )
+    with replaced(Path(cfg.out)) as folder:  # which fails at once if it cannot be written
+        for name, stage in cfg.stages.items():
+            print(f"stage {name}: {OmegaConf.to_container(stage)}")
+            train(cfg, stage, model, tokenizer)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     print(f"wrote {cfg.out}")
 
 
