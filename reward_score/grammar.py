@@ -130,8 +130,7 @@ def parse(
     Raises:
         ExpressionError: the text is something else.
     """
-    if unicode_signs:
-        text = text.translate(SIGNS)
+    text = text.translate(SIGNS) if unicode_signs else text
     if equals_target:
         head, _, tail = text.partition("=")
         if tail.strip(WHITE_SPACE) == str(target):

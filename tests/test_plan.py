@@ -29,6 +29,12 @@ from verl_recipes.run import machine, preflight
 ROOT = CONFIGS.parent
 
 
+@pytest.fixture(autouse=True)
+def online(monkeypatch):
+    """tests/run.sh sets it, and here models of the hub are planned for."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory):
     """What these tests track, they track anew, once."""
