@@ -47,7 +47,8 @@ class UserError(SystemExit):
     """A mistake of the user's: the message says what is wrong, where, and what to do. Uncaught, it ends the program."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(f"error: {message}")
+        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)  # one line
+        super().__init__(f"error: {line}")
 
     def __reduce__(self) -> tuple[type, tuple[str]]:  # from a worker process it comes as it was raised
         return type(self), (str(self).removeprefix("error: "),)

@@ -7,6 +7,12 @@ import sys
 
 import pytest
 from commands import RESUMED, ROOT, listeners, metrics_of, titles, train, workers_of
+from hypothesis import settings
+
+# The same examples each time, so that a change is judged by the change; tests/run.sh --all draws new ones.
+settings.register_profile("same", derandomize=True)
+if "NEW_EXAMPLES" not in os.environ:
+    settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE=1
 selection=(-m "not long")
 case "${1:-}" in
     --fast) selection=(-m "not end_to_end and not slow and not long"); shift ;;
-    --all) selection=(); shift ;;
+    --all) selection=(); export NEW_EXAMPLES=1; shift ;;
 esac
 if [[ "${selection[*]}" != *slow* ]] && ! command -v chromium > /dev/null && ! command -v chromium-browser > /dev/null; then
     echo "Chromium is missing, so the tests of the report are skipped; on Debian: apt-get install chromium"

@@ -291,7 +291,8 @@ def test_a_full_disk_is_one_line():
     assert (result.returncode, result.stderr) == (1, line)
 
 
-def test_too_little_memory_or_disk_is_one_line_unless_forced(tmp_path):
+def test_too_little_memory_or_disk_is_one_line_unless_forced(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # tests/run.sh sets it, and the second model is a hub's
     cfg = compose("train", f"run_dir='{tmp_path}'")
     checks.check_space(cfg, tmp_path)
     cfg.actor_rollout_ref.model.path, cfg.architecture.parameters = "some/model", 10**12
