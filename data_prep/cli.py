@@ -353,8 +353,10 @@ def command(
             if any("\ud800" <= letter <= "\udfff" for argument in sys.argv for letter in argument):
                 raise UserError("an argument is no text in this locale's encoding; set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
             if set(HELP) & set(sys.argv[1:]):
-                signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
-                print(help_text(sys.modules["__main__"].__doc__ or "", config, keys, folder))
+                try:
+                    print(help_text(sys.modules["__main__"].__doc__ or "", config, keys, folder), flush=True)
+                except BrokenPipeError:  # `| head` has read enough
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return
             try:
                 given = _overrides(sys.argv[1:])
