@@ -18,7 +18,6 @@ import errno
 import os
 import re
 import shlex
-import signal
 import sys
 import textwrap
 import traceback
