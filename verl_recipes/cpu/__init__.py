@@ -4,7 +4,7 @@ verl imports this module in every process, by the `verl.plugins` entry point. It
 loads the registry concerned, the training engines, the rollout replica, the weight transfer and the process-group
 backend, so that a process which needs none of them imports none of them.
 
-Imports settings/.
+Imports in_verl/ and settings/.
 """
 
 import os

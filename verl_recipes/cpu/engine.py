@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from transformers import AutoModelForTokenClassification
 from verl.utils import tensordict_utils as tu
-from verl.utils.torch_dtypes import PrecisionType
-from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithValueHead
+from verl.workers.engine import EngineRegistry
 
+from verl_recipes.in_verl.engines import PolicyEngine, ValueEngine
 from verl_recipes.settings.configuration import SAMPLING
 from verl_recipes.settings.sizes import MICRO_BATCH
 
@@ -92,7 +90,7 @@ def in_order_of_length(forward_backward_batch: Callable[..., Any], data: TensorD
     return output
 
 
-class CPUEngineWithLMHead(FSDPEngineWithLMHead):
+class CPUEngineWithLMHead(PolicyEngine):
     """Policy and reference.
 
     The first pass over samples after the rollout engine was given weights compares what both say of them: with
@@ -113,14 +111,10 @@ class CPUEngineWithLMHead(FSDPEngineWithLMHead):
         # verl 0.9.1 gives a forward-only (reference) module CPUOffloadPolicy(pin_memory=True), and pinning memory needs
         # an accelerator. Its parameters are on the CPU anyway, so it is wrapped like a trained one.
         forward_only, self.engine_config.forward_only = self.engine_config.forward_only, False
-        # verl 0.9.1 shards an untied head by itself, and its fused kernels read the weight without a call of the head,
-        # which would gather it. With the root's parameters, as a tied head is, it is whole in every pass.
-        config: Any = module.config
-        tied, config.tie_word_embeddings = config.tie_word_embeddings, True
         try:
             return super()._build_fsdp_module(module)
         finally:
-            self.engine_config.forward_only, config.tie_word_embeddings = forward_only, tied
+            self.engine_config.forward_only = forward_only
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Loss, forward_only: bool = False) -> Any:
         rollout = data.get("rollout_log_probs", data.get("old_log_probs", None))
@@ -137,17 +131,8 @@ class CPUEngineWithLMHead(FSDPEngineWithLMHead):
         return output
 
 
-class CPUEngineWithValueHead(FSDPEngineWithValueHead):
+class CPUEngineWithValueHead(ValueEngine):
     """PPO's critic."""
-
-    def _build_module(self) -> torch.nn.Module:
-        # verl.utils.model.load_valuehead_model asks for flash attention whatever the configuration says.
-        config = self.model_config.hf_config
-        config.num_labels, config.classifier_dropout, config.hidden_dropout = 1, 0.0, 0.0
-        dtype = PrecisionType.to_dtype(self.engine_config.model_dtype)
-        return AutoModelForTokenClassification.from_pretrained(
-            self.model_config.local_path, config=config, dtype=dtype, attn_implementation="sdpa"
-        )
 
     def initialize(self) -> None:
         use_all_cores()

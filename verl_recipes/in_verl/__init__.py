@@ -1,4 +1,22 @@
-"""What runs inside verl's processes on any device: the replay buffer, the alarms, the agent loop of an evaluation.
+"""What runs inside verl's processes on any device: attention, training engines, replay buffer, alarms, evaluation.
 
-verl loads it by the names in configs/. Imports run/, measure/ and settings/, data_prep and reward_score.
+verl imports this module in every process, by the `verl.plugins` entry point. It registers attention and engines once
+transformers' and verl's registries are loaded, so that a process which needs none of them imports neither. The rest
+verl loads by the names in configs/.
+
+Imports run/, measure/ and settings/, data_prep and reward_score.
 """
+
+import wrapt
+
+
+@wrapt.when_imported("transformers.modeling_utils")
+def _register_attention(module: object) -> None:
+    from verl_recipes.in_verl import attention
+
+    attention.register()
+
+
+@wrapt.when_imported("verl.workers.engine")
+def _register_engines(module: object) -> None:
+    from verl_recipes.in_verl import engines  # noqa: F401

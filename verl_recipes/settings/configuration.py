@@ -51,7 +51,13 @@ def from_count(gpus: int, nodes: int, values: dict[int, Any]) -> Any:
     return values[max((least for least in values if least <= gpus * nodes), default=min(values))]
 
 
+def attention() -> str:
+    """The attention of packed sequences: flash-attn's if that is installed, else torch's (in_verl/attention.py)."""
+    return "flash_attention_2" if find_spec("flash_attn") else "torch_varlen"
+
+
 OmegaConf.register_new_resolver("asset", asset, replace=True)
+OmegaConf.register_new_resolver("attention", attention, replace=True)
 OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
 OmegaConf.register_new_resolver("batch_for_ranks", batch_for_ranks, replace=True)
 OmegaConf.register_new_resolver("add", lambda *terms: sum(terms), replace=True)
@@ -89,6 +95,18 @@ def check_ranks(cfg: DictConfig) -> None:
     if cfg.trainer.n_gpus_per_node < 1 or (is_split(cfg) and cfg.actor_rollout_ref.rollout.n_gpus_per_node < 1):
         raise UserError(
             f"topology=split takes a GPU for generation, and hardware of one {cfg.card.name} has none left to train"
+        )
+
+
+def check_attention(cfg: DictConfig) -> None:
+    """Raise UserError where sequences are divided among ranks by what only flash-attn's attention does."""
+    actor, critic, model = cfg.actor_rollout_ref.actor.fsdp_config, cfg.critic.fsdp, cfg.actor_rollout_ref.model
+    ranks = max(actor.ulysses_sequence_parallel_size, critic.ulysses_sequence_parallel_size)
+    name = model.override_config.get("attn_implementation", "flash_attention_2")
+    if ranks > 1 and not name.startswith("flash_attention"):
+        raise UserError(
+            f"ulysses_sequence_parallel_size={ranks} needs flash-attn, and attn_implementation is {name}: install it "
+            "(docs/gpu.md), or leave the size at 1"
         )
 
 
@@ -134,6 +152,7 @@ def check_choice(cfg: DictConfig) -> None:
             "verl cannot keep the weights of a step's beginning on a CPU: with topology=split add "
             "algorithm.rollout_correction.bypass_mode=true, or updates=1"
         )
+    check_attention(cfg)
     if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < longest(cfg):
         raise UserError(
             f"a prompt and response of {longest(cfg)} tokens do not fit a micro-batch: raise "
