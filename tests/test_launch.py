@@ -205,20 +205,6 @@ def test_a_files_maker_is_named_only_if_it_makes_that_file():
     assert (line.state, "data_prep" in line.fix) == ("wrong", False)
 
 
-def test_doctor_finds_a_driver_too_old_cards_too_few_and_memory_in_use(tmp_path, monkeypatch):
-    cards = "NVIDIA A800-SXM4-80GB, 81920, 5000, 535.104.05"
-    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{cards}'\n", encoding="utf-8")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(machine, "cuda_of_torch", lambda: "13.0")
-    cfg = compose("train", "hardware=a800_x2")
-    lines = {line.text: line for line in machine.cards(gpu=True, cfg=cfg)}
-    few = next(line for text, line in lines.items() if "this run wants 2" in text)
-    assert (few.state, few.fix) == ("wrong", "gpus=1 among the overrides, and plan again")
-    assert next(line for text, line in lines.items() if "other programs" in text).state == "warning"
-    assert next(line for text, line in lines.items() if "needs 580" in text).state == "wrong"
-
-
 @pytest.mark.slow
 def test_doctor_asks_for_the_key_of_a_tracker_and_for_data_and_model(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))

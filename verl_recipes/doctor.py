@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from verl_recipes.run.machine import SETUP, Line, findings
+from verl_recipes.run.machine import SETUP, Line, findings, show
 
 
 def configuration(overrides: list[str], gpu: bool) -> tuple[Any, Line | None]:
@@ -34,8 +34,7 @@ def main(overrides: list[str]) -> int:
     cfg, refused = configuration(overrides, gpu)
     wrong = 0
     for line in ([refused] if refused else []) + list(findings(cfg.trainer.device != "cpu" if cfg else gpu, cfg)):
-        wrong += line.state == "wrong"
-        print(f"{line.state:<8} {line.text}" + (f"\n         fix: {line.fix}" if line.fix else ""), flush=True)
+        wrong += show(line)
     print(f"doctor: {wrong} wrong" if wrong else "doctor: nothing is wrong")
     return 1 if wrong else 0
 

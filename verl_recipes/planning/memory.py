@@ -92,6 +92,7 @@ def one_pass(
         "checkpointing": model.enable_gradient_checkpointing,
         "lora": lora,
         "scaled": cfg.actor_rollout_ref.rollout.temperature != 1.0,
+        "fused": bool(model.use_fused_kernels),
         "flash": packed,
     }
     return Pass(**(defaults | settings))

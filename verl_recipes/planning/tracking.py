@@ -13,9 +13,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from inspect import getsource
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 from verl_recipes.planning.model import BYTES
+
+PIECE = 512  # tokens; verl.utils.experimental.torch_functional.FusedLinearForPPO's chunk_size
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Pass:
     lora: str  # rank and target modules as JSON, "" for none
     scaled: bool  # logits are divided by a temperature other than 1
     entropy: bool
-    flash: bool  # flash-attn's cross entropy and a compiled entropy; else what verl does without them
+    fused: bool  # verl's fused kernels in torch: logits of PIECE tokens at a time
+    flash: bool  # if not, flash-attn's cross entropy and a compiled entropy; else what verl does without them
 
 
 def cached(work: Pass) -> dict[str, float]:
@@ -111,6 +115,8 @@ def meta_model(work: Pass) -> Any:
     model_class = AutoModelForTokenClassification if work.value_head else AutoModelForCausalLM
     with torch.device("meta"):
         model = model_class.from_config(config, dtype=dtype(work.model_dtype), attn_implementation="sdpa")
+        if work.fused and not work.value_head:
+            model.forward = MethodType(fused_forward, model)
         if work.lora:
             from peft import LoraConfig, get_peft_model
 
@@ -143,7 +149,8 @@ def shard(model: Any, mesh: Any, work: Pass) -> None:
     """Shard as verl.utils.fsdp_utils.apply_fsdp2 does: every layer, embedding and head if they are two, the root."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    ends = () if model.config.tie_word_embeddings else ("embed_tokens", "lm_head")
+    # verl_recipes/in_verl/engines.py: fused kernels read the head's weight with the root's.
+    ends = () if model.config.tie_word_embeddings or work.fused else ("embed_tokens", "lm_head")
     policy = MixedPrecisionPolicy(param_dtype=dtype(work.param_dtype), reduce_dtype=dtype(work.reduce_dtype))
     for name, module in list(model.named_modules()):
         if type(module).__name__ in model._no_split_modules or name.rpartition(".")[2] in ends:
@@ -156,7 +163,8 @@ def one_step(model: Any, work: Pass) -> tuple[dict[str, float], dict[str, float]
     import torch
     from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 
-    words = work.rows * work.tokens * model.config.vocab_size
+    tokens = work.rows * work.tokens
+    words = (min(tokens, PIECE) if work.fused else tokens) * model.config.vocab_size
 
     class Tracker(FSDPMemTracker):
         """Also says how much of the peak are tensors of one entry a token and word of the vocabulary."""
@@ -179,7 +187,7 @@ def one_step(model: Any, work: Pass) -> tuple[dict[str, float], dict[str, float]
     tracker.track_inputs((ids,))
     with tracker, torch.set_grad_enabled(work.train):
         output = model(input_ids=ids, use_cache=False).logits
-        loss = output.float().mean() if work.value_head else loss_of(output, ids, work)
+        loss = output.float().mean() if work.value_head or work.fused else loss_of(output, ids, work)
         del output
         if work.train:
             loss.backward()
@@ -190,6 +198,31 @@ def one_step(model: Any, work: Pass) -> tuple[dict[str, float], dict[str, float]
         (after,) = tracker.get_tracker_snapshot("current").values()
     at_peak, held = ({getattr(k, "value", k): float(v) for k, v in snapshot.items()} for snapshot in (peak, after))
     return at_peak, held, float(logits)
+
+
+def fused_forward(model: Any, input_ids: Any, **settings: Any) -> Any:
+    """A forward pass with log-probabilities in the place of logits, as verl's fused kernels in torch make them.
+
+    They go over PIECE tokens at a time, and compute the logits of each piece again in the backward pass.
+
+    Args:
+        model: a language model of transformers', whose `forward` this is.
+        input_ids: shape (rows, tokens).
+        settings: of its layers' pass.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_outputs import CausalLMOutput
+
+    weight = model.lm_head.weight
+
+    def log_probs(hidden: Any, ids: Any) -> Any:
+        logits = (hidden @ weight.t()).float()
+        return torch.gather(logits.log_softmax(-1), -1, ids[:, None])
+
+    hidden = model.model(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+    pieces = zip(hidden.split(PIECE), input_ids.flatten().split(PIECE), strict=True)
+    return CausalLMOutput(logits=torch.cat([checkpoint(log_probs, *piece, use_reentrant=False) for piece in pieces]))
 
 
 def loss_of(logits: Any, ids: Any, work: Pass) -> Any:

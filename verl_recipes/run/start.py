@@ -72,6 +72,7 @@ def environment_of(cfg: DictConfig, run: RunFolder) -> dict[str, str]:
     """Environment variables of verl and all its processes, beside this process's own."""
     environment = {"VERL_FILE_LOGGER_PATH": str(run.metrics_part.resolve())}
     environment |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}  # verl opens files without naming an encoding
+    environment["VLLM_NO_USAGE_STATS"] = "1"
     for tracker in cfg.trackers.values():
         environment |= tracker.environment
     if environment.get("SWANLAB_MODE") in ("offline", "local", "disabled"):
