@@ -175,8 +175,8 @@ def one_step(model: Any, work: Pass) -> tuple[dict[str, float], dict[str, float]
             before = sum(self._peak_mem.values())
             super()._update_peak_stats(peak_state)
             if sum(self._peak_mem.values()) > before:
-                held = (info.mem_consumed for info, _ in self._WINFO.values())
-                self.logits = sum(size for size in held if size in (2 * words, 4 * words))
+                infos = (info for info, _ in self._WINFO.values() if info.reftype.value in ("Activation", "Temp"))
+                self.logits = sum(info.mem_consumed for info in infos if info.mem_consumed in (2 * words, 4 * words))
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer_class = getattr(torch.optim, work.optimizer, torch.optim.AdamW)

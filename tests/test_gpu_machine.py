@@ -1,0 +1,190 @@
+"""A machine with a GPU, as far as it can be seen without one: what is looked at first, and what is fetched."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from configurations import compose
+
+from data_prep.cli import CONFIGS
+from verl_recipes.run import machine
+from verl_recipes.run.folder import RunFolder
+from verl_recipes.run.start import environment_of
+
+ROOT = CONFIGS.parent
+
+
+def program(folder, name, text):
+    """A program of this name in a folder, as a shell script."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def cards(folder, *lines):
+    program(folder, "nvidia-smi", "\n".join(f"echo '{line}'" for line in lines))
+
+
+A800 = "NVIDIA A800-SXM4-80GB, 81920, 5, 535.104.05"
+
+
+def test_doctor_finds_cards_too_few_and_memory_in_use(tmp_path, monkeypatch):
+    cards(tmp_path, A800.replace(" 5,", " 5000,"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    cfg = compose("train", "hardware=a800_x2")
+    lines = {line.text: line for line in machine.cards(gpu=True, cfg=cfg)}
+    few = next(line for text, line in lines.items() if "this run wants 2" in text)
+    assert (few.state, few.fix) == ("wrong", "gpus=1 among the overrides, and plan again")
+    assert next(line for text, line in lines.items() if "other programs" in text).state == "warning"
+
+
+@pytest.mark.parametrize(
+    ("version", "served", "state"),
+    [
+        ("535.104.05", (12, 2), "wrong"),
+        ("535.104.05", None, "wrong"),
+        ("535.104.05", (13, 0), "ok"),  # with the forward-compatibility package
+        ("580.65.06", (13, 0), "ok"),
+    ],
+)
+def test_a_driver_too_old_for_the_packages_is_the_first_thing_said_with_the_ways_on(
+    tmp_path, monkeypatch, version, served, state
+):
+    cards(tmp_path, A800.replace("535.104.05", version))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(machine, "cuda_of_driver", lambda: served)
+    for cuda in ("", "13.0"):  # before the packages are there, and afterwards
+        monkeypatch.setattr(machine, "cuda_of_torch", lambda cuda=cuda: cuda)
+        line = next(machine.findings(True, None))
+        assert (line.state, version in line.text) == (state, True)
+        if state == "wrong":
+            assert all(each in line.text for each in ("CUDA 13.0", "580"))
+            assert all(each in line.fix for each in ("cuda-compat-13-0", "CUDA 12", "docs/gpu.md"))
+
+
+def test_there_is_no_cuda_in_a_driver_that_is_not_there():
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("there is one")
+    assert machine.cuda_of_driver() is None
+
+
+def test_a_compiler_and_pythons_headers_are_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    lines = list(machine.compiler(gpu=True))
+    assert [line.state for line in lines] == ["wrong", "wrong"]
+    assert f"python3.{sys.version_info[1]}-dev" in lines[1].fix
+    program(tmp_path, "gcc", "")
+    (tmp_path / "Python.h").touch()
+    assert [line.state for line in machine.compiler(gpu=True)] == ["ok", "ok"]
+    assert list(machine.compiler(gpu=False)) == []
+
+
+def test_cupy_is_asked_for_where_some_gpus_only_generate():
+    def names(*overrides):
+        lines = machine.packages(gpu=True, cfg=compose("train", "hardware=a800_x4", *overrides))
+        return {line.text.split()[0] for line in lines}
+
+    assert "cupy-cuda13x" in names("topology=split") - names()
+    assert "flash-attn" not in names("topology=split")
+
+
+def test_a_package_that_verl_does_not_find_is_wrong(monkeypatch):
+    def line():
+        return [line for line in machine.packages(gpu=False, cfg=None) if "plug-in" in line.text or line.fix][-1]
+
+    assert line().state == "ok"
+    monkeypatch.setattr(machine.metadata, "entry_points", machine.metadata.EntryPoints)
+    assert (line().state, "pip install" in line().fix) == ("wrong", True)
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "a800_x1"])
+def test_neither_ray_nor_vllm_tells_its_makers_of_a_run(hardware, tmp_path):
+    environment = environment_of(compose("train", f"hardware={hardware}"), RunFolder(tmp_path))
+    assert environment["VLLM_NO_USAGE_STATS"] == "1"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """What launch/setup.sh reads, and a folder of programs that stand before the machine's."""
+    for name in ("launch", "requirements", "data_prep", "verl_recipes/run"):
+        shutil.copytree(ROOT / name, tmp_path / "checkout" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "verl_recipes/__init__.py"):
+        shutil.copy(ROOT / name, tmp_path / "checkout" / name)
+    (tmp_path / "bin").mkdir()
+    return tmp_path / "checkout"
+
+
+def setup(checkout, **environment):
+    environment = {"PATH": f"{checkout.parent / 'bin'}:{os.environ['PATH']}", "STACK": "gpu", **environment}
+    environment = {key: value for key, value in os.environ.items() if key != "FLASH_ATTN"} | environment
+    command = ["bash", "launch/setup.sh"]
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, encoding="utf-8", timeout=120)
+
+
+def venv_of_nothing(checkout):
+    """A python3 whose environments have a pip that fetches nothing and notes what it was asked for; those notes."""
+    notes = checkout.parent / "pip.txt"
+    pip = program(checkout.parent, "pip", f"echo \"$@\" >> '{notes}'")
+    make = f'mkdir -p "$3/bin"; cp \'{pip}\' "$3/bin/pip"; cp /bin/true "$3/bin/python"; exit'
+    rest = f"exec '{sys.executable}' \"$@\""
+    program(checkout.parent / "bin", "python3", f'[ "$1 $2" != "-m venv" ] || {{ {make}; }}\n{rest}')
+    return notes
+
+
+def test_a_machine_that_would_fail_is_refused_before_anything_is_fetched(checkout):
+    notes = venv_of_nothing(checkout)
+    cards(checkout.parent / "bin", A800)
+    result = setup(checkout)
+    assert result.returncode == 1
+    assert result.stdout.startswith("wrong    driver 535.104.05; packages built for CUDA 13.0 need 580 or later\n")
+    assert result.stderr.startswith("error: nothing was fetched yet")
+    assert not notes.exists()
+    assert not (checkout / ".venv-gpu").exists()
+
+
+def test_a_disk_too_small_is_named_with_what_is_written_to_it(checkout):
+    notes = venv_of_nothing(checkout)
+    program(checkout.parent / "bin", "df", "echo; echo disk 99999999 0 9000000 1% /")
+    result = setup(checkout, HOME=str(checkout.parent), TMPDIR=str(checkout.parent))
+    line = result.stderr.splitlines()[-1]
+    assert (result.returncode, notes.exists()) == (1, False)
+    assert line.startswith("error: making .venv-gpu needs 18000 MB of free disk at . ")
+    assert line.endswith("where 9000 are free")
+
+
+def test_flash_attn_is_installed_if_it_is_asked_for_and_only_once(checkout):
+    notes = venv_of_nothing(checkout)
+    program(checkout.parent / "bin", "nvidia-smi", "echo no device; exit 9")
+
+    def asked():
+        done = notes.read_text(encoding="utf-8") if notes.exists() else ""
+        notes.unlink(missing_ok=True)
+        return [line.split()[-1] for line in done.splitlines()]
+
+    result = setup(checkout)
+    assert result.returncode == 0, result.stderr
+    assert "nvidia-smi: no device" in result.stdout  # a warning: a login node makes it for the others
+    assert asked() == ["requirements/gpu.txt", "."]
+    for _ in range(2):
+        assert setup(checkout).returncode == 0
+        assert asked() == []
+    assert setup(checkout, FLASH_ATTN="flash.whl").returncode == 0
+    assert asked() == ["flash.whl"]
+    assert setup(checkout, FLASH_ATTN="flash.whl").returncode == 0
+    assert asked() == []
+
+
+def test_what_is_installed_unasked_comes_as_wheels():
+    """flash-attn is the package that would be compiled."""
+    for name in ("gpu", "gpu-run"):
+        text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+        assert not re.findall(r"^flash-attn", text, re.M)
+        assert {"setuptools==80.9.0", "cupy-cuda13x==14.0.1"} <= set(text.splitlines())
