@@ -50,6 +50,7 @@ def batch(cfg: Any, vocabulary: int) -> TensorDict:
     nested = {name: torch.nested.as_nested_tensor(each, layout=torch.jagged) for name, each in rows.items()}
     data = TensorDict(nested, batch_size=SEQUENCES)
     settings = {"use_remove_padding": False, "temperature": 1.0, "calculate_entropy": False, "pad_token_id": 0}
+    settings["use_fused_kernels"] = cfg.actor_rollout_ref.model.use_fused_kernels
     tu.assign_non_tensor(data, **settings, global_batch_size=SEQUENCES, use_dynamic_bsz=False)
     return data
 
@@ -66,7 +67,7 @@ def peak(profiler: Any) -> int:
 
 def main() -> None:
     torch.set_num_threads(1)
-    cfg = compose("train", ["recipe=tiny", "actor_rollout_ref.actor.optim.optimizer=AdamW"])
+    cfg = compose("train", ["recipe=tiny", "gpus=1", "actor_rollout_ref.actor.optim.optimizer=AdamW"])
     planned = cached(passes(cfg)["actor"])  # before there is a process group that is more than fake
     initialize_global_process_group_ray()
     actor = cfg.actor_rollout_ref.actor

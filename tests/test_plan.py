@@ -105,12 +105,13 @@ def test_logits_take_two_bytes_a_token_and_word_and_a_temperature_makes_a_copy()
     assert (plain["logits"], scaled["logits"]) == (2 * words, 4 * words)
 
 
-def test_fused_kernels_hold_the_logits_of_a_piece_and_not_of_a_micro_batch():
-    whole, fused = (tracking.track(replace(qwen(num_hidden_layers=1), tokens=8192, fused=fused)) for fused in (0, 1))
-    piece = 4 * tracking.PIECE * 151936  # fp32
-    assert fused["logits"] in (piece, 2 * piece, 3 * piece, 4 * piece)
-    assert sum(whole.values()) - sum(fused.values()) > whole["logits"] - 6 * piece
-    assert (whole["parameters"], whole["gradients"]) == (fused["parameters"], fused["gradients"])
+def test_fused_kernels_hold_no_logits_of_a_whole_micro_batch():
+    def held(fused, tokens):
+        work = replace(qwen(num_hidden_layers=1), fused=fused, train=False, tokens=tokens)
+        return sum(tracking.track(work).values())
+
+    whole, fused = (held(kind, 8192) - held(kind, 4096) for kind in (False, True))
+    assert whole - fused > 0.95 * 2 * 4096 * 151936
 
 
 def test_lora_trains_adapters_alone():
