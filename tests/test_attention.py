@@ -75,6 +75,17 @@ def test_packed_sequences_give_the_values_and_gradients_of_separate_ones(heads, 
     assert_same_gradients(varlen, sdpa)
 
 
+def test_where_sequences_begin_is_found_once_a_pass_and_anew_for_other_positions():
+    _, varlen = two(False, (4, 2), num_hidden_layers=3)
+    varlen.train()
+    varlen.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for lengths in (LENGTHS, LENGTHS[::-1]):
+        ids, positions = packed(lengths)
+        before = attention.sequences.cache_info().misses
+        varlen(input_ids=ids, position_ids=positions, use_cache=False).logits.sum().backward()
+        assert attention.sequences.cache_info().misses == before + 1
+
+
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama"])
 def test_every_family_of_models_hands_its_positions_on(model_type):
     sdpa, varlen = two(False, (4, 2), model_type=model_type, head_dim=8)

@@ -18,20 +18,21 @@ NAME = "torch_varlen"
 
 @lru_cache(maxsize=1)  # all layers of a pass share their positions, and the length of the longest waits for the GPU
 def sequences(
-    position_ids: torch.Tensor, mask: torch.Tensor | None
+    position_ids: torch.Tensor, mask: torch.Tensor | None, rows: int
 ) -> tuple[torch.Tensor | None, torch.Tensor, list[int]]:
     """Where sequences begin and end in a batch whose rows may hold several, one after another.
 
     Args:
-        position_ids: shape (rows, tokens). A sequence begins at each 0, and at the first token of a row.
-        mask: whether a token is one of a sequence or padding, same shape; None if there is no padding.
+        position_ids: shape (rows or 1, tokens). A sequence begins at each 0, and at the first token of a row.
+        mask: whether a token is one of a sequence or padding, shape (rows, tokens); None if there is no padding.
+        rows: of the batch.
 
     Returns:
         indices of the tokens that are no padding, in the flattened batch; None for all of them;
         borders in what they select, from 0 to its length, shape (sequences + 1,), int32;
         the length of each sequence.
     """
-    begins = position_ids == 0
+    begins = (position_ids == 0).repeat(rows // len(position_ids), 1)
     begins[:, 0] = True
     where = None
     if mask is not None:
@@ -102,7 +103,7 @@ def torch_varlen(
     rows, heads, tokens, width = query.shape
     if position_ids is None or key.shape[2] != tokens or not getattr(module, "is_causal", True):
         raise ValueError(f"{NAME} is for training decoders that hand position_ids to their layers, without a cache")
-    where, borders, lengths = sequences(position_ids.expand(rows, -1), attention_mask)
+    where, borders, lengths = sequences(position_ids, attention_mask, rows)
     asked = {"dropout": dropout, "softcap": kwargs.get("softcap"), "s_aux": kwargs.get("s_aux")}
     asked["sliding_window"] = sliding_window is not None and sliding_window < max(lengths)
     if unknown := [name for name, given in asked.items() if given is not None and given is not False and given != 0.0]:
