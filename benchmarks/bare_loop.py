@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from datasets import load_dataset
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from data_prep.cli import CONFIGS
+from data_prep.cli import compose
 from reward_score import countdown, random_control
 from verl_recipes.settings import configuration  # noqa: F401  (its resolvers)
 from verl_recipes.settings.sizes import MICRO_BATCH
@@ -83,8 +82,7 @@ def update(model: Any, optimizer: Any, rows: list[tuple[list[int], list[int], fl
 
 
 def main(arguments: list[str]) -> None:
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        cfg = compose("train")
+    cfg = compose("train", [])
     actor = cfg.actor_rollout_ref.actor
     options = OmegaConf.merge(
         {

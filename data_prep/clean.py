@@ -47,7 +47,7 @@ class Problems(NamedTuple):
     place: Array
 
 
-def integer(value: Any, largest: int) -> str | None:
+def integer_fault(value: Any, largest: int) -> str | None:
     """What is wrong with a value that should be an integer in 1..largest."""
     if value is None:
         return "null"
@@ -78,9 +78,9 @@ def fault(numbers: Any, target: Any) -> tuple[str, str] | None:
     if not 2 <= len(numbers) <= MAX_COUNT:
         return "numbers", f"{len(numbers)} numbers, 2 to {MAX_COUNT} are expected"
     for value in numbers:
-        if reason := integer(value, MAX_NUMBER):
+        if reason := integer_fault(value, MAX_NUMBER):
             return "numbers", reason
-    reason = integer(target, MAX_TARGET)
+    reason = integer_fault(target, MAX_TARGET)
     return ("target", reason) if reason else None
 
 

@@ -52,7 +52,7 @@ class Engine(Protocol):
         """Nothing more will be asked."""
 
 
-def follow() -> None:
+def end_with_parent() -> None:
     """As a worker: leave Ctrl-C to the parent, and end when it ends. A fork would else live on and hold its locks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -67,7 +67,7 @@ class Local:
         self.pool = None
         if workers > 1:
             # Forked, which starts at once, and now, while Arrow has no threads that a fork would leave behind.
-            self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=follow)
+            self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=end_with_parent)
             self.pool.submit(int).result()
 
     def call(self, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> list[Any]:

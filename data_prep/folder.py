@@ -50,7 +50,7 @@ def publish(new: Path, out: Path) -> None:
                 raise
 
 
-def sweep(out: Path) -> None:
+def remove_leftovers(out: Path) -> None:
     """Remove what killed writers of `out` left: hidden folders beside it whose lock no process holds."""
     for folder in out.parent.glob(f".{glob.escape(out.name)}-*"):
         try:
@@ -73,7 +73,7 @@ def replaced(out: Path) -> Iterator[Path]:
     out = out.resolve()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        sweep(out)
+        remove_leftovers(out)
         # The lock lies beside the folder that will be `out`, in the one that is removed in the end.
         hidden = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         try:

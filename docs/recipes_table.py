@@ -9,11 +9,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hydra
 from omegaconf import OmegaConf
 
 import verl_recipes.settings.configuration  # noqa: F401  registers the resolvers
-from data_prep.cli import CONFIGS
+from data_prep.cli import CONFIGS, compose
 
 DOCS = Path(__file__).resolve().parent
 HEAD = {"en": ("setting", "published", "at", "here", "why"), "zh": ("设置", "公布的", "出处", "这里的", "原因")}
@@ -65,8 +64,7 @@ def tables() -> dict[str, dict[str, str]]:
     published = read_published()
     result = {}
     for recipe, entry in published["recipes"].items():
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = hydra.compose("train", [f"recipe={recipe}", *entry["with"]])
+        config = compose("train", [f"recipe={recipe}", *entry["with"]])
         rows: dict[str, list[tuple[str, ...]]] = {language: [HEAD[language], ("---",) * 5] for language in HEAD}
         for row in entry["rows"]:
             name, why = f"`{row['key']}`" if "key" in row else row["name"], row.get("why")

@@ -163,14 +163,14 @@ def test_the_guard_knows_that_top_p_makes_probabilities_larger(monkeypatch):
             agree(wrong, actor, share)
     for text, share in (("0.7,-1", 0.7), ("1.0,20", 0.0), ("1,-1", 1.0)):
         monkeypatch.setenv(engine.SAMPLING, text)
-        assert engine.kept() == share
+        assert engine.kept_share() == share
 
 
 @pytest.mark.slow
 def test_a_tensor_larger_than_the_bucket_arrives_whole_in_pieces_that_fit():
     import asyncio
 
-    from verl_recipes.cpu.weight_socket import in_pieces, whole
+    from verl_recipes.cpu.weight_socket import in_pieces, joined
 
     sent = {
         "embedding": torch.arange(70.0).view(10, 7),
@@ -185,7 +185,7 @@ def test_a_tensor_larger_than_the_bucket_arrives_whole_in_pieces_that_fit():
     for size in (64, 100, 10_000):
         received = asyncio.run(pieces(size))
         assert all(weight.nbytes <= size for _, weight in received)
-        torch.testing.assert_close(dict(whole(received)), sent, rtol=0, atol=0)
+        torch.testing.assert_close(dict(joined(received)), sent, rtol=0, atol=0)
 
 
 def test_weights_arrive_over_gloo_as_they_were_sent(monkeypatch):

@@ -131,7 +131,7 @@ def test_fewer_steps_than_are_done_are_refused(checkpoints, cfg):
     cfg.trainer.total_training_steps = 8
     check_resume(cfg, RunFolder(checkpoints.parent), 8)
     cfg.trainer.total_training_steps = 7
-    with pytest.raises(UserError, match="is at step 8 already"):
+    with pytest.raises(UserError, match="is already at step 8"):
         check_resume(cfg, RunFolder(checkpoints.parent), 8)
 
 

@@ -196,10 +196,10 @@ def test_nothing_that_doctor_or_a_page_advises_stops_or_deletes_what_may_be_anot
 
 def test_a_files_maker_is_named_only_if_it_makes_that_file():
     made_by = "python -m data_prep source=hub out=data/mini_r1"
-    assert preflight.maker("data/mini_r1/test.parquet", made_by) == made_by
-    assert preflight.maker("data/tiny/train.parquet", "python -m data_prep") == "python -m data_prep"
+    assert preflight.command_that_makes("data/mini_r1/test.parquet", made_by) == made_by
+    assert preflight.command_that_makes("data/tiny/train.parquet", "python -m data_prep") == "python -m data_prep"
     for file in ("mine.parquet", "data/mini_r1/other.parquet", "data/tiny/train.parquet"):
-        assert preflight.maker(file, made_by) == ""
+        assert preflight.command_that_makes(file, made_by) == ""
     cfg = compose("train", "data.train_files=mine.parquet")
     (line, _) = machine.data(cfg=cfg)
     assert (line.state, "data_prep" in line.fix) == ("wrong", False)
@@ -223,23 +223,23 @@ def test_a_cluster_without_enough_nodes_is_told_from_one_with():
     def node(gpus, alive=True):
         return {"Alive": alive, "Resources": {"GPU": float(gpus)} if gpus else {}}
 
-    assert cluster.missing([node(8), node(8), node(0)], 2, 8, 16) == ""
-    assert "nodes of [8, 0] GPUs" in cluster.missing([node(8), node(8, alive=False), node(0)], 2, 8, 16)
-    assert cluster.missing([node(3), node(3)], 2, 2, 6) == ""  # split: two train, one generates
-    assert cluster.missing([node(2), node(2)], 2, 2, 6) != ""
+    assert cluster.missing_nodes([node(8), node(8), node(0)], 2, 8, 16) == ""
+    assert "nodes of [8, 0] GPUs" in cluster.missing_nodes([node(8), node(8, alive=False), node(0)], 2, 8, 16)
+    assert cluster.missing_nodes([node(3), node(3)], 2, 2, 6) == ""  # split: two train, one generates
+    assert cluster.missing_nodes([node(2), node(2)], 2, 2, 6) != ""
 
 
 def test_another_run_in_the_cluster_is_known_by_its_queue():
     server, queue = ({"name": "any", "namespace": namespace} for namespace in ("of a job", "transfer_queue"))
-    assert cluster.occupied([server]) == ""
-    assert "a run is on the Ray cluster still" in cluster.occupied([server, queue])
+    assert cluster.other_run([server]) == ""
+    assert "another run is on the Ray cluster" in cluster.other_run([server, queue])
 
 
 def test_a_node_that_ray_still_calls_alive_must_answer():
     with socket.create_server(("127.0.0.1", 0)) as server:
         node = {"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": server.getsockname()[1]}
-        assert cluster.answers(node)
-    assert not cluster.answers(node)
+        assert cluster.node_answers(node)
+    assert not cluster.node_answers(node)
 
 
 def test_a_node_that_stays_away_ends_the_run_with_one_line_that_says_how_to_go_on(tmp_path, monkeypatch):
@@ -260,7 +260,7 @@ def test_a_job_joins_its_cluster_with_its_environment():
     config = {
         "ray_kwargs": {"ray_init": {"num_cpus": 16, "num_gpus": 8, "object_store_memory": 1, "log_to_driver": True}}
     }
-    cluster.join(config, {"VERL_PLATFORM": "cpu"})
+    cluster.join_cluster(config, {"VERL_PLATFORM": "cpu"})
     expected = {"log_to_driver": True, "runtime_env": {"env_vars": {"VERL_PLATFORM": "cpu"}}}
     assert config["ray_kwargs"]["ray_init"] == expected
 
@@ -357,7 +357,7 @@ def test_a_node_count_that_is_not_met_is_said_within_a_minute(two_nodes, tmp_pat
     assert result.returncode != 0
     unknown = two_nodes.submit("attach=none_such")
     assert (unknown.returncode, len(unknown.stderr.splitlines())) == (1, 1), unknown.stderr
-    assert "3 nodes of 1 GPUs (3 in all) are wanted, and the Ray cluster has nodes of [1, 1] GPUs" in result.stdout
+    assert "3 nodes of 1 GPUs (3 in all) are needed, and the Ray cluster has nodes of [1, 1] GPUs" in result.stdout
     assert not (tmp_path / "run").exists()
 
 
@@ -375,7 +375,7 @@ ray.get(controller.__ray_ready__.remote())
 cluster.await_nodes(sys.argv[1], 2, 1, 2, patience=1)
 """
     result = two_nodes.run(sys.executable, "-c", code, f"{two_nodes.ips[0]}:6379")
-    assert (result.returncode, result.stderr.splitlines()[-1][:37]) == (1, "error: a run is on the Ray cluster st")
+    assert (result.returncode, result.stderr.splitlines()[-1][:37]) == (1, "error: another run is on the Ray clus")
 
 
 def steps_of(run_dir):

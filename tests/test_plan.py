@@ -219,7 +219,7 @@ PPO_7B = ["recipe=tinyzero_ppo", "model=qwen2.5_7b", "hardware=a800_x8"]
 def test_a_7b_with_a_critic_needs_182_gb_a_checkpoint_and_is_refused_with_73_free(tmp_path, monkeypatch):
     """Weights and two moments in fp32, twice; the free disk is the one thing that no test can have for real."""
     cfg = compose("train", *PPO_7B, f"run_dir='{tmp_path}'")
-    count = model.parameters(cfg)
+    count = model.parameter_count(cfg)
     assert count == 7_615_616_512
     assert space.checkpoint_bytes(cfg, count) == 24 * count == pytest.approx(182e9, rel=0.01)
     monkeypatch.setattr(space, "free_disk", lambda folder: 73 * 10**9)
@@ -272,11 +272,11 @@ def test_checkpoints_are_no_more_than_the_run_saves_and_those_on_the_disk_count(
 @pytest.mark.parametrize("name", ["tiny", *(f"qwen2.5_{size}" for size in ("0.5b", "1.5b", "3b", "7b"))])
 def test_the_count_from_a_config_is_the_recorded_one_but_for_biases(name):
     architecture = OmegaConf.load(CONFIGS / "model" / f"{name}.yaml").architecture
-    assert model.count(architecture) == pytest.approx(architecture.parameters, rel=0.01)
+    assert model.count_by_shape(architecture) == pytest.approx(architecture.parameters, rel=0.01)
 
 
 def test_a_models_weights_are_counted_from_their_headers():
-    assert model.weights_of(ROOT / "assets" / "tiny_base") == 502_912
+    assert model.count_in_files(ROOT / "assets" / "tiny_base") == 502_912
 
 
 @pytest.fixture
@@ -297,7 +297,7 @@ def test_a_model_in_the_cache_is_one_for_preflight_and_doctor_without_a_network(
     cfg = compose("train", "model=local", "actor_rollout_ref.model.path=some/model")
     preflight.check_model("some/model")
     assert [line.state for line in machine.hub(cfg=cfg)] == ["ok"]
-    assert model.parameters(cfg) == 502_912
+    assert model.parameter_count(cfg) == 502_912
     next(cached_model.glob("*.safetensors")).unlink()
     with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set, and the .* has no \*.safetensors") as error:
         preflight.check_model("some/model")

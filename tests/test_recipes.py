@@ -292,7 +292,7 @@ def test_a_trackers_missing_key_or_package_is_one_line(monkeypatch, tmp_path):
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("verl_recipes.run.trackers.find_spec", lambda name: name)
-    monkeypatch.setattr("verl_recipes.run.trackers.answers", lambda address: True)
+    monkeypatch.setattr("verl_recipes.run.trackers.server_answers", lambda address: True)
     for name in ("wandb", "swanlab"):
         with pytest.raises(UserError, match=f"tracker={name}: no key"):
             told(name)

@@ -21,7 +21,7 @@ from verl_recipes.measure.batch import component_metrics
 from verl_recipes.run import preflight as checks
 from verl_recipes.run import supervise
 from verl_recipes.run.folder import RunFolder
-from verl_recipes.run.log import reason
+from verl_recipes.run.log import last_error
 from verl_recipes.run.start import merge_metrics
 
 ROOT = CONFIGS.parent
@@ -57,7 +57,7 @@ def test_degenerate_output_ends_a_run_after_that_many_steps_and_names_the_last_g
         f"\x1b[36m(TaskRunner pid=7)\x1b[0m verl_recipes.in_verl.alarms.DegenerateOutputError: {caught.value}\n"
         "ray.exceptions.RayTaskError(DegenerateOutputError): ray::TaskRunner.run() (pid=7)\n"
     )
-    assert reason(tmp_path / "log.txt").endswith(str(caught.value))
+    assert last_error(tmp_path / "log.txt").endswith(str(caught.value))
 
 
 def test_without_a_good_checkpoint_the_alarm_says_so(tmp_path):
@@ -135,9 +135,9 @@ def test_what_a_killed_run_left_goes_at_the_next_start_and_no_live_runs_folder(m
     killed, unseen, foreign = (tmp_path / f"{supervise.SCRATCH}{name}" for name in ("1-x", "99999999-x", "notes"))
     for folder in (killed, unseen, foreign):
         folder.mkdir()
-    supervise.hold(killed).close()
+    supervise.lock_scratch(killed).close()
     (killed / supervise.NOTED).write_text(segment.name, encoding="utf-8")
-    with supervise.hold(unseen):
+    with supervise.lock_scratch(unseen):
         assert supervise.abandoned_scratch() == [killed]
         supervise.remove(killed)
         assert set(tmp_path.iterdir()) == {unseen, foreign}
@@ -311,7 +311,7 @@ def test_the_reason_of_a_failure_is_the_last_exception(tmp_path):
         "\x1b[36m(WorkerDict pid=7)\x1b[0m     raise RuntimeError(\n"
         "ray.exceptions.RayTaskError(RuntimeError): ray::TaskRunner.run()\nSet the environment variable\n"
     )
-    assert reason(log, offset=30) == "OSError: no file"
-    assert reason(log, offset=log.stat().st_size) == "it told of no error"
+    assert last_error(log, offset=30) == "OSError: no file"
+    assert last_error(log, offset=log.stat().st_size) == "the log contains no error message"
     log.write_text("Exception: The current node timed out during startup.\n")
-    assert reason(log) == "Exception: The current node timed out during startup."
+    assert last_error(log) == "Exception: The current node timed out during startup."

@@ -50,7 +50,7 @@ from data_prep.cli import CONFIGS
 from verl_recipes.run import start, supervise
 from verl_recipes.run.folder import RunFolder
 from verl_recipes.settings import configuration
-start.TELLING, supervise.TEMPORARY, sys.executable = 1, Path.cwd(), str(Path("python").resolve())
+start.SENDING, supervise.TEMPORARY, sys.executable = 1, Path.cwd(), str(Path("python").resolve())
 with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
     cfg = hydra.compose("train", ["run_dir=run", "hardware=rtx4090_x1", *sys.argv[1:]])
 Path("run").mkdir()
@@ -82,7 +82,7 @@ def serving(tracker, address, folder):
     null = subprocess.DEVNULL
     process = subprocess.Popen(command, cwd=folder, stdout=null, stderr=null, start_new_session=True)
     try:
-        wait_for(lambda: checks.answers(address), process)
+        wait_for(lambda: checks.server_answers(address), process)
         yield process
     finally:
         with suppress(ProcessLookupError):
@@ -116,7 +116,7 @@ def test_a_server_that_is_gone_is_one_line_before_anything_starts(tmp_path, addr
 def test_a_server_that_takes_the_connection_and_says_nothing_does_not_answer(monkeypatch):
     monkeypatch.setattr(checks, "ANSWER_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert not checks.answers(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert not checks.server_answers(f"http://127.0.0.1:{silent.getsockname()[1]}")
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "swanlab"])
@@ -131,7 +131,7 @@ def test_the_question_for_an_address_starts_nothing_that_stays(monkeypatch, addr
 
 def test_a_server_that_refuses_does_answer(tmp_path, address):
     with serving("wandb", address, tmp_path):
-        assert checks.answers(address)  # with status 501: it knows no HEAD
+        assert checks.server_answers(address)  # with status 501: it knows no HEAD
 
 
 def test_an_address_with_a_password_is_refused_without_telling_it(tmp_path):
@@ -199,13 +199,13 @@ def step(number):
 
 def test_verl_that_waits_for_a_server_after_its_last_step_is_ended_and_the_run_goes_on(tmp_path):
     result = started(tmp_path, f"{step(1)}\n{step(2)}\nsleep 600")
-    assert "verl has not ended 1 s after its last step" in result.stdout, result.stderr
+    assert "verl was ended: it still ran 1 s after its last step" in result.stdout, result.stderr
     assert "went on" in result.stdout
 
 
 def test_verl_that_fails_after_its_last_step_is_told_of_and_the_run_goes_on(tmp_path):
     result = started(tmp_path, f"{step(2)}\necho 'mlflow.MlflowException: no connection'\nexit 1")
-    assert "verl's last step is done, and after it: mlflow.MlflowException: no connection" in result.stdout
+    assert "verl's last step is done, but then: mlflow.MlflowException: no connection" in result.stdout
     assert "went on" in result.stdout
 
 

@@ -4,7 +4,7 @@
     KV cache of vLLM, and how many sequences it holds at once
     seconds a step by part, hours, GPU-hours and price of the whole run
 
-plan.sweep=true prints one row for each option of `hardware` instead. The exit status is 1 if the run does not fit,
+plan.sweep=true prints a row for each card and number of cards instead. The exit status is 1 if the run does not fit,
 unless force=true. Nothing is started and no weights are fetched; a GPU is not needed.
 """
 
@@ -17,14 +17,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.cli import CONFIGS, UserError, command, compose
+from data_prep.cli import UserError, command, compose
 from verl_recipes.planning import time as plan_time
 from verl_recipes.planning.estimate import estimate, gpu_of
 from verl_recipes.planning.memory import GIB, phases
+from verl_recipes.planning.model import facts
 from verl_recipes.settings.configuration import check_ranks, gpus_of, longest
 from verl_recipes.settings.schema import TrainKeys
 
-SWEEP = ("hardware", "fits", "tightest phase", "GiB", "sequences at once", "s a step", "hours", "GPU-hours", "price")
+SIZES = ((1, 1), (2, 1), (4, 1), (8, 1), (8, 2))  # of a sweep: gpus of each machine, and nodes
+COLUMNS = (
+    *("card", "gpus", "nodes", "fits", "tightest phase", "GiB"),
+    *("sequences at once", "s a step", "hours", "GPU-hours", "price"),
+)
 
 
 def price_text(price: list[str] | None) -> str:
@@ -103,12 +108,11 @@ def show(cfg: DictConfig, console: Console) -> list[str]:
     return found["problems"]
 
 
-def sweep_row(name: str, found: dict[str, Any]) -> list[str]:
-    """The cells of one option of `hardware`."""
+def sweep_row(found: dict[str, Any]) -> list[str]:
+    """What a sweep shows of one estimate."""
     phase, parts = max(found["memory"].items(), key=lambda item: sum(item[1].values()))
     total = sum(found["hours"].values())
     return [
-        name,
         "no" if found["problems"] else "yes",
         phase,
         f"{sum(parts.values()) / GIB:.0f} of {found['gpu']['memory_gib']:.0f}",
@@ -121,20 +125,19 @@ def sweep_row(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def sweep(overrides: list[str], console: Console) -> Table:
-    """One row for each option of hardware that has a GPU; a card's own name only if no NAME_x1 says the same."""
-    table = Table(*SWEEP, box=box.MARKDOWN)
-    names = sorted(path.stem for path in (CONFIGS / "hardware").glob("*.yaml"))
-    for name in (name for name in names if f"{name}_x1" not in names):
-        cfg = compose("train", [*overrides, f"hardware={name}"], TrainKeys)
-        if gpu_of(cfg) is None:
-            continue
-        try:
-            check_ranks(cfg)
-        except UserError:
-            table.add_row(f"`{name}`", "no", *["-"] * (len(SWEEP) - 2))
-            continue
-        with console.status(f"{name} ..."):
-            table.add_row(*sweep_row(f"`{name}`", estimate(cfg)))
+    """A row for each card of configs/facts/gpus.yaml in each of SIZES."""
+    table = Table(*COLUMNS, box=box.MARKDOWN)
+    for card in facts("gpus"):
+        for gpus, nodes in SIZES:
+            cfg = compose("train", [*overrides, f"hardware={card}", f"gpus={gpus}", f"nodes={nodes}"], TrainKeys)
+            row = [card, str(gpus), str(nodes)]
+            try:
+                check_ranks(cfg)
+            except UserError:
+                table.add_row(*row, "no", *["-"] * 7)
+                continue
+            with console.status(f"{gpus * nodes} x {card} ..."):
+                table.add_row(*row, *sweep_row(estimate(cfg)))
     return table
 
 
@@ -143,7 +146,7 @@ def main(cfg: DictConfig) -> None:
     logging.getLogger("torch").setLevel(logging.ERROR)
     console = Console() if Console().is_terminal else Console(width=160)
     if cfg.plan.sweep:
-        overrides = [each for each in sys.argv[1:] if not each.startswith("hardware=")]
+        overrides = [each for each in sys.argv[1:] if not each.startswith(("hardware=", "gpus=", "nodes="))]
         console.print(sweep(overrides, console))
         return
     with console.status("torch's memory tracker, half a minute the first time ..."):

@@ -81,7 +81,7 @@ def read_problem(line: str) -> tuple[list[int], int]:
     return numbers, target
 
 
-def ask() -> str:
+def read_line() -> str:
     """A line of the player's; empty at the end of the input too."""
     try:
         return input(f"\n{ASK}").strip()
@@ -161,7 +161,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.numbers is not None:
         player.play(list(cfg.numbers), cfg.target)
         return
-    while line := ask():
+    while line := read_line():
         try:
             player.play(*read_problem(line))
         except UserError as error:

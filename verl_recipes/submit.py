@@ -19,7 +19,7 @@ from typing import Any
 import verl_recipes.settings.configuration  # noqa: F401  registers Hydra's resolvers
 from data_prep import SHIPPED
 from data_prep.cli import HELP, UserError, compose, in_one_line
-from verl_recipes.run.preflight import maker
+from verl_recipes.run.preflight import command_that_makes
 from verl_recipes.settings.schema import TrainKeys
 
 PACKAGES = ("data_prep", "reward_score", "verl_recipes")
@@ -45,7 +45,7 @@ def staged(cfg: Any, folder: Path) -> None:
             if ".." in path.parts:
                 raise UserError(f"{path} lies outside this folder, and would not go with the job: give its full path")
             if not path.is_file():
-                command = maker(name, cfg.data.made_by)
+                command = command_that_makes(name, cfg.data.made_by)
                 raise UserError(f"{path} does not exist" + (f"; make it with `{command}`" if command else ""))
             (folder / path.parent).mkdir(parents=True, exist_ok=True)
             for source in {path, path.parent / "manifest.json"}:

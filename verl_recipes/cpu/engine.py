@@ -56,7 +56,7 @@ def agreement(responses: torch.Tensor, rollout: torch.Tensor, log_probs: torch.T
     return value
 
 
-def kept() -> float:
+def kept_share() -> float:
     """The share of the probability that sampling keeps at least; 0 if that is not known, as with top_k."""
     top_p, top_k = (float(each) for each in os.environ.get(SAMPLING, "1,-1").split(","))
     return 0.0 if top_k > 0 else top_p
@@ -124,7 +124,7 @@ class CPUEngineWithLMHead(PolicyEngine):
             tu.assign_non_tensor(data, return_model_output=True)
         output = in_order_of_length(super().forward_backward_batch, data, loss_function, forward_only)
         if check:
-            value = agreement(data["responses"], rollout, output["model_output"]["log_probs"], kept())
+            value = agreement(data["responses"], rollout, output["model_output"]["log_probs"], kept_share())
             self.unchecked = False
             if not forward_only:  # for the other pass verl has a metric
                 output["metrics"]["rollout_actor_probs_pearson_corr"] = [value]

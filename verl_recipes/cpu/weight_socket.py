@@ -19,7 +19,7 @@ from verl.workers.rollout.vllm_rollout import ServerAdapter
 PIECE = "/piece"  # ends the name of a piece; no parameter's name has a slash
 
 
-def own(handle: str) -> str:
+def own_address(handle: str) -> str:
     """verl's address of the socket, with the run's folder (run/supervise.py sets TMPDIR) in place of /tmp."""
     return handle.replace("ipc:///tmp/", f"ipc://{os.environ.get('TMPDIR', '/tmp')}/")
 
@@ -39,7 +39,7 @@ async def in_pieces(weights: Any, size: int) -> AsyncIterator[tuple[str, torch.T
             yield name + PIECE, piece
 
 
-def whole(received: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+def joined(received: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors that `in_pieces` was given; one at a time is joined."""
     pieces: dict[str, list[torch.Tensor]] = {}
     for name, weight in received:
@@ -55,7 +55,7 @@ class CPUServerAdapter(ServerAdapter):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.zmq_handle = own(self.zmq_handle)
+        self.zmq_handle = own_address(self.zmq_handle)
 
     async def update_weights(self, weights: Any, *args: Any, **kwargs: Any) -> None:
         bucket = self.config.checkpoint_engine.update_weights_bucket_megabytes << 20

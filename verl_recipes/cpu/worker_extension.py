@@ -10,14 +10,14 @@ from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedW
 from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-from verl_recipes.cpu.weight_socket import own, whole
+from verl_recipes.cpu.weight_socket import joined, own_address
 
 
 class CPUWorkerExtension(vLLMColocateWorkerExtension):
-    """Loads whole models; a LoRA adapter goes verl's own way."""
+    """Loads joined models; a LoRA adapter goes verl's own way."""
 
     def _get_zmq_handle(self) -> str:
-        return own(super()._get_zmq_handle())
+        return own_address(super()._get_zmq_handle())
 
     def update_weights_from_ipc(
         self, peft_config: dict | None = None, base_sync_done: bool = False, use_shm: bool = False
@@ -30,7 +30,7 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
         receiver.receive_weights(  # clone: the next bucket overwrites this one
             lambda bucket, is_last: received.extend((name, weight.clone()) for name, weight in bucket)
         )
-        self.model_runner.reload_weights(weights_iterator=whole(received))
+        self.model_runner.reload_weights(weights_iterator=joined(received))
         # A tied lm_head (the embedding itself) is not packed again by the reload, and would go on sampling from the
         # weights of the step before: the run looks healthy and learns nothing.
         for layer in self.model_runner.get_model().modules():

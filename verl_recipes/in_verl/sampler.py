@@ -38,12 +38,12 @@ POLL_SECONDS = 0.05
 FIELDS = ["prompts", "responses", "reward_model", "data_source", "extra_info", "extra_fields", "rm_scores"]
 
 
-def plain(value: Any) -> Any:
+def for_json(value: Any) -> Any:
     """numpy's scalars and arrays as Python's, for JSON."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def number(value: Any) -> Any:
+def as_float(value: Any) -> Any:
     """Numbers and one-element tensors as floats: verl's own reward managers mix them from response to response."""
     return float(value) if isinstance(value, int | torch.Tensor) and not isinstance(value, bool) else value
 
@@ -127,14 +127,14 @@ class CountdownReplayBuffer(ReplayBuffer):
             "response_tokens": len(responses),
             "truncated": len(responses) >= self.sampler_kwargs["response_length"],
             "repeated": repetition(text) == 1.0,
-        } | scored({name: number(value) for name, value in verdict.items()}, float(rm_scores.sum()))
+        } | scored({name: as_float(value) for name, value in verdict.items()}, float(rm_scores.sum()))
 
     def write(self, rows: list[dict[str, Any]], split: str, step: int) -> None:
         """Add rows to the file of their step, which is whole at every moment."""
         everything = self.rows[split, step]
         everything += rows
         path = self.run.samples_of(split, step)
-        write_whole(path, as_lines(everything, default=plain))
+        write_whole(path, as_lines(everything, default=for_json))
         self.rows = defaultdict(list, {(split, step): everything})  # earlier steps are done
 
     def note(self, event: str, split: str, step: int) -> None:

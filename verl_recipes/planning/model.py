@@ -33,7 +33,7 @@ def from_modelscope() -> bool:
     return os.environ.get("VERL_USE_MODELSCOPE", "").lower() == "true"
 
 
-def lack(folder: Path) -> str:
+def missing_files(folder: Path) -> str:
     """What a folder lacks of a model's files, as a clause; "" for nothing."""
     if not (folder / "config.json").is_file():
         return "no config.json"
@@ -56,7 +56,7 @@ def find_model(path: str) -> Path | None:
     """
     folder = Path(path)
     if folder.exists():
-        if missing := lack(folder):
+        if missing := missing_files(folder):
             raise UserError(f"{path} holds no model: {missing} in that folder")
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
@@ -69,10 +69,10 @@ def find_model(path: str) -> Path | None:
 
     found = try_to_load_from_cache(path, "config.json")
     cached = Path(found).parent if isinstance(found, str) else None
-    if cached and not lack(cached):
+    if cached and not missing_files(cached):
         return cached
     if offline():
-        has = f"has {lack(cached)} of it" if cached else "does not hold it"
+        has = f"has {missing_files(cached)} of it" if cached else "does not hold it"
         raise UserError(
             f"{path} cannot be fetched: HF_HUB_OFFLINE is set, and the Hugging Face cache (HF_HOME) {has}; unset "
             f"HF_HUB_OFFLINE, or run `hf download {path}` where there is a network"
@@ -105,7 +105,7 @@ def check_hub(name: str) -> None:
         ) from None
 
 
-def weights_of(folder: Path) -> int:
+def count_in_files(folder: Path) -> int:
     """The number of parameters in a folder's safetensors files, from their headers."""
     count = 0
     for file in folder.glob("*.safetensors"):
@@ -115,11 +115,11 @@ def weights_of(folder: Path) -> int:
     return count
 
 
-def count(shape: Any) -> int:
+def count_by_shape(shape: Any) -> int:
     """Parameters of a dense decoder by its config.json, biases and norms of heads left out.
 
     >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 10}
-    >>> count(shape | {"num_hidden_layers": 1, "tie_word_embeddings": True})
+    >>> count_by_shape(shape | {"num_hidden_layers": 1, "tie_word_embeddings": True})
     744
     """
     hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
@@ -130,7 +130,7 @@ def count(shape: Any) -> int:
     return int(embeddings + shape["num_hidden_layers"] * layer + hidden)
 
 
-def parameters(cfg: DictConfig) -> int:
+def parameter_count(cfg: DictConfig) -> int:
     """The number of parameters of a run's model; 0 if nothing here says: a hub's model that no file of ours describes.
 
     From its weights if they are here, else as configs/model records it, else from its config.json.
@@ -141,12 +141,12 @@ def parameters(cfg: DictConfig) -> int:
     except UserError:  # the folder of a checkpoint, which holds a config.json alone
         folder = None
     if folder:
-        return weights_of(folder)
+        return count_in_files(folder)
     if cfg.get("architecture"):
         return int(cfg.architecture.parameters)
     file = Path(path) / "config.json"
     try:
-        return count(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0
+        return count_by_shape(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0
     except (ValueError, LookupError):
         return 0
 

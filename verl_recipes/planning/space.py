@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from verl_recipes.planning.model import BYTES, facts, find_model, from_modelscope, needs_critic, parameters
+from verl_recipes.planning.model import BYTES, facts, find_model, from_modelscope, needs_critic, parameter_count
 from verl_recipes.settings.configuration import gpus_of, needs_reference
 
 GIB = 2**30
@@ -136,5 +136,5 @@ def memory(cfg: DictConfig, count: int, trains: bool) -> Need:
 
 def needs(cfg: DictConfig, run_dir: Path, trains: bool = True) -> list[Need]:
     """All that a run needs of this machine; `trains` is false for one that only evaluates."""
-    count = parameters(cfg)
+    count = parameter_count(cfg)
     return [memory(cfg, count, trains), *disks(cfg, run_dir, count, trains)]

@@ -1,6 +1,6 @@
-"""A Ray cluster that is there already: whether this process runs in a job of it, and whether its nodes are enough.
+"""An existing Ray cluster: whether this process runs in one of its jobs, and whether it has enough nodes.
 
-python -m verl_recipes.run.cluster ADDRESS NODES GPUS_PER_NODE    waits for them, half a minute at most
+python -m verl_recipes.run.cluster ADDRESS NODES GPUS_PER_NODE    waits for them, at most half a minute
 """
 
 import os
@@ -16,6 +16,7 @@ from verl_recipes.settings.configuration import gpus_of
 
 PATIENCE = 30  # seconds that nodes may take to join
 RETURN = 600  # seconds that a lost node may take to come back: a machine starts in minutes
+# Keys of ray.init that Ray refuses if the cluster exists.
 OF_A_NEW_CLUSTER = ("num_cpus", "num_gpus", "object_store_memory", "include_dashboard")
 
 
@@ -24,7 +25,7 @@ def in_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def missing(nodes: list[dict[str, Any]], wanted: int, gpus: int, in_all: int) -> str:
+def missing_nodes(nodes: list[dict[str, Any]], wanted: int, gpus: int, in_all: int) -> str:
     """What a cluster lacks, as a sentence; "" for nothing.
 
     Args:
@@ -35,11 +36,11 @@ def missing(nodes: list[dict[str, Any]], wanted: int, gpus: int, in_all: int) ->
     held = sorted((int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]), reverse=True)
     if sum(each >= gpus for each in held) >= wanted and sum(held) >= in_all:
         return ""
-    return f"{wanted} nodes of {gpus} GPUs ({in_all} in all) are wanted, and the Ray cluster has nodes of {held} GPUs"
+    return f"{wanted} nodes of {gpus} GPUs ({in_all} in all) are needed, and the Ray cluster has nodes of {held} GPUs"
 
 
-def answers(node: dict[str, Any]) -> bool:
-    """Whether a node of `ray.nodes()` is there: of one that died Ray says "Alive" for half a minute more."""
+def node_answers(node: dict[str, Any]) -> bool:
+    """Whether a node of `ray.nodes()` answers. Ray calls a dead node alive for another half minute."""
     try:
         socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=3).close()
     except OSError:
@@ -47,19 +48,19 @@ def answers(node: dict[str, Any]) -> bool:
     return True
 
 
-def occupied(actors: list[dict[str, str]]) -> str:
-    """Another run in a cluster, as a sentence; "" for none. verl's queue has one name there: two runs would share it.
+def other_run(actors: list[dict[str, str]]) -> str:
+    """A sentence if another run is in the cluster, else "". verl's queue has one name, so two runs would share it.
 
     Args:
         actors: as from `ray.util.list_named_actors(all_namespaces=True)`.
     """
     if all(actor["namespace"] != "transfer_queue" for actor in actors):
         return ""
-    return "a run is on the Ray cluster still, and its queue (verl's TransferQueue) would be this run's too"
+    return "another run is on the Ray cluster, and both would share verl's TransferQueue"
 
 
 def await_nodes(address: str, wanted: int, gpus: int, in_all: int, patience: float = PATIENCE) -> None:
-    """Return once the cluster has the nodes and no run; UserError if that takes longer than `patience` seconds."""
+    """Wait until the cluster has the nodes and no other run; UserError after `patience` seconds."""
     import ray
 
     deadline, said = time.monotonic() + patience, ""
@@ -67,15 +68,15 @@ def await_nodes(address: str, wanted: int, gpus: int, in_all: int, patience: flo
         try:
             if not ray.is_initialized():
                 ray.init(address=address, logging_level="error", log_to_driver=False)
-            nodes = [node for node in ray.nodes() if node["Alive"] and answers(node)]
+            nodes = [node for node in ray.nodes() if node["Alive"] and node_answers(node)]
             actors = ray.util.list_named_actors(all_namespaces=True)
-            lack = missing(nodes, wanted, gpus, in_all) or occupied(actors)
+            lack = missing_nodes(nodes, wanted, gpus, in_all) or other_run(actors)
         except ConnectionError as error:
             lack = str(error).splitlines()[0]
         if not lack or time.monotonic() > deadline:
             break
         if lack != said:
-            print(f"{lack}; waiting {patience} s at most", flush=True)
+            print(f"{lack}; waiting at most {patience} s", flush=True)
             said = lack
         time.sleep(1)
     ray.shutdown()
@@ -84,15 +85,15 @@ def await_nodes(address: str, wanted: int, gpus: int, in_all: int, patience: flo
 
 
 def check_nodes(cfg: DictConfig, patience: float = PATIENCE) -> None:
-    """In a job: the run's nodes are there and free, or come within `patience` seconds."""
+    """In a job: `await_nodes` for those that the run needs."""
     wanted, each = cfg.trainer.nnodes, cfg.trainer.n_gpus_per_node
     await_nodes(os.environ["RAY_ADDRESS"], wanted, each, sum(gpus_of(cfg)), patience)
 
 
-def join(config: dict[str, Any], environment: dict[str, str]) -> None:
+def join_cluster(config: dict[str, Any], environment: dict[str, str]) -> None:
     """Change a run's configuration so that verl joins the job's cluster instead of starting one.
 
-    Ray refuses sizes of a cluster that exists, and its workers do not inherit this process's environment.
+    The environment goes into the configuration because Ray's workers do not inherit that of this process.
     """
     init = config["ray_kwargs"]["ray_init"]
     for key in OF_A_NEW_CLUSTER:

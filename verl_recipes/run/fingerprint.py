@@ -1,7 +1,7 @@
-"""Whether a command asks for the run that its folder holds: what the run's numbers depend on is compared key by key.
+"""Compares a command with the run in its folder: everything that the run's numbers depend on, key by key.
 
-Compared are the whole resolved configuration with the run's config.yaml, and the hashes of data and model files with
-its run.json. A difference ends the command unless the key is one of MAY_CHANGE.
+The whole resolved configuration is compared with the run's config.yaml, and the hashes of data and model files with its
+run.json. A difference ends the command, unless the key is one of MAY_CHANGE.
 """
 
 import platform
@@ -19,8 +19,8 @@ from data_prep.cli import CONFIGS, UserError
 from data_prep.folder import file_sha256
 from verl_recipes.run.folder import RunFolder
 
-# What may change in a run that goes on: it decides how long the run is, what is kept and reported, and how the work is
-# laid out on the machine. It changes no number but by rounding. docs/reliability.md lists it; a test compares.
+# Keys that may change when a run continues. They decide how long the run is, what is kept and reported, and how the
+# work is spread over the machine; numbers change only by rounding. docs/reliability.md lists them; a test compares.
 MAY_CHANGE = (
     *("fresh", "force", "plan.*", "run_dir", "versions.*"),
     *("trainer.total_training_steps", "trainer.total_epochs", "trainer.save_freq", "trainer.test_freq"),
@@ -36,12 +36,12 @@ PACKAGES = ("verl", "vllm", "ray", "torch", "transformers", "tensordict")
 
 
 def versions() -> dict[str, str]:
-    """Of Python, and of the packages that make the numbers."""
+    """The versions of Python and of the packages that the numbers depend on."""
     return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
 def provenance() -> dict[str, Any]:
-    """What made the numbers: versions, and the commit of this checkout, None if it is none or git is not there."""
+    """What produced the numbers: versions, and the commit of this checkout (None without a checkout or without git)."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(CONFIGS.parent), *arguments]
@@ -61,7 +61,7 @@ def hashes(files: str | Sequence[str]) -> dict[str, str]:
 
 
 def model_hashes(path: str) -> dict[str, str]:
-    """SHA-256 of the files of a local model that decide what it computes, by name; empty for a hub's name."""
+    """SHA-256 of each file of a local model that its output depends on; empty for a model that is not local."""
     folder = Path(path)
     files = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.json"), *folder.glob("*.jinja")]
     return {file.name: file_sha256(file) for file in sorted(files)}
@@ -77,13 +77,13 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """A resolved configuration by dotted key, with paths below the run's folder relative to it: it may be moved."""
+    """A resolved configuration by dotted key. Paths below the run's folder are relative, as the folder may be moved."""
     below = re.compile(rf"^(sqlite:///)?{re.escape(str(config.get('run_dir')))}(?=/|$)")
     return {key: below.sub(r"\1${run_dir}", value) if isinstance(value, str) else value for key, value in flat(config)}
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A clause for each key that differs and is none of MAY_CHANGE: its name, the old value and the new one.
+    """A clause for each key that differs and is not one of MAY_CHANGE: its name, the old value and the new one.
 
     >>> differences({"seed": 0, "fresh": False}, {"seed": 1, "fresh": True})
     ['seed was 0 and is 1 now']
@@ -91,13 +91,13 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     found = []
     for key in dict.fromkeys([*before, *now]):
         if before.get(key) != now.get(key) and not any(fnmatchcase(key, pattern) for pattern in MAY_CHANGE):
-            was, becomes = (shortened(side[key]) if key in side else "not there" for side in (before, now))
+            was, becomes = (shortened(side[key]) if key in side else "not set" for side in (before, now))
             found.append(f"{key} was {was} and is {becomes} now")
     return found
 
 
 def shortened(value: Any, limit: int = 60) -> str:
-    """A value as text, its middle left out if it is long."""
+    """A value as text, without its middle if it is long."""
     text = repr(value) if isinstance(value, str) and not value.strip() else str(value)
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
 
@@ -109,30 +109,27 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def facts_of(config: dict[str, Any]) -> dict[str, Any]:
-    """What the numbers of a run depend on beside its configuration."""
+    """What the numbers of a run depend on besides its configuration."""
     reward = config["reward"]["custom_reward_function"]["path"] or ""
     return {
         "train_files": hashes(config["data"]["train_files"]),
         "val_files": hashes(config["data"]["val_files"]),
         "model": model_hashes(config["actor_rollout_ref"]["model"]["path"]),
-        "reward": hashes([reward] if Path(reward).is_file() else []),  # a function of the user's own
+        "reward": hashes([reward] if Path(reward).is_file() else []),  # the user's own function
         "versions": versions(),
     }
 
 
 def check_unchanged(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any]) -> None:
-    """The run in the folder is the one that is asked for.
+    """Raise UserError if the run in the folder is not the one that the command asks for; the message names each key.
 
     Args:
-        folder: of a run that has begun.
-        config: the resolved configuration of the command.
-        facts: `facts_of` it.
-
-    Raises:
-        UserError: it differs by a key that may not change; the message names each.
+        folder: of the run.
+        config: the command's resolved configuration.
+        facts: `facts_of(config)`.
     """
     if not folder.config.exists():
-        return  # ended before it began
+        return  # it was ended before it wrote one
     before = comparable(read_config(folder.config))
     found = differences(before, comparable(config))
     mark = folder.read_mark()
@@ -140,7 +137,7 @@ def check_unchanged(folder: RunFolder, config: dict[str, Any], facts: dict[str, 
     optim = config["actor_rollout_ref"]["actor"]["optim"]
     steps, was = config["trainer"]["total_training_steps"], before.get("trainer.total_training_steps")
     if steps != was and (optim.get("lr_scheduler_type") != "constant" or optim.get("lr_warmup_steps_ratio")):
-        found.append(f"trainer.total_training_steps was {was} and is {steps} now, and the learning rate follows it")
+        found.append(f"trainer.total_training_steps was {was} and is {steps} now, and the learning rate depends on it")
     if found:
         more = f" and {len(found) - 6} more" if len(found) > 6 else ""
         raise UserError(

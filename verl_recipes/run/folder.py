@@ -1,14 +1,14 @@
-"""The folder of a run, or of an evaluation: the one place that knows its files, and how they are read and written.
+"""The folder of a run or an evaluation: the one place that knows its files, and how to read and write them.
 
 run.json            marks the folder as this project's: kind, checkpoints, hashes of model and data, versions
 config.yaml         the resolved configuration of the run (run/fingerprint.py compares it)
 verl.yaml           what verl was last started with; `python -m verl.trainer.main_ppo` takes it as it is
 log.txt             what verl, Ray and vLLM print
-metrics.jsonl       verl's metrics, one line a step; of a start that is going on in metrics.part.jsonl
+metrics.jsonl       verl's metrics, one line a step; those of the present start are in metrics.part.jsonl
 samples/            {train,validation}/<step>.jsonl, and events.jsonl: what the run is doing
-checkpoints/        verl's, unless trainer.default_local_dir says another place
+checkpoints/        verl's, unless trainer.default_local_dir names another folder
 model/ summary.json curves.png report.html    made after the last step
-lock, stop          the command that is using the folder; its wish that verl ends
+lock, stop          locked by the command that uses the folder; written to ask verl to end
 """
 
 import fcntl
@@ -26,12 +26,12 @@ MARK, MADE_BY = "run.json", "countdown-zero"
 
 
 def parse_lines(content: bytes, where: object, *, skip_damaged: bool = False) -> list[dict[str, Any]]:
-    """The objects of JSON lines. Half a line at the end, which a killed process leaves, is no line.
+    """The objects of JSON lines. Half a line at the end, which a killed process leaves, is ignored.
 
     Args:
         content: UTF-8.
         where: names the file in an error.
-        skip_damaged: leave out what is no object, instead of raising.
+        skip_damaged: ignore damaged lines instead of raising.
 
     Raises:
         UserError: a line is damaged.
@@ -68,7 +68,7 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
 
 
 def cut_half_line(path: Path) -> int:
-    """Cut off half a line at the end of a file, which a killed process leaves; returns the number of whole lines."""
+    """Cut off half a line that a killed process left at the end of a file; returns the number of whole lines."""
     if not path.exists():
         return 0
     with path.open("rb+") as file:
@@ -78,7 +78,7 @@ def cut_half_line(path: Path) -> int:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file that is whole at every moment, also after a crash of the machine: the old one, or the new."""
+    """Replace a file. At every moment, even after a crash of the machine, either the old or the new one is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
@@ -94,7 +94,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, advice: str) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
         UserError: it is damaged; the message ends with the advice.
@@ -106,7 +106,7 @@ def read_json(path: Path, advice: str) -> Any:
 
 
 def is_marked(path: Path) -> bool:
-    """Whether a folder bears the mark of a run or an evaluation."""
+    """Whether a folder is marked as a run or an evaluation."""
     try:
         mark = json.loads((path / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -115,7 +115,7 @@ def is_marked(path: Path) -> bool:
 
 
 def why_not_emptied(path: Path) -> str:
-    """Why a folder must not be emptied, as the end of a sentence; "" if it may be: see `RunFolder.empty`."""
+    """Why a folder must not be emptied, as the end of a sentence; "" if it may be (`RunFolder.empty`)."""
     if not is_marked(path):
         return f"holds no {MARK} of this project, so it is no run folder"
     real, here, home = path.resolve(), Path.cwd().resolve(), Path.home().resolve()
@@ -133,10 +133,10 @@ def why_not_emptied(path: Path) -> str:
 
 
 class RunFolder:
-    """Paths of one folder, and what is done to it as a whole."""
+    """The paths in one folder, and the operations on the folder."""
 
     def __init__(self, path: Path | str, checkpoints: Path | str | None = None) -> None:
-        """A folder, which need not exist; `checkpoints` is taken from its mark unless it is given."""
+        """The folder need not exist. `checkpoints` comes from its mark unless it is given."""
         self.path = Path(path)
         self.mark, self.config, self.verl_config = self.path / MARK, self.path / "config.yaml", self.path / "verl.yaml"
         self.log, self.stop = self.path / "log.txt", self.path / "stop"
@@ -153,15 +153,15 @@ class RunFolder:
         return self.samples / split / f"{step}.jsonl"
 
     def is_new(self) -> bool:
-        """Whether nothing is in the folder but the lock."""
+        """Whether the folder is missing, or empty but for the lock."""
         return not self.path.exists() or all(entry.name == "lock" for entry in self.path.iterdir())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder: a second command on it fails at once, and a killed command's hold ends with its process.
+        """Lock the folder, so that a second command fails at once. The lock ends with the process that holds it.
 
         Raises:
-            UserError: another command holds it, it cannot be written, or it holds something else than a run.
+            UserError: another command holds the lock, the folder is not writable, or it is no run's.
         """
         try:
             if not self.is_new() and not is_marked(self.path):
@@ -184,7 +184,7 @@ class RunFolder:
             yield
 
     def write_mark(self, kind: str, **facts: Any) -> None:
-        """Mark the folder as this project's, with what is to be known of it."""
+        """Mark the folder as this project's, and record facts about it."""
         elsewhere = self.checkpoints.absolute() != (self.path / "checkpoints").absolute()
         place = str(self.checkpoints.absolute()) if elsewhere else None
         write_json(self.mark, {"made_by": MADE_BY, "kind": kind, "checkpoints": place} | facts)
@@ -194,14 +194,14 @@ class RunFolder:
         return read_json(self.mark, "fresh=true starts anew") if self.mark.exists() else {}
 
     def empty(self, say: Callable[[str], None]) -> None:
-        """Delete what is in the folder but the lock. Links are unlinked and never followed.
+        """Delete everything in the folder except the lock. Links are removed, never followed.
 
         Args:
             say: gets one line, before anything is deleted.
 
         Raises:
-            UserError: the folder is not marked, holds another run or another file system, or is the current folder,
-                the home or the root, or a parent of one; or its checkpoints lie elsewhere.
+            UserError: the folder is not marked, holds another run or another file system, is the current folder, the
+                home or the root or a parent of one, or has its checkpoints elsewhere.
         """
         if self.is_new():
             return
@@ -213,8 +213,8 @@ class RunFolder:
         if reason:
             raise UserError(f"{self.path} {reason}; nothing was deleted")
         names = ", ".join(sorted(entry.name for entry in self.path.iterdir() if entry.name != "lock"))
-        say(f"fresh=true: deleting what {self.path} holds, {checkpoints} checkpoints among it: {names}")
-        # The mark goes last: of what is cut short, the same command deletes the rest.
+        say(f"fresh=true: deleting everything in {self.path}, {checkpoints} checkpoints included: {names}")
+        # The mark goes last, so that the same command can delete the rest if this one is interrupted.
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == MARK):
             if entry.name == "lock":
                 continue

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-# What verl and Ray say because something else went wrong before.
+# Parts of errors that only follow from an earlier error.
 CONSEQUENCES = (
     "ray.exceptions.",
     "no materializable trajectories",
@@ -16,11 +16,16 @@ _WHO = re.compile(r"^(?:\([^)]*pid=[^)]*\)\s*)*(?:ERROR [-\d]+ [:\d]+ \[\S+\]\s*
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|Interrupt)(?:\(\w+\))?: \S")
 
 
-def reason(log: Path, offset: int = 0) -> str:
-    """The last exception that a log tells of, from `offset` bytes on, as one line; the cause, where it tells of one."""
+def last_error(log: Path, offset: int = 0) -> str:
+    """The last exception in a log as one line, not counting those that only follow from another.
+
+    Args:
+        log: the file.
+        offset: the byte to start reading at.
+    """
     with log.open(encoding="utf-8", errors="replace") as file:
         file.seek(offset)
         lines = [_WHO.sub("", _COLOUR.sub("", line)).strip() for line in file]
     exceptions = [line for line in lines if _EXCEPTION.match(line)]
     causes = [line for line in exceptions if not any(c in line for c in CONSEQUENCES)]
-    return (causes or exceptions or ["it told of no error"])[-1]
+    return (causes or exceptions or ["the log contains no error message"])[-1]

@@ -319,12 +319,12 @@ def data(cfg: Any, **_: Any) -> Iterator[Line]:
     """The data files."""
     if not cfg:
         return
-    from verl_recipes.run.preflight import maker
+    from verl_recipes.run.preflight import command_that_makes
 
     for key in ("train_files", "val_files"):
         files = cfg.data[key]
         for name in [files] if isinstance(files, str) else list(files):
-            command = maker(name, cfg.data.made_by)
+            command = command_that_makes(name, cfg.data.made_by)
             if Path(name).is_file():
                 yield Line("ok", f"data.{key}: {name}")
             else:

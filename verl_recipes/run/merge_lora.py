@@ -1,7 +1,7 @@
 """python -m verl_recipes.run.merge_lora MODEL: the adapter in MODEL/lora_adapter becomes part of the weights in MODEL.
 
-verl's merger writes a LoRA checkpoint as the base model and an adapter beside it, and a program that loads the
-folder gets the base model alone.
+verl's merger writes a LoRA checkpoint as the base model with an adapter beside it. A program that loads the folder
+would get the base model alone.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""What can be known to fail before anything heavy starts, each as one line."""
+"""Checks before anything heavy starts: what would fail later is one line now."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from data_prep.cli import UserError
 from data_prep.folder import file_sha256
 from verl_recipes.planning.model import check_hub, find_model
 from verl_recipes.planning.space import needs
-from verl_recipes.run.checkpoints import checkpoint_steps, damage, way_on
+from verl_recipes.run.checkpoints import checkpoint_error, checkpoint_steps, how_to_continue
 from verl_recipes.run.folder import RunFolder, is_marked, read_json
 from verl_recipes.run.reward import check_reward
 from verl_recipes.run.trackers import check_trackers
@@ -30,14 +30,14 @@ def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "p
         key: names them in an error.
         made_by: the command that writes them.
     """
-    import pyarrow as pa  # a fifth of a second, which a refused key need not wait for
+    import pyarrow as pa  # takes a fifth of a second, which a refused key should not cost
     import pyarrow.parquet as pq
 
     rows = 0
     for name in [files] if isinstance(files, str) else files or []:
         path = Path(name)
         if not path.is_file():
-            command = maker(name, made_by)
+            command = command_that_makes(name, made_by)
             make = f"; make it with `{command}`" if command else f", and `{made_by}` makes other files"
             raise UserError(f"{key}: {path} does not exist{make}")
         try:
@@ -59,11 +59,13 @@ def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "p
     return rows
 
 
-def maker(file: str, made_by: str) -> str:
+def command_that_makes(file: str, made_by: str) -> str:
     """The command `made_by` if it makes this file, else "".
 
-    >>> maker("data/x/train.parquet", "python -m data_prep out=data/x"), maker("my.parquet", "python -m data_prep")
-    ('python -m data_prep out=data/x', '')
+    >>> command_that_makes("data/x/train.parquet", "python -m data_prep out=data/x")
+    'python -m data_prep out=data/x'
+    >>> command_that_makes("my.parquet", "python -m data_prep")
+    ''
     """
     out = re.search(r"\bout=(\S+)", made_by)
     made = Path(out[1] if out else "data/tiny")  # configs/prepare.yaml
@@ -77,7 +79,7 @@ def manifest_beside(path: Path) -> dict[str, Any]:
 
 
 def check_prompt(files: str | Sequence[str] | None, template: str | None) -> None:
-    """The chat template of the run is that of the prompt which the data was made with, as its manifest says."""
+    """Raise UserError if the data was made with another chat template than the run's; its manifest records it."""
     for name in [files] if isinstance(files, str) else files or []:
         made = manifest_beside(Path(name)).get("configuration", {}).get("prompt")
         if made and made.get("chat_template") != template:
@@ -87,7 +89,7 @@ def check_prompt(files: str | Sequence[str] | None, template: str | None) -> Non
 
 
 def check_model(path: str) -> None:
-    """The model's files are whole, or a hub that answers has it."""
+    """Raise UserError if a file of the model is damaged, or if no hub that answers has the model."""
     folder = find_model(path)
     if folder is None:
         check_hub(path)
@@ -106,13 +108,13 @@ def check_model(path: str) -> None:
 
 
 def check_tags(path: str) -> None:
-    """No tag of the prompts is a special token of the model, which verl would remove before it scores a response."""
+    """Raise UserError if a tag of the prompts is a special token: verl removes those before it scores a response."""
     from data_prep.render import TAGS, special_tags_advice
 
     folder = find_model(path)
     file = folder / "tokenizer.json" if folder else None
     if file is None or not file.is_file():
-        return  # the tokenizer itself would take seconds to load
+        return  # loading the tokenizer itself would take seconds
     added = read_json(file, "fetch or export the model again").get("added_tokens") or []
     special = {token.get("content") for token in added if token.get("special")}
     if tags := [tag for tag in TAGS if tag in special]:
@@ -120,9 +122,10 @@ def check_tags(path: str) -> None:
 
 
 def check_code(model: DictConfig) -> None:
-    """A model folder that brings code is trusted: verl's reward worker loads tokenizers with trust_remote_code=True.
+    """Raise UserError if the model brings code that the configuration does not trust.
 
-    The folder may be that of a checkpoint of verl's, which keeps the files beside the weights in actor/huggingface.
+    verl's reward worker loads tokenizers with trust_remote_code=True all the same. In a checkpoint of verl's, the files
+    are in actor/huggingface.
     """
     folder = Path(model.path)
     if not folder.exists():
@@ -136,17 +139,15 @@ def check_code(model: DictConfig) -> None:
 
 
 def check_resume(cfg: DictConfig, run: RunFolder, step: int) -> None:
-    """The run can go on after this step: its checkpoint is whole, and there are steps left to do."""
+    """Raise UserError if the run cannot continue after this step: no steps are left, or its checkpoint is damaged."""
     if step > cfg.trainer.total_training_steps:
-        raise UserError(
-            f"{run.path} is at step {step} already: ask for as many with trainer.total_training_steps, or more"
-        )
-    if damaged := damage(run.checkpoints / f"global_step_{step}"):
-        raise UserError(f"{damaged}; {way_on(run.checkpoints, below=step)}")
+        raise UserError(f"{run.path} is already at step {step}: set trainer.total_training_steps to {step} or more")
+    if damaged := checkpoint_error(run.checkpoints / f"global_step_{step}"):
+        raise UserError(f"{damaged}; {how_to_continue(run.checkpoints, below=step)}")
 
 
 def check_place(run: RunFolder) -> None:
-    """Checkpoints that lie outside the run's folder are its own."""
+    """Raise UserError if a new run would take over checkpoints that lie outside its folder."""
     if not is_marked(run.path) and checkpoint_steps(run.checkpoints):
         raise UserError(
             f"trainer.default_local_dir={run.checkpoints} holds checkpoints, and {run.path} is a new run: name an "
@@ -155,7 +156,7 @@ def check_place(run: RunFolder) -> None:
 
 
 def check_verl_keys(cfg: DictConfig, rows: int) -> None:
-    """Keys of verl's that a run of this project decides itself, and steps that the data can give."""
+    """Raise UserError for keys of verl's that this project sets itself, and for more steps than the data has."""
     trainer, data = cfg.trainer, cfg.data
     if list(trainer.logger) != list(cfg.trackers):
         chosen = [name for name in trainer.logger if name != "file"]
@@ -183,7 +184,7 @@ def check_verl_keys(cfg: DictConfig, rows: int) -> None:
 
 
 def check_space(cfg: DictConfig, run_dir: Path, trains: bool = True) -> None:
-    """This machine has the memory and the disk that the run needs, unless force=true."""
+    """Raise UserError if the machine lacks memory or disk for the run, unless force=true."""
     short = [str(each) for each in needs(cfg, run_dir, trains) if each.free < each.need]
     if short and not cfg.force:
         raise UserError(f"{'; '.join(short)}; force=true starts it all the same")

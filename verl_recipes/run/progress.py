@@ -1,4 +1,4 @@
-"""Shows what a run is doing and how long it will take, from the files that the run writes."""
+"""Shows what a run is doing and how long it will take, read from the files that the run writes."""
 
 import time
 from pathlib import Path
@@ -12,7 +12,7 @@ from verl_recipes.run.folder import RunFolder, parse_lines
 
 
 class Tail:
-    """The whole lines of JSON that were added to a file since the last look."""
+    """The whole JSON lines that a file gained since the last `read`."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.offset = path, path.stat().st_size if path.exists() else 0
@@ -29,7 +29,7 @@ class Tail:
 
 
 class Progress:
-    """A bar over the steps on a terminal; elsewhere a line whenever something is finished."""
+    """A progress bar on a terminal; elsewhere a line for each event."""
 
     def __init__(self, console: Console, run: RunFolder, first_step: int, steps: int, batches: int = 1) -> None:
         self.console, self.steps, self.first_step, self.batches = console, steps, first_step, batches
@@ -41,7 +41,7 @@ class Progress:
         self.task = self.bar.add_task("", total=steps, completed=first_step)
         self.training_since: float | None = None
         self.measured: list[float] = []  # when each batch of an evaluation began
-        self.done: float | None = None  # when verl logged its last step, which it does last
+        self.done: float | None = None  # when verl logged its last step, the last thing that it does
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
@@ -58,7 +58,7 @@ class Progress:
             self.console.print(f"{time.strftime('%H:%M:%S')} {what}", highlight=False, soft_wrap=True)
 
     def left(self, event: dict[str, Any]) -> str:
-        """Which batch of an evaluation of several this is, and how long the others will take."""
+        """The number of an evaluation's batch, and how long the others will take; "" if there is one batch."""
         if self.batches == 1:
             return ""
         self.measured.append(event["time"])
@@ -71,7 +71,7 @@ class Progress:
         return text
 
     def update(self) -> None:
-        """Look at the files and say what is new."""
+        """Read the files and show what is new."""
         for event in self.events.read():
             if event["event"] == "generating" and event["split"] == "validation":
                 self.say(

@@ -1,4 +1,4 @@
-"""Whether verl will find the reward function, and whether it takes the options of the configuration."""
+"""Checks of the reward function before a run starts: verl can load it, and it takes the configured options."""
 
 import importlib
 import importlib.util
@@ -14,8 +14,8 @@ KEY = "reward.custom_reward_function"
 VERLS = ("data_source", "solution_str", "ground_truth", "extra_info")  # the keywords that verl's managers pass
 
 
-def load(path: str) -> ModuleType:
-    """The module that a path names, as verl's `load_module` reads it: pkg://package.module, file://path, or a path."""
+def load_module(path: str) -> ModuleType:
+    """The module at a path as verl's `load_module` reads it: pkg://package.module, file://path, or a path."""
     if path.startswith("pkg://"):
         return importlib.import_module(path.removeprefix("pkg://").replace("/", "."))
     spec = importlib.util.spec_from_file_location("reward_function", path.removeprefix("file://"))
@@ -27,16 +27,16 @@ def load(path: str) -> ModuleType:
 
 
 def check_reward(cfg: DictConfig) -> None:
-    """Raise UserError if the reward function cannot be loaded or called, or if `check_options` refuses its options.
+    """Raise UserError if the reward function cannot be loaded or called with its options.
 
-    The modules of reward_score have a `check_options`; one of the user's own may have it.
+    If its module has a `check_options`, as those of reward_score do, that function may refuse the options too.
     """
     function = cfg.reward.custom_reward_function
-    if not function.path:  # verl then chooses one of its own by the data's source
+    if not function.path:  # verl then chooses one of its own by `data_source`
         return
     try:
-        module = load(function.path)
-    except Exception as error:  # whatever a file of the user's raises
+        module = load_module(function.path)
+    except Exception as error:  # the user's file may raise anything
         raise UserError(f"{KEY}.path={function.path} cannot be loaded: {type(error).__name__}: {error}") from None
     score = getattr(module, str(function.name), None)
     if not callable(score):

@@ -10,15 +10,15 @@ from rich.console import Console
 from data_prep.cli import UserError
 from verl_recipes.measure.batch import component_metrics
 from verl_recipes.run.checkpoints import last_checkpoint, remove_old
-from verl_recipes.run.cluster import in_job, join
+from verl_recipes.run.cluster import in_job, join_cluster
 from verl_recipes.run.folder import RunFolder, as_lines, cut_half_line, read_lines, write_whole
-from verl_recipes.run.log import reason
+from verl_recipes.run.log import last_error
 from verl_recipes.run.progress import Progress
 from verl_recipes.run.supervise import run_verl
 from verl_recipes.settings.configuration import SAMPLING
 
 NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
-TELLING = 120  # seconds that verl gets after its last step, to send the rest to the trackers' servers and to end
+SENDING = 120  # seconds after its last step in which verl may send what is left to the trackers' servers, and end
 LATER = "`wandb sync` and `swanlab sync` send what a server missed"
 
 
@@ -26,24 +26,24 @@ class VerlStoppedError(UserError):
     """verl ended before its last step."""
 
 
-class StillTellingError(Exception):
-    """verl's last step is done, and it does not end."""
+class StillSendingError(Exception):
+    """verl has done its last step and does not end."""
 
 
 def say(console: Console, line: str) -> None:
-    """Print a line as it is: not folded, and without markup, as names may hold square brackets."""
+    """Print a line without wrapping it and without markup: names may contain square brackets."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def merge_metrics(run: RunFolder) -> None:
-    """Move what verl's file logger wrote since its start into metrics.jsonl; a step done again replaces the old.
+    """Move what verl's file logger has written into metrics.jsonl. A repeated step replaces the old one.
 
-    verl saves a step, sends its weights to the engines, evaluates, and logs the step last. If it was killed in between,
-    the step's line is made from the step's samples.
+    verl logs a step last: after it has saved it, sent its weights to the engines and evaluated. If verl was killed in
+    between, the step's line is made from the step's samples.
     """
     by_step: dict[int, dict[str, Any]] = {}
     for entry in read_lines(run.metrics) + read_lines(run.metrics_part):
-        step, same = entry["step"], by_step.get(entry["step"], {})  # the evaluation alone may be done again
+        step, same = entry["step"], by_step.get(entry["step"], {})  # an evaluation may be repeated alone
         by_step = {done: kept for done, kept in by_step.items() if done < step} | {step: same | entry["data"]}
     saved = last_checkpoint(run.checkpoints)
     samples = run.samples_of("train", saved)
@@ -55,10 +55,10 @@ def merge_metrics(run: RunFolder) -> None:
 
 
 def as_verl_wants(cfg: DictConfig, trainer: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration, resolved, with these keys of `trainer` set.
+    """A run's resolved configuration, with these keys of `trainer` set.
 
-    n samples a test problem become n prompts of one: for a prompt with several, verl bootstraps best@k and worst@k of
-    every key of the reward, 25 s on 256 problems, where summary.json has the exact pass@k.
+    n samples of a test problem become n prompts with one sample each. If a prompt has several samples, verl bootstraps
+    best@k and worst@k of every key of the reward, which takes 25 s for 256 problems; summary.json has the exact pass@k.
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["trainer"] |= trainer
@@ -69,14 +69,14 @@ def as_verl_wants(cfg: DictConfig, trainer: dict[str, Any]) -> dict[str, Any]:
 
 
 def environment_of(cfg: DictConfig, run: RunFolder) -> dict[str, str]:
-    """Environment variables of verl and all its processes, beside this process's own."""
+    """Environment variables that verl and all its processes get in addition."""
     environment = {"VERL_FILE_LOGGER_PATH": str(run.metrics_part.resolve())}
-    environment |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}  # verl opens files without naming an encoding
+    environment |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}  # verl opens files without an encoding
     environment["VLLM_NO_USAGE_STATS"] = "1"
     for tracker in cfg.trackers.values():
         environment |= tracker.environment
     if environment.get("SWANLAB_MODE") in ("offline", "local", "disabled"):
-        environment["SWANLAB_API_KEY"] = ""  # with one verl logs in, although nothing is to be sent
+        environment["SWANLAB_API_KEY"] = ""  # with a key verl logs in, even if nothing is sent
     if cfg.trainer.device == "cpu":
         rollout = cfg.actor_rollout_ref.rollout
         environment |= {"VERL_PLATFORM": "cpu", SAMPLING: f"{rollout.top_p},{rollout.top_k}"}
@@ -84,10 +84,10 @@ def environment_of(cfg: DictConfig, run: RunFolder) -> dict[str, str]:
 
 
 def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int = 1, **trainer: Any) -> None:
-    """Run verl's trainer once on the run's configuration, with these keys of `trainer` set, until it ends.
+    """Run verl's trainer once, with these keys of `trainer` set, until it ends.
 
     Args:
-        batches: of an evaluation, for the progress that is shown.
+        batches: how many batches an evaluation has, for the progress display.
 
     Raises:
         VerlStoppedError: verl ended before its last step.
@@ -98,7 +98,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     cut_half_line(run.events)
     config, environment = as_verl_wants(cfg, trainer), environment_of(cfg, run)
     if in_job():
-        join(config, environment)
+        join_cluster(config, environment)
     write_whole(run.verl_config, OmegaConf.to_yaml(config))
     already = run.log.stat().st_size if run.log.exists() else 0
     first, steps = last_checkpoint(run.checkpoints), cfg.trainer.total_training_steps
@@ -107,14 +107,14 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
 
             def watch() -> None:
                 progress.update()
-                if progress.done and time.monotonic() - progress.done > TELLING:
-                    raise StillTellingError
+                if progress.done and time.monotonic() - progress.done > SENDING:
+                    raise StillSendingError
 
             notice = 0 if config["trainer"].get("val_only") else NOTICE
             status = run_verl(run, environment, watch, notice)
             progress.update()
-    except StillTellingError:
-        line = f"verl has not ended {TELLING} s after its last step, as if a tracker's server hangs: it was ended"
+    except StillSendingError:
+        line = f"verl was ended: it still ran {SENDING} s after its last step, as if a tracker's server hangs"
         say(console, f"{line}; {LATER}")
         return
     except SystemExit as error:
@@ -124,7 +124,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     finally:
         merge_metrics(run)
     if status:
-        why = f"{reason(run.log, already)} (everything it printed: {run.log})"
+        why = f"{last_error(run.log, already)} (everything it printed: {run.log})"
         if not progress.done:
             raise VerlStoppedError(f"verl stopped: {why}")
-        say(console, f"verl's last step is done, and after it: {why}; {LATER}")
+        say(console, f"verl's last step is done, but then: {why}; {LATER}")

@@ -1,7 +1,7 @@
-"""Runs verl in a process of its own, keeps its output in a file, and leaves nothing behind.
+"""Runs verl in a process of its own, writes its output to a file, and cleans up afterwards.
 
 verl, Ray and vLLM start a dozen processes and print thousands of lines. The command that a person typed stays light: it
-starts verl, shows what it is doing, and afterwards, whatever happened, ends every process that it caused and removes
+starts verl and shows the progress. At the end, whatever happened, it kills every process that it caused, and removes
 Ray's session folder and the shared-memory segments.
 """
 
@@ -32,16 +32,16 @@ from verl_recipes.settings.configuration import PYTHON
 
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
-# The folder of everything temporary of a run. Ray's sockets lie below it, and a socket's path has at most 107 bytes, of
-# which they take 106 where process numbers have seven digits. So the name is short, and TMPDIR is not asked.
+# All temporary files of a run are in one folder here. Ray's sockets are in it too: a socket's path has at most 107
+# bytes, and Ray's have 106 if process numbers have seven digits. So the name is short, and TMPDIR is ignored.
 TEMPORARY, SCRATCH = Path("/tmp"), "czero-"
-LOCK, NOTED = "lock", "segments"  # files in it: held as long as the run goes on, and the names of its segments
-# Ray starts a cluster of its own and joins none that runs here for others; and, as on Windows and macOS, all of it
-# listens on the loopback address alone. A job of a cluster joins that one.
+LOCK, NOTED = "lock", "segments"  # files in it: locked as long as the run goes on, and the names of its segments
+# Ray starts a cluster of its own instead of joining one that runs on this machine, and listens on the loopback address
+# alone, as it does on Windows and macOS.
 LOCAL = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-# verl waits without end for an engine that dies while it gets weights, and for the responses of a dead agent loop.
+# verl waits for ever for an engine that died while it received weights, and for the responses of a dead agent loop.
 WATCHED = ("VLLM::EngineCore", "ray::AgentLoopWorker")
-DEAD = 60  # seconds; at the end of a run these end some seconds before it does
+DEAD = 60  # seconds; at a normal end they stop only some seconds before verl
 SHARED = Path("/dev/shm")
 SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names there
 
@@ -53,12 +53,12 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
         run: the folder.
         environment: added to this process's own.
         watch: called about five times a second; it shows the progress.
-        notice: seconds that verl gets to end by itself after SIGTERM, of which the file `stop` informs it
+        notice: seconds that verl gets to end by itself after SIGTERM. The file `stop` asks it to
             (verl_recipes/in_verl/sampler.py).
 
     Returns:
-        verl's exit status; 1 if one of the processes WATCHED died. Any exception, Ctrl-C and SIGTERM included, ends
-        verl before it goes on.
+        verl's exit status; 1 if one of the processes WATCHED died. Any exception, Ctrl-C and SIGTERM included, first
+        ends verl.
     """
     where = [f"--config-path={run.path.resolve()}", f"--config-name={run.verl_config.stem}"]
     quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
@@ -72,9 +72,9 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
 
     run.stop.unlink(missing_ok=True)
     try:
-        with workplace() as scratch, run.log.open("a", encoding="utf-8") as output:
+        with scratch_folder() as scratch, run.log.open("a", encoding="utf-8") as output:
             signal.signal(signal.SIGTERM, terminated)
-            # All temporary files go with the folder.
+            # All temporary files are then removed with the folder.
             environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
             environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else LOCAL)
             begin = partial(start, environment=environment, output=output)
@@ -83,8 +83,8 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
                 environment[PYTHON] = str(python)
                 command.append(f"++ray_kwargs.ray_init.runtime_env.py_executable={python}")
             verl = begin(command)
-            if died := attend(verl, scratch, watch, lambda: time.monotonic() > deadline):
-                output.write(f"RuntimeError: {died} died, and verl would wait for it without end\n")
+            if died := wait_for_end(verl, scratch, watch, lambda: time.monotonic() > deadline):
+                output.write(f"RuntimeError: {died} died, and verl would wait for it for ever\n")
             if run.stop.exists():
                 sys.exit(128 + signal.SIGTERM)
             return 1 if verl.returncode is None else verl.returncode
@@ -93,23 +93,23 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
 
 
 @contextmanager
-def workplace() -> Iterator[Path]:
-    """A scratch folder for one start of verl. At the end every process that this one caused is ended, and all it left.
+def scratch_folder() -> Iterator[Path]:
+    """A scratch folder for one start of verl. At the end, kill every process that this one caused and clean up.
 
-    A second signal does not interrupt that.
+    A second signal does not interrupt the cleanup.
     """
-    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of verl's become children of this process, where they are found
+    LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)  # verl's orphans become children of this process, so it finds them
     for abandoned in abandoned_scratch():
         remove(abandoned)
     scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=TEMPORARY))
-    lock = hold(scratch)
+    lock = lock_scratch(scratch)
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield scratch
     finally:
         for each in handlers:
             signal.signal(each, signal.SIG_IGN)
-        signal_descendants(signal.SIGSTOP)  # so that no segment appears after those that are noted
+        signal_descendants(signal.SIGSTOP)  # so that no new segment appears after this list
         note_segments(scratch)
         end_descendants()
         remove(scratch)
@@ -119,7 +119,7 @@ def workplace() -> Iterator[Path]:
 
 
 def protect() -> None:
-    """In a child: it ends with this process, and by no SIGTERM that a scheduler sends to every process of a run."""
+    """In a child: end with the parent, and ignore the SIGTERM that a scheduler sends to every process of a run."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # what the child starts inherits it
 
@@ -127,7 +127,7 @@ def protect() -> None:
 def start(
     command: list[str], *, environment: dict[str, str], output: TextIO, **options: Any
 ) -> subprocess.Popen[bytes]:
-    """A child that is out of reach of Ctrl-C, and of signals to this process's group."""
+    """Start a child that neither Ctrl-C nor a signal to this process's group reaches."""
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -140,8 +140,10 @@ def start(
     )
 
 
-def attend(verl: subprocess.Popen[bytes], scratch: Path, watch: Callable[[], None], is_late: Callable[[], bool]) -> str:
-    """Until verl ends, or is late; the name of a process of WATCHED that died, "" for none."""
+def wait_for_end(
+    verl: subprocess.Popen[bytes], scratch: Path, watch: Callable[[], None], is_late: Callable[[], bool]
+) -> str:
+    """Wait until verl ends or is late. Returns the name of a process of WATCHED that died, "" for none."""
     watched: dict[psutil.Process, tuple[str, float]] = {}
     for look in count():
         if verl.poll() is not None or is_late():
@@ -157,10 +159,10 @@ def attend(verl: subprocess.Popen[bytes], scratch: Path, watch: Callable[[], Non
 
 
 def who_died(watched: dict[psutil.Process, tuple[str, float]]) -> str:
-    """The name of a process of WATCHED, below this one, that has been gone for DEAD seconds; "" for none.
+    """The name of a descendant of WATCHED that has been gone for DEAD seconds; "" for none.
 
     Args:
-        watched: the name of each, and when it was last seen; this function keeps it.
+        watched: the name of each, and when it was last seen. This function updates it.
     """
     now = time.monotonic()
     for process in psutil.Process().children(recursive=True):
@@ -172,7 +174,7 @@ def who_died(watched: dict[psutil.Process, tuple[str, float]]) -> str:
 
 
 def start_forkserver(scratch: Path, start: Callable[..., Any]) -> Path:
-    """Start the server of cpu/forkserver.py with `start`, and return the executable that asks it for processes."""
+    """Start the server of cpu/forkserver.py with `start`; returns the executable that asks it for a process."""
     python, address = scratch / "python", scratch / "python.socket"
     program = str(Path(__file__).parent.parent / "cpu" / "forkserver.py")
     ask = shlex.join([sys.executable, "-IS", program, str(address)])
@@ -184,26 +186,26 @@ def start_forkserver(scratch: Path, start: Callable[..., Any]) -> Path:
 
 
 def is_terminated(pid: int) -> bool:
-    """Whether SIGTERM was sent to a process that blocks it."""
+    """Whether a process that blocks SIGTERM has received one."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     (pending,) = re.findall(r"^ShdPnd:\s*(\w+)$", status, re.MULTILINE)
     return bool(int(pending, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def end_services(verl: int) -> None:
-    """Kill the services of Ray's that Ray is ending itself, by SIGTERM, which they block: it waits a second for each.
+    """Kill the services that Ray is ending: they block its SIGTERM, and Ray would wait a second for each.
 
-    A scheduler sends SIGTERM to verl's own process as well; then nothing is killed.
+    If verl's own process has received a SIGTERM too, it came from a scheduler, and nothing is killed.
     """
-    with suppress(psutil.Error, OSError):  # they end meanwhile
+    with suppress(psutil.Error, OSError):  # a process may end meanwhile
         if services := [each for each in psutil.Process(verl).children() if is_terminated(each.pid)]:
-            time.sleep(0.1)  # a scheduler takes less between its first process and its last
+            time.sleep(0.1)  # a scheduler signals all processes within less time
             for each in services if not is_terminated(verl) else ():
                 each.kill()
 
 
 def signal_descendants(number: int) -> list[psutil.Process]:
-    """Send a signal to every process that this one caused, and return them."""
+    """Send a signal to every descendant of this process; returns them."""
     processes = psutil.Process().children(recursive=True)
     for process in processes:
         with suppress(psutil.Error):  # it has ended meanwhile
@@ -212,17 +214,17 @@ def signal_descendants(number: int) -> list[psutil.Process]:
 
 
 def end_descendants(patience: float = 10) -> None:
-    """Kill every process that this one caused, wait `patience` seconds for their end, and do it again."""
-    for _ in range(2):  # some may have been started meanwhile
+    """Kill every descendant, wait up to `patience` seconds for the end, and repeat it once."""
+    for _ in range(2):  # a process may have started another one meanwhile
         psutil.wait_procs(signal_descendants(signal.SIGKILL), timeout=patience)
 
 
-def hold(scratch: Path) -> TextIO:
-    """Mark a scratch folder as that of a run that goes on, until the file is closed or this process ends."""
+def lock_scratch(scratch: Path) -> TextIO:
+    """Mark a scratch folder as in use, until the returned file is closed or this process ends."""
     new = scratch / f"{LOCK}.new"
     lock = new.open("w", encoding="utf-8")
     fcntl.flock(lock, fcntl.LOCK_EX)
-    (scratch / LOCK).hardlink_to(new)  # under this name it is held from the beginning
+    (scratch / LOCK).hardlink_to(new)  # so the file LOCK is locked from its first moment
     return lock
 
 
@@ -230,14 +232,14 @@ def abandoned_scratch() -> list[Path]:
     """The scratch folders of runs that were killed before they could remove them."""
     found = []
     for lock in TEMPORARY.glob(f"{SCRATCH}*/{LOCK}"):
-        with suppress(OSError), lock.open(encoding="utf-8") as handle:  # its run goes on, or has just removed it
+        with suppress(OSError), lock.open(encoding="utf-8") as handle:  # its run still goes on, or has just removed it
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             found.append(lock.parent)
     return found
 
 
 def segments() -> set[str]:
-    """The names of this user's shared-memory segments that bear one of the prefixes."""
+    """The names of this user's shared-memory segments that begin with one of SEGMENTS."""
     found = set()
     for path in SHARED.iterdir():
         with suppress(FileNotFoundError):  # it was removed meanwhile
@@ -250,14 +252,14 @@ def mapped_segments(processes: Iterable[int]) -> set[str]:
     """The names of the shared-memory segments that these processes map."""
     mapped: set[str] = set()
     for process in processes:
-        with suppress(OSError):  # it was removed meanwhile, or belongs to another user
+        with suppress(OSError):  # the process has ended, or belongs to another user
             maps = Path(f"/proc/{process}/maps").read_text(encoding="utf-8", errors="replace")
             mapped |= set(re.findall(rf"{SHARED}/(\S+)", maps))
     return mapped
 
 
 def note_segments(scratch: Path) -> None:
-    """Note in the scratch folder which segments this run's processes map: no others are removed."""
+    """Record in the scratch folder which segments this run's processes map, as only those may be removed."""
     noted = noted_segments(scratch)
     if new := segments() - noted:
         ours = mapped_segments(each.pid for each in psutil.Process().children(recursive=True))

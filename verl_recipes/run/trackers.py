@@ -1,4 +1,4 @@
-"""Trackers before a run starts: the package, the key, and whether the server answers."""
+"""Checks of the trackers before a run starts: the package, the key, and whether the server answers."""
 
 import os
 import ssl
@@ -19,14 +19,14 @@ from omegaconf import DictConfig
 from data_prep.cli import UserError
 
 ANSWER_SECONDS = 10  # for a tracker's server, before anything starts
-ADDRESS = {  # prints the address of a tracker's server
+ADDRESS = {  # code that prints the address of the tracker's server
     "wandb": "import wandb; print(wandb.setup().settings.base_url)",
     "swanlab": "import swanlab; print(swanlab.Settings().api_host)",
 }
 
 
 def has_login(hosts: Sequence[str], *files: str) -> bool:
-    """Whether one of these files, below the home directory, holds a login for a host, as `wandb login` leaves it."""
+    """Whether one of these files below the home directory holds a login for a host, as `wandb login` writes it."""
     for file in files:
         with suppress(OSError, NetrcParseError):
             if any(host in machine for machine in netrc(Path.home() / file).hosts for host in hosts):
@@ -35,20 +35,20 @@ def has_login(hosts: Sequence[str], *files: str) -> bool:
 
 
 def tracker_server(name: str, environment: Mapping[str, str]) -> str | None:
-    """The address that a tracker sends to, as its package reads it from environment and files; None for files."""
+    """The address that a tracker sends to, read by its own package; None if the tracker only writes files."""
     if name == "mlflow" and environment["MLFLOW_TRACKING_URI"].startswith("http"):
         return environment["MLFLOW_TRACKING_URI"]
     if name not in ADDRESS or environment[f"{name.upper()}_MODE"] not in ("online", "shared", "cloud"):
         return None
-    # Not in this process: wandb starts its service, which the end of the run would take away from under it.
+    # In another process: wandb starts a service, and the cleanup of the run would kill it.
     asked = subprocess.run([sys.executable, "-P", "-c", ADDRESS[name]], capture_output=True, text=True)
     if asked.returncode:
-        raise UserError(f"tracker={name}: its settings cannot be read: {asked.stderr.strip().splitlines()[-1]}")
+        raise UserError(f"tracker={name}: its settings could not be read: {asked.stderr.strip().splitlines()[-1]}")
     return asked.stdout.split()[-1]
 
 
-def answers(address: str) -> bool:
-    """Whether a server answers at all, whatever it says and whether or not its certificate is known here."""
+def server_answers(address: str) -> bool:
+    """Whether a server answers at all: any status and any certificate count."""
     try:
         urlopen(Request(address, method="HEAD"), timeout=ANSWER_SECONDS).close()
     except (HTTPError, HTTPException):
@@ -80,6 +80,6 @@ def check_trackers(trackers: DictConfig) -> None:
         }
         if not login[name] and not os.environ.get(f"{name.upper()}_API_KEY"):
             raise UserError(f"tracker={name}: no key; set {name.upper()}_API_KEY, or {instead}")
-        if not answers(server):
+        if not server_answers(server):
             instead = "unset MLFLOW_TRACKING_URI for a file" if name == "mlflow" else f"wait for it, or set {instead}"
             raise UserError(f"tracker={name}: {server} does not answer; {instead}")

@@ -1,4 +1,4 @@
-"""Where a model's weights lie, in a Hugging Face folder, a run or a checkpoint of verl's, and their conversion."""
+"""Finds a model's weights in a Hugging Face folder, a run or a checkpoint of verl's, and converts them."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from verl_recipes.run.folder import RunFolder, is_marked, read_json
 
 
 def run_of(path: Path) -> RunFolder | None:
-    """The run that a path belongs to: its folder, its model or one of its checkpoints; None if it belongs to none."""
+    """The run that a path belongs to (its folder, its model or one of its checkpoints), or None."""
     for folder in (path, *path.absolute().parents):
         if is_marked(folder) or ((folder / "config.yaml").is_file() and (folder / "samples").is_dir()):
             return RunFolder(folder)
@@ -31,7 +31,7 @@ def find_weights(path: Path) -> Path:
     written = read_json(run.summary, "delete it, and the run's command writes it again") if run.summary.exists() else {}
     if run.model.is_dir() and written.get("steps", 0) >= step:
         return run.model
-    if step:  # and model/, if there is one, is of the steps before the run went on
+    if step:  # a model/ is then older than the last checkpoint
         path = run.checkpoints / f"global_step_{step}"
     return path / "actor" if (path / "actor").is_dir() else path
 
@@ -45,7 +45,7 @@ def to_hugging_face(actor: Path, model: Path, log: Path) -> None:
     """Write the actor of a checkpoint of verl's to the folder `model` in Hugging Face's format, whole or not at all."""
     lora = (actor / "lora_train_meta.json").exists()
     with replaced(model) as folder:
-        if not lora and list((actor / "huggingface").glob("*.safetensors")):  # save_contents holds hf_model, in fp32
+        if not lora and list((actor / "huggingface").glob("*.safetensors")):  # save_contents has hf_model
             shutil.copytree(actor / "huggingface", folder, dirs_exist_ok=True)
             return
         calls = [["verl.model_merger", "merge", "--backend=fsdp", f"--local_dir={actor}", f"--target_dir={folder}"]]
@@ -57,7 +57,7 @@ def to_hugging_face(actor: Path, model: Path, log: Path) -> None:
 
 
 def hugging_face(path: Path, scratch: Path, log: Path) -> Path:
-    """The Hugging Face folder of what `find_weights` found; a checkpoint is merged into `scratch`."""
+    """The Hugging Face folder of the weights at `path`; a checkpoint of verl's is merged into `scratch`."""
     if not is_checkpoint(path):
         return path
     if not scratch.exists():

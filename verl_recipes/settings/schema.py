@@ -20,7 +20,7 @@ Name = Annotated[Text, AfterValidator(_one_component)]
 
 
 class Plan(Checked):
-    sweep: bool = Field(description="plan: one row for each option of hardware")
+    sweep: bool = Field(description="plan: a row for each card and number of cards")
     price: Annotated[list[Positive], Field(min_length=2, max_length=2)] | Positive | None = Field(
         description="of a GPU-hour, a number or [low,high]; null: that of configs/facts/gpus.yaml"
     )
