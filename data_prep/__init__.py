@@ -1,4 +1,4 @@
-"""Countdown problems as parquet in verl's format. Knows nothing of torch or verl.
+"""Countdown problems as parquet in verl's format. Uses neither torch nor verl.
 
 `SHIPPED` holds configs/, assets/ and requirements/: the checkout, or the folder of an installed package where
 pyproject.toml puts them.

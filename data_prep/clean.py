@@ -1,8 +1,8 @@
-"""What is a problem and what is not: rows of any source to arrays, the rest with its place and the reason.
+"""Checks the rows of a source. Valid problems become arrays; every other row is rejected with its place and a reason.
 
-A problem has 2 to 6 numbers in 1..10,000 and a target in 1..1,000,000, all integers; 3.0 is one, 3.5, true and "3" are
-not. A column of integer lists, as parquet has it, is checked as one array; only what fails there, and columns of other
-types, are looked at row by row.
+A problem has 2 to 6 numbers in 1..10,000 and a target in 1..1,000,000, all integers. 3.0 is an integer; 3.5, true and
+"3" are not. A column of integer lists, as in parquet, is checked as one array. Rows that fail there, and columns of
+other types, are checked row by row.
 """
 
 import csv
@@ -25,9 +25,10 @@ MAX_NUMBER, MAX_TARGET = 10_000, 1_000_000
 class Batch(NamedTuple):
     """Consecutive rows of a source as it holds them.
 
-    `data` is by `kind`: "arrow" a record batch of the two columns, in Arrow's stream format; "jsonl" lines of text;
-    "csv" pairs of the header and a record, which may have several lines; "synthetic" the arguments of the generator.
-    `first` is the place of the first row in the whole source, from 0, and `row` its place in `file`, from 1.
+    What `data` holds depends on `kind`. "arrow": a record batch of the two columns, in Arrow's stream format; "jsonl":
+    lines of text; "csv": pairs of the header and a record, which may have several lines; "synthetic": the arguments of
+    the generator. `first` is the place of the first row in the whole source, from 0, and `row` its place in `file`,
+    from 1.
     """
 
     kind: str
@@ -39,7 +40,7 @@ class Batch(NamedTuple):
 
 
 class Problems(NamedTuple):
-    """Well-formed rows: numbers, shape (rows, 6), unused ones 0; how many there are; target; place in the source."""
+    """Valid rows: numbers, shape (rows, 6), 0 if unused; how many are used; target; place in the source."""
 
     numbers: Array
     count: Array  # type: ignore[assignment]  # hides tuple.count
@@ -48,7 +49,7 @@ class Problems(NamedTuple):
 
 
 def integer_fault(value: Any, largest: int) -> str | None:
-    """What is wrong with a value that should be an integer in 1..largest."""
+    """What is wrong with a value that should be an integer in 1..largest; None if nothing is."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -64,7 +65,7 @@ def integer_fault(value: Any, largest: int) -> str | None:
 
 
 def fault(numbers: Any, target: Any) -> tuple[str, str] | None:
-    """The first fault of a row: "numbers" or "target", and what is wrong with it.
+    """The first fault of a row: "numbers" or "target", and what is wrong with it. None if the row is valid.
 
     >>> fault([3, True], 4)
     ('numbers', 'a bool')
@@ -85,7 +86,7 @@ def fault(numbers: Any, target: Any) -> tuple[str, str] | None:
 
 
 def parse_csv(header: str, record: str, columns: tuple[str, str]) -> tuple[Any, Any]:
-    """The two values of a record of CSV; a field is what JSON makes of it, else its text."""
+    """The two values of a CSV record. A field is read as JSON, or else as text."""
     try:
         names, fields = csv.reader([header, record])
     except csv.Error as error:
@@ -125,7 +126,7 @@ def parse_json(line: str, columns: tuple[str, str]) -> tuple[Any, Any]:
 
 
 def lists_of(column: pa.Array) -> tuple[Array, Array, Array] | None:
-    """A column of lists of integers or floats as (lengths, values, whether a value is well formed), else None."""
+    """A column of lists of numbers as (lengths, values, whether each value is valid); None for another column."""
     kind = column.type
     if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         return None
@@ -136,7 +137,7 @@ def lists_of(column: pa.Array) -> tuple[Array, Array, Array] | None:
 
 
 def as_numpy(column: pa.Array) -> Array:
-    """A column of numbers, with 0 for null."""
+    """A column of numbers as an array, with 0 for null."""
     return (pc.fill_null(column, 0) if column.null_count else column).to_numpy(zero_copy_only=False)
 
 
@@ -170,7 +171,7 @@ def clean_table(batch: Batch, table: pa.RecordBatch, columns: tuple[str, str]) -
 
 
 def merge(some: Problems, others: Problems) -> Problems:
-    """Both, in the order of the source."""
+    """Two sets of problems as one, in the order of the source."""
     if not len(others.place):
         return some
     order = np.argsort(np.concatenate([some.place, others.place]))
@@ -180,7 +181,7 @@ def merge(some: Problems, others: Problems) -> Problems:
 def clean_rows(
     batch: Batch, rows: list[tuple[int, Any, Any]], columns: tuple[str, str]
 ) -> tuple[Problems, list[dict[str, Any]]]:
-    """`clean` of (place in the batch, numbers, target); an exception for numbers says that there is no row."""
+    """`clean` of rows (place in the batch, numbers, target). For a row that cannot be read, numbers is a ValueError."""
     kept, rejected = [], []
     for i, numbers, target in rows:
         whole = not isinstance(numbers, ValueError)
@@ -209,7 +210,7 @@ def clean_rows(
 
 
 def clean(batch: Batch, columns: tuple[str, str]) -> tuple[Problems, list[dict[str, Any]]]:
-    """The problems of a batch, and its rejected rows, each a dictionary with its place and the reason.
+    """The problems of a batch, and its rejected rows, each as a dictionary with its place and the reason.
 
     Args:
         batch: rows of a source.

@@ -1,4 +1,4 @@
-"""What every command of this project does alike: Hydra composes, a schema checks, a user's mistake is one line.
+"""What all commands of this project share: Hydra composes, a schema checks, and a user's mistake is one line.
 
 A command is a function of a checked configuration:
 
@@ -11,7 +11,7 @@ A command is a function of a checked configuration:
     if __name__ == "__main__":
         main()
 
-Defaults stand in configs/, types, ranges and descriptions in the schema, and `--help` is made of both.
+Defaults are in configs/. Types, ranges and descriptions are in the schema. `--help` shows both.
 """
 
 import errno
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONFIGS = SHIPPED / "configs"
-ENVIRONMENT = (  # errors of the machine and not of this project: one line
+ENVIRONMENT = (  # errors of the machine, which become one line
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
 )
@@ -49,7 +49,7 @@ class UserError(SystemExit):
         line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)  # one line
         super().__init__(f"error: {line}")
 
-    def __reduce__(self) -> tuple[type, tuple[str]]:  # from a worker process it comes as it was raised
+    def __reduce__(self) -> tuple[type, tuple[str]]:  # so that a worker process can pass it on
         return type(self), (str(self).removeprefix("error: "),)
 
 
@@ -61,7 +61,7 @@ def _no_bool(value: Any) -> Any:
 
 
 def _expanded(path: str) -> str:
-    """A path with `~` as a shell expands it, which none does behind `KEY=`."""
+    """A path with its `~` expanded, because a shell does not expand it behind `KEY=`."""
     if (expanded := os.path.expanduser(path)).startswith("~"):
         raise ValueError("names an unknown home folder; a folder of that name is ./~NAME")
     return expanded
@@ -79,17 +79,17 @@ PathText = Annotated[Text, AfterValidator(_expanded)]
 
 
 class Checked(BaseModel):
-    """Keys of a configuration; those that a schema does not name are left as they are."""
+    """Keys of a configuration. Other keys are not checked."""
 
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True, protected_namespaces=())
 
 
 def _messages(errors: Sequence[Any], values: Any) -> str:
-    """pydantic's errors as one line: a clause for each key, whose value may have failed in several ways."""
+    """pydantic's errors as one line, with a clause for each key, which may have several errors."""
     found: dict[str, list[str]] = {}
     for error in errors:
         key, node, named = [], values, error["type"] == "missing"
-        for part in error["loc"]:  # beside keys, the names of the types that were tried
+        for part in error["loc"]:  # it holds keys, but also the names of types that were tried
             if (
                 named
                 or (isinstance(node, dict) and part in node)
@@ -120,7 +120,7 @@ def _shown(value: Any) -> str:
 
 
 def _update(node: Any, values: dict[str, Any]) -> None:
-    """Write checked values into the configuration where they differ, so that `no` is False for all who read it."""
+    """Write checked values back into the configuration, so that for every reader `no` is False."""
     from omegaconf import OmegaConf
 
     for key, value in values.items():
@@ -132,7 +132,7 @@ def _update(node: Any, values: dict[str, Any]) -> None:
 
 
 def _given(node: Any) -> Any:
-    """A configuration without the values that are still to be given (`???`), or to be computed (`${...}`)."""
+    """A configuration without the values that are missing (`???`) or not resolved (`${...}`)."""
     if not isinstance(node, dict):
         return node
     return {
@@ -154,7 +154,7 @@ def check(cfg: "DictConfig", keys: type[Checked]) -> None:
     unresolved = None
     try:
         container = OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException as error:  # often for a value that the schema refuses
+    except OmegaConfBaseException as error:  # often because of a value that the schema refuses
         container, unresolved = OmegaConf.to_container(cfg), error
     given = _given(container)
     try:
@@ -189,7 +189,7 @@ def compose(
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """What Hydra refuses, and what the machine refuses, becomes a UserError."""
+    """Errors of Hydra and of the machine become a UserError."""
     try:
         yield
     except Exception as error:
@@ -201,17 +201,17 @@ def in_one_line() -> Iterator[None]:
 
 
 def _of_the_machine(error: OSError) -> str:
-    """What the machine refuses, in one line."""
+    """An error of the machine as one line."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
-        return f"the disk is full{where}; free some of it, and the same command goes on"
+        return f"the disk is full{where}; free some space, and the same command goes on"
     return f"{error.filename}: {error.strerror}" if error.filename else str(error).splitlines()[0]
 
 
 def _is_from_hydra(error: Exception) -> bool:
-    """Whether Hydra refuses the configuration, by an error of its own or any other that it raises while it composes."""
+    """Whether the error comes from Hydra, OmegaConf or YAML, by its type or by where it was raised."""
     frames = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    frames = [each for each in frames if each != "codecs"]  # whose errors are those of the reader that called it
+    frames = [each for each in frames if each != "codecs"]  # its errors belong to the reader that called it
     return any(each.startswith(("hydra.", "omegaconf.", "yaml.")) for each in (type(error).__module__, *frames[-1:]))
 
 
@@ -225,7 +225,7 @@ def quoted(value: object) -> str:
 
 
 def _refusal(error: Exception) -> str:
-    """What Hydra or OmegaConf says, in one line."""
+    """An error of Hydra or OmegaConf as one line."""
     from hydra.errors import MissingConfigException, OverrideParseException
     from yaml import MarkedYAMLError
 
@@ -275,7 +275,7 @@ def _described(keys: type[Checked], defaults: Any, prefix: str = "") -> Iterator
 
 
 def help_text(document: str, config: str, keys: type[Checked], folder: Path = CONFIGS) -> str:
-    """What `--help` prints: the command's own words, its keys with type, default and meaning, and its groups."""
+    """What `--help` prints: the command's docstring, its keys with meaning, type and default, and its groups."""
     import hydra
 
     with hydra.initialize_config_dir(str(folder), version_base="1.3"):
@@ -298,7 +298,7 @@ def help_text(document: str, config: str, keys: type[Checked], folder: Path = CO
 
 
 def _add_config_folder(folder: str) -> None:
-    """Have Hydra look for configurations in a folder of the user's own too."""
+    """Let Hydra also find configurations in a folder of the user's."""
     from hydra.core.config_search_path import ConfigSearchPath
     from hydra.core.plugins import Plugins
     from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -314,7 +314,7 @@ def _add_config_folder(folder: str) -> None:
 
 
 def _overrides(arguments: Sequence[str]) -> list[str]:
-    """What remains of a command line after its options, which are `--config-dir FOLDER` alone."""
+    """The overrides of a command line, whose only option is `--config-dir FOLDER`."""
     rest, given = [], iter(arguments)
     for each in given:
         option, _, value = each.partition("=")
@@ -335,13 +335,13 @@ def _key(override: str) -> str:
 def command(
     config: str, keys: type[Checked], folder: Path = CONFIGS, others: str | None = None
 ) -> Callable[[Callable[[Any], object]], Callable[[], None]]:
-    """A command: `main(cfg)` with a configuration of this project, composed of the command line and checked.
+    """Make a command of `main(cfg)`: it composes the configuration with the command line and checks it.
 
     Args:
-        config: its name in `folder`.
-        keys: the schema of this project's own keys in it.
-        folder: where it lies.
-        others: the key, a list, that gets what the command line says of keys that are not in `keys`.
+        config: the name of the configuration in `folder`.
+        keys: the schema of this project's own keys.
+        folder: the folder of the configuration.
+        others: a key whose list gets the overrides of keys that are not in `keys`.
     """
 
     def decorate(main: Callable[[Any], object]) -> Callable[[], None]:
@@ -350,7 +350,7 @@ def command(
             for stream in (sys.stdout, sys.stderr):
                 stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
             if any("\ud800" <= letter <= "\udfff" for argument in sys.argv for letter in argument):
-                raise UserError("an argument is no text in this locale's encoding; set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
+                raise UserError("an argument is not text in this locale's encoding; set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
             if set(HELP) & set(sys.argv[1:]):
                 try:
                     print(help_text(sys.modules["__main__"].__doc__ or "", config, keys, folder), flush=True)

@@ -1,4 +1,4 @@
-"""The command `python -m data_prep` (data_prep/__main__.py): configuration in, data folder out."""
+"""The command `python -m data_prep` (data_prep/__main__.py): makes a data folder from a configuration."""
 
 import json
 import os
@@ -31,7 +31,7 @@ PACKAGES = ("countdown-zero", "numpy", "pyarrow", "datasets")
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar with the time left on a terminal, else silence."""
+    """A progress bar with the time left on a terminal; nothing elsewhere."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -51,7 +51,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def written_manifest(out: Path) -> dict[str, Any] | None:
-    """The manifest of a data folder, or None if there is no such folder yet.
+    """The manifest of a data folder, or None if the folder does not exist.
 
     Raises:
         UserError: the folder is not one that `python -m data_prep` wrote, or holds other files.
@@ -73,7 +73,7 @@ def written_manifest(out: Path) -> dict[str, Any] | None:
 
 
 def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -> dict[str, Any] | None:
-    """Write the data folder. Returns what `prepare` returned, or None if the folder is there already."""
+    """Write the data folder. Returns what `prepare` returned, or None if the folder was already there."""
     written = written_manifest(out)
     source = open_source(config)
     about = {"source": source.about, "configuration": config}
@@ -81,10 +81,10 @@ def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -
         return None
     with replaced(out) as folder, progress_bars() as progress:
         if source.rows <= ROWS and not config["ood"]["names"]:
-            workers = 1  # one batch is done before other processes have started
+            workers = 1  # one batch is finished before other processes could start
         (scratch := folder.parent / "scratch").mkdir()
         runner: Engine = OnRay() if engine == "ray" else Local(workers, scratch)
-        Thread(target=import_module, args=("matplotlib.figure",)).start()  # takes half a second: meanwhile others work
+        Thread(target=import_module, args=("matplotlib.figure",)).start()  # this half a second passes while others work
         try:
             result = prepare(config, source, runner, folder, progress)
         finally:

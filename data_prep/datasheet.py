@@ -1,4 +1,4 @@
-"""What is in a data folder: counts, shares, distributions and leaks, as datasheet.json, datasheet.md and a picture."""
+"""The statistics of a data folder: counts, shares, distributions and leaks, as JSON, Markdown and a picture."""
 
 import json
 from collections import Counter
@@ -21,11 +21,11 @@ DIFFICULTY_STEP = 0.25
 
 
 class Portrait:
-    """The distribution of one set of problems, of which only counts are kept.
+    """The distribution of one set of problems. Only counts are kept.
 
     Args:
-        measure: from the texts of numbers and targets to the prompts' lengths in tokens, or None.
-        keeps_duplicates: whether a problem may occur twice, so that this is counted.
+        measure: maps the texts of numbers and targets to the prompts' lengths in tokens; None leaves lengths out.
+        keeps_duplicates: whether a problem may occur twice; then duplicates are counted.
     """
 
     def __init__(self, measure: Callable[..., Array] | None, keeps_duplicates: bool) -> None:
@@ -41,7 +41,7 @@ class Portrait:
         self.problems: list[Array] | None = [] if keeps_duplicates else None
 
     def add(self, rows: Array, solved: Array) -> None:
-        """Count some more rows (data_prep/steps.py, ROW and SOLVED)."""
+        """Count more rows (ROW and SOLVED of data_prep/steps.py)."""
         self.rows += len(rows)
         count(self.counts, rows["count"])
         self.numbers = add_up(self.numbers, np.bincount(rows["numbers"][rows["numbers"] > 0]))
@@ -62,7 +62,7 @@ class Portrait:
             count(self.tokens, self.measure(number_texts(lists), pa.array(rows["target"]).cast(pa.string())))
 
     def summary(self) -> dict[str, Any]:
-        """All of it, as JSON has it; `solver` is null where nothing was solved, `tokens` without a tokenizer."""
+        """All counts, for JSON. `solver` is null if nothing was solved, and `tokens` without a tokenizer."""
         solver = None
         if self.solved:
             solver = {
@@ -87,18 +87,21 @@ class Portrait:
 
 
 class Leaks:
-    """How many test problems occur in training, by their numbers and altogether. First all test sets, then training."""
+    """How many test problems occur in training: their numbers alone, and numbers with target.
+
+    All test sets must be added before the training rows.
+    """
 
     def __init__(self) -> None:
         self.hashes: dict[str, list[tuple[Array, Array]]] = {}
         self.seen: dict[str, list[tuple[Array, Array, Array]]] = {}
 
     def test(self, name: str, rows: Array) -> None:
-        """Some rows of a test set."""
+        """Add rows of a test set."""
         self.hashes.setdefault(name, []).append((rows["hash"], problem_hash(rows)))
 
     def train(self, rows: Array) -> None:
-        """Some rows of the training set."""
+        """Add rows of the training set."""
         if not self.seen:
             for name, parts in self.hashes.items():
                 columns = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -111,7 +114,7 @@ class Leaks:
                     found[at[values[at] == hashes]] = True
 
     def summary(self) -> dict[str, dict[str, int]]:
-        """Of each test set: rows, rows whose numbers are in training, rows whose numbers and target are."""
+        """For each test set: rows, rows whose numbers are in training, rows whose numbers and target are."""
         return {
             name: {
                 "rows": int(numbers[1].sum()),
@@ -155,7 +158,7 @@ def span(histogram: dict[int, int]) -> str:
 
 
 def set_row(name: str, summary: dict[str, Any], limit: int | None) -> list[str]:
-    """One set's line of the overview."""
+    """A set's row of the overview."""
     total, solver = summary["rows"], summary["solver"] or {}
     counts = ", ".join(f"{n}: {percent(k / total)}" for n, k in summary["numbers_in_a_problem"].items())
     tokens = summary["tokens"] or {}
@@ -167,7 +170,7 @@ def set_row(name: str, summary: dict[str, Any], limit: int | None) -> list[str]:
 
 
 def solution_rows(sets: dict[str, Any]) -> list[list[str]]:
-    """Share of problems by number of solutions, a line a set."""
+    """For each set a row with the share of problems by number of solutions."""
     edges = [0, 1, 2, 3, 6, 11, 101, 10**9]
     rows = []
     for name, summary in sets.items():
@@ -185,7 +188,7 @@ def draw(sets: dict[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(10, 6))
     axes = figure.subplots(2, 2)
-    figure.subplots_adjust(0.07, 0.06, 0.98, 0.95, 0.14, 0.24)  # a layout engine takes longer than the rest
+    figure.subplots_adjust(0.07, 0.06, 0.98, 0.95, 0.14, 0.24)  # a layout engine would take longer than all the rest
     for name, summary in sets.items():
         solver = summary["solver"] or {}
         panels = (
@@ -211,10 +214,10 @@ def write(folder: Path, result: dict[str, Any], config: dict[str, Any], about: d
     """Write datasheet.json, datasheet.md and datasheet.png.
 
     Args:
-        folder: where to.
+        folder: the folder to write to.
         result: what `prepare` returned.
         config: the configuration.
-        about: of the source, as the manifest has it.
+        about: what the manifest records of the source.
     """
     text = json.dumps({"source": about} | result, indent=1, ensure_ascii=False)
     (folder / "datasheet.json").write_text(text + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
-"""Who runs the steps: this machine's cores, or a Ray cluster. What comes out is the same.
+"""Run the steps of the preparation on this machine's cores or on a Ray cluster, with the same result.
 
-Both hand the ranges over in order: of the test side, then of the training side. Locally, rows wait on disk between the
-two steps, so that memory does not grow with the source; on Ray, in its object store, which spills to disk.
+Both engines yield the ranges in order: first those of the test side, then those of the training side. Between the two
+steps the rows are on disk (locally) or in Ray's object store, which spills to disk, so that memory does not grow with
+the source.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pandas  # noqa: F401  # Arrow imports it at its first array: once here, and not in every worker
+import pandas  # noqa: F401  # Arrow imports it with its first array; here it is imported once and not in every worker
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -32,41 +33,45 @@ Rejected = list[dict[str, Any]]
 
 
 class Engine(Protocol):
-    """What the preparation asks of an engine."""
+    """What the preparation needs of an engine."""
 
     def call(self, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> list[Any]:
-        """`function` of each task, in order."""
+        """The results of `function(*task)` for each task, in order."""
 
     def ranges(
         self, batches: Iterable[Batch], task: Task, progress: Progress, reject: Callable[[Rejected], None],
         annotate: Callable[[int], bool],
     ) -> Iterator[tuple[int, int, Array, Array]]:  # fmt: skip
-        """Of each range in order: its number, its rows before `second_step`, and what that made of them.
+        """For each range in order: its number, its number of rows before `second_step`, and what `second_step` returns.
 
-        `progress` is told of rows read, `reject` of rejected rows in the order of the source, before the first range
-        comes; `annotate` is asked of a range's number whether its rows are still to be solved (by Local; Ray's workers
-        have solved them all by then).
+        Args:
+            batches: the source.
+            task: what the steps need.
+            progress: gets the number of rows that were read.
+            reject: gets rejected rows in the order of the source, before the first range.
+            annotate: whether the rows of a range, by its number, still have to be solved. Only Local calls it, because
+                Ray's workers solve all rows.
         """
 
     def close(self) -> None:
-        """Nothing more will be asked."""
+        """Release what the engine holds."""
 
 
 def end_with_parent() -> None:
-    """As a worker: leave Ctrl-C to the parent, and end when it ends. A fork would else live on and hold its locks."""
+    """In a worker: ignore Ctrl-C, and end when the parent ends. Otherwise a fork would live on and hold its locks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Local:
-    """The cores of this machine; `workers` processes, or with one this process itself."""
+    """The cores of this machine: `workers` processes, or this process itself if `workers` is 1."""
 
     def __init__(self, workers: int, scratch: Path) -> None:
         self.scratch = scratch
         self.workers = workers
         self.pool = None
         if workers > 1:
-            # Forked, which starts at once, and now, while Arrow has no threads that a fork would leave behind.
+            # A fork starts fastest. It is made now, because later Arrow has threads, which a fork does not copy.
             self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=end_with_parent)
             self.pool.submit(int).result()
 
@@ -74,7 +79,7 @@ class Local:
         return list(self.map(function, iter(tasks)))
 
     def map(self, function: Callable[..., Any], tasks: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
-        """`function` of each task, in order, a few tasks ahead of whoever takes the results."""
+        """The results of `function(*task)` in order, computed only a few tasks ahead of the caller."""
         if self.pool is None:
             yield from (function(*task) for task in tasks)
             return
@@ -87,7 +92,7 @@ class Local:
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
-            raise UserError("a worker process was killed, perhaps for want of memory; try workers=1") from None
+            raise UserError("a worker process was killed, perhaps because memory ran out; try workers=1") from None
 
     def ranges(
         self, batches: Iterable[Batch], task: Task, progress: Progress, reject: Callable[[Rejected], None],
@@ -110,8 +115,11 @@ class Local:
 
 
 def write_run(batch: Batch, task: Task, path: Path) -> tuple[Path, Array, Rejected, int]:
-    """`first_step`, its rows to a file: the file, where in it each range starts (and the last ends), the rejected rows,
-    and how many rows were read."""
+    """Run `first_step` and write its rows to a file.
+
+    Returns:
+        The file; the row at which each range starts in it, and the end of the last; rejected rows; how many were read.
+    """
     rows, rejected = first_step(batch, task)
     rows.tofile(path)
     starts = np.searchsorted(range_of(rows, task), np.arange((2 << task.bits) + 1))
@@ -119,7 +127,7 @@ def write_run(batch: Batch, task: Task, path: Path) -> tuple[Path, Array, Reject
 
 
 def finish_range(slices: list[tuple[Path, int, int]], task: Task, annotate: bool) -> tuple[Array, Array]:
-    """`second_step` of one range: of each file so many rows from some row on."""
+    """Run `second_step` on one range, which is a slice (file, first row, number of rows) of each file."""
     parts = [np.fromfile(path, ROW, size, offset=start * ROW.itemsize) for path, start, size in slices]
     return second_step(np.concatenate(parts), task, annotate)
 
@@ -131,12 +139,12 @@ def pack(records: Array) -> pa.FixedSizeBinaryArray:
 
 
 def unpack(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> Array:
-    """What `pack` packed."""
+    """The records that `pack` was given."""
     return np.frombuffer(b"".join(column.to_pylist()), dtype)
 
 
 class OnRay:
-    """The Ray cluster that this process is connected to, or can connect to (RAY_ADDRESS), with Ray Data."""
+    """Ray Data on the cluster that this process is connected to, or else on that of RAY_ADDRESS."""
 
     def __init__(self) -> None:
         try:
@@ -153,7 +161,7 @@ class OnRay:
         context.enable_progress_bars = False
 
     def call(self, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> list[Any]:
-        return [function(*task) for task in tasks]  # small sets, and a user's error stays one line
+        return [function(*task) for task in tasks]  # the sets are small, and a UserError stays one line
 
     def ranges(
         self, batches: Iterable[Batch], task: Task, progress: Progress, reject: Callable[[Rejected], None],
@@ -191,7 +199,7 @@ class OnRay:
                 }
             )
 
-        # One block a batch, put into the object store as it is read.
+        # Each batch is one block, which goes into the object store when it is read.
         blocks = [self.ray.put(pa.table({"batch": pa.array([pickle.dumps(batch)], pa.binary())})) for batch in batches]
         data = (
             self.ray.data.from_arrow_refs(blocks)
@@ -216,7 +224,7 @@ class OnRay:
     def whole(
         self, parts: list[pa.Table], reject: Callable[[Rejected], None], progress: Progress
     ) -> Iterator[tuple[int, int, Array, Array]]:
-        """A range whose parts are all there, or the rejected rows (range -1)."""
+        """Yield a range of which all parts are here, or report the rejected rows (range -1)."""
         table = pa.concat_tables(parts)
         i = table["range"][0].as_py()
         progress(table["before"][0].as_py())
@@ -227,4 +235,4 @@ class OnRay:
             yield i, table["before"][0].as_py(), unpack(table["row"], ROW), unpack(table["solved"], SOLVED)
 
     def close(self) -> None:
-        """The cluster is not ours to end."""
+        """Nothing: the cluster was not started here."""

@@ -1,7 +1,7 @@
-"""A folder that is replaced as a whole: a reader sees the old one or the new one, at any moment.
+"""A folder that is replaced as a whole: at any moment a reader sees either the old one or the new one.
 
 Everything is written to a hidden folder beside it, which then takes its name in one step of the file system. Two
-writers do not disturb each other; the later one wins. The next writer removes what a killed one left.
+writers do not disturb each other, and the later one wins. The next writer removes what a killed one left behind.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ def file_sha256(path: Path) -> str:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Two existing paths take each other's name, in one step (renameat2, Linux)."""
+    """Exchange the names of two existing paths in one step (renameat2, Linux)."""
     renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     if renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
         code = ctypes.get_errno()
@@ -37,7 +37,7 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def publish(new: Path, out: Path) -> None:
-    """Rename `new` to `out`; an old `out` is then at `new`."""
+    """Rename `new` to `out`. If there was an `out`, it becomes `new`."""
     while True:
         try:
             if out.exists():
@@ -51,7 +51,7 @@ def publish(new: Path, out: Path) -> None:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Remove what killed writers of `out` left: hidden folders beside it whose lock no process holds."""
+    """Remove what killed writers of `out` left behind: hidden folders beside it that no process has locked."""
     for folder in out.parent.glob(f".{glob.escape(out.name)}-*"):
         try:
             with (folder / LOCK).open("r+", encoding="utf-8") as lock:
@@ -74,7 +74,7 @@ def replaced(out: Path) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out)
-        # The lock lies beside the folder that will be `out`, in the one that is removed in the end.
+        # The lock is not in the folder that becomes `out`, but in the hidden one around it.
         hidden = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         try:
             with (hidden / LOCK).open("w", encoding="utf-8") as lock:
@@ -88,7 +88,7 @@ def replaced(out: Path) -> Iterator[Path]:
             shutil.rmtree(hidden, ignore_errors=True)
     except OSError as error:
         if error.filename and out.parent not in (place := Path(os.fsdecode(error.filename)).absolute(), *place.parents):
-            raise  # it is about another file, which the block reads
+            raise  # the error is about another file, which the block reads
         raise UserError(
-            f"{out} could not be written: {error.strerror or error}; what was there before is as it was"
+            f"{out} could not be written: {error.strerror or error}; what was there before is unchanged"
         ) from error

@@ -2,9 +2,9 @@
 
     {"numbers": [11, 18, 25], "target": 175}
 
-Numbers are drawn first; the target is then uniform over those in the wished range that the numbers reach, as the solver
-lists them. Problem i depends on the seed and i alone: its random numbers are hashes (data_prep/split.py, `mix`), not a
-stream, so any number of workers on any machine makes the same problems.
+Numbers are drawn first. Then the target is drawn uniformly from those in its range that the numbers reach, which the
+solver lists. Problem i depends only on the seed and i: its random numbers are hashes (data_prep/split.py, `mix`) and
+not a stream, so any number of workers on any machine makes the same problems.
 """
 
 from functools import cache
@@ -20,9 +20,9 @@ from data_prep.split import TEST, hash_numbers, is_held_out, mix
 Array = NDArray[Any]
 
 LARGE, SMALL = np.array([25, 50, 75, 100]), np.repeat(np.arange(1, 11), 2)  # the tiles of the television game
-LEAST = 32  # problems made at once, or an eighth of those wished, until so many different ones are there
-ATTEMPTS = 500  # to draw numbers that reach some target, before giving up;
-DRAWS = 2000  # and so many draws of which none did are enough
+LEAST = 32  # `distinct` makes at least this many problems at once
+ATTEMPTS = 500  # draws for one problem until its numbers reach a target
+DRAWS = 2000  # give up if this many draws in a row reach no target
 
 
 class Problem(TypedDict):
@@ -31,7 +31,7 @@ class Problem(TypedDict):
 
 
 def below(limit: Array | int, *salt: Array | int) -> Array:
-    """Integers in 0..limit - 1, uniform but for 2**-32, that depend on `salt` alone."""
+    """Integers in 0..limit - 1 that depend only on `salt`; uniform up to an error of 2**-32."""
     value = np.zeros(1, np.uint64)
     for each in salt:
         value = mix(value ^ np.asarray(each, np.uint64))
@@ -39,11 +39,11 @@ def below(limit: Array | int, *salt: Array | int) -> Array:
 
 
 def draw_numbers(preset: dict[str, Any], count: int, seed: int, rows: Array, attempt: int) -> Array:
-    """Numbers of the problems `rows`, shape (rows, count), at their `attempt`-th try."""
+    """The numbers of the problems `rows` at the `attempt`-th draw, shape (rows, count)."""
     places = np.arange(count)[None]
     column = rows[:, None]
     if preset["tiles"]:
-        many = below(len(LARGE) + 1, seed, rows, attempt, 1)[:, None]  # how many large ones: 0..4
+        many = below(len(LARGE) + 1, seed, rows, attempt, 1)[:, None]  # large tiles: 0..4
         large = LARGE[np.argsort(below(2**32, seed, column, attempt, 2, np.arange(len(LARGE))[None]), axis=1)]
         small = SMALL[np.argsort(below(2**32, seed, column, attempt, 3, np.arange(len(SMALL))[None]), axis=1)]
         large = np.pad(large, ((0, 0), (0, count)))[:, :count]
@@ -54,11 +54,11 @@ def draw_numbers(preset: dict[str, Any], count: int, seed: int, rows: Array, att
 
 @cache
 def reachable_within(numbers: tuple[int, ...], largest: int) -> frozenset[int]:
-    """The integers that `numbers`, each used once, reach with all intermediate results in 0..largest."""
+    """The integers that `numbers`, each used once, can make with all intermediate results in 0..largest."""
     if len(numbers) == 1:
         return frozenset(numbers)
     values = set()
-    for subset in range(1, 2 ** (len(numbers) - 1)):  # the last number is always on the right
+    for subset in range(1, 2 ** (len(numbers) - 1)):  # the last number is always in the right part
         left = tuple(n for i, n in enumerate(numbers) if subset >> i & 1)
         right = tuple(n for i, n in enumerate(numbers) if not subset >> i & 1)
         for x in reachable_within(left, largest):
@@ -69,7 +69,7 @@ def reachable_within(numbers: tuple[int, ...], largest: int) -> frozenset[int]:
 
 
 def targets_of(preset: dict[str, Any], numbers: Array) -> Array:
-    """Which targets of the preset's range each row of numbers may be given, shape (rows, range)."""
+    """Which targets of the preset's range each row of numbers may have, shape (rows, targets)."""
     low, high = preset["targets"]
     if preset["max_intermediate"] is not None:
         possible = np.zeros((len(numbers), high + 1), bool)
@@ -86,22 +86,22 @@ def targets_of(preset: dict[str, Any], numbers: Array) -> Array:
 def generate(
     preset: dict[str, Any], rows: Array, seed: int, *, side: int | None = None, held_out_share: float = 0.0
 ) -> tuple[Array, Array, Array]:
-    """The problems number `rows` of a preset (configs/preset).
+    """Problems of a preset (configs/preset), by their indices.
 
     Args:
-        preset: how many numbers, which, which targets, which solutions.
-        rows: which problems, shape (rows,).
-        seed: of the whole set.
+        preset: a preset of configs/preset.
+        rows: the indices of the problems, shape (rows,).
+        seed: the seed of the whole set.
         side: draw again until the numbers belong to this side of the split (data_prep/split.py).
-        held_out_share: of that split.
+        held_out_share: the share of that split's test side.
 
     Returns:
-        Numbers, shape (rows, 6), unused ones 0; how many there are; targets.
+        Numbers, shape (rows, 6), 0 if unused; how many are used; targets.
 
     Raises:
-        UserError: no numbers of the preset reach a target of it.
+        UserError: the preset's numbers reach none of its targets.
     """
-    seed %= 2**64  # a negative one as well
+    seed %= 2**64  # it may be negative
     numbers, target = np.zeros((len(rows), MAX_COUNT), np.int64), np.zeros(len(rows), np.int64)
     count = np.asarray(preset["count"])[below(len(preset["count"]), seed, rows, 0)]
     low, _ = preset["targets"]
@@ -134,10 +134,10 @@ def generate(
 def distinct(
     preset: dict[str, Any], size: int, seed: int, *, side: int | None = None, held_out_share: float = 0.0
 ) -> tuple[Array, Array, Array]:
-    """The first `size` different problems of a preset, as `generate` returns them.
+    """The first `size` different problems of a preset, in the form of `generate`.
 
     Raises:
-        UserError: there are not that many.
+        UserError: the preset has fewer.
     """
     parts, found = [], 0
     for block in range(ATTEMPTS):
@@ -153,10 +153,10 @@ def distinct(
             break
         found = len(chosen)
         parts = [(numbers[chosen], count[chosen], target[chosen])]
-    raise UserError(f"preset {preset['name']}: {size} different problems were asked for, and it holds about {found}")
+    raise UserError(f"preset {preset['name']}: {size} different problems are needed, but it has only about {found}")
 
 
 def as_problems(numbers: Array, count: Array, target: Array) -> list[Problem]:
-    """What `generate` returned, one dictionary a problem."""
+    """What `generate` returns, as one dictionary for each problem."""
     rows = zip(numbers.tolist(), count.tolist(), target.tolist(), strict=True)
     return [{"numbers": some[:n], "target": goal} for some, n, goal in rows]

@@ -1,15 +1,15 @@
-"""The Hugging Face Hub: whether it answers, asked once and for seconds, and its errors in one line."""
+"""The Hugging Face Hub: whether it answers within seconds, and its errors in one line."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-TIMEOUT = 10  # seconds for the hub's first answer; its client would wait for ever, or try again for minutes
+TIMEOUT = 10  # seconds for the hub's first answer; its client would wait for ever, or retry for minutes
 MIRROR = "set HF_ENDPOINT to a mirror, or unset HF_HUB_OFFLINE"
 
 
 def in_one_clause(error: BaseException) -> str:
-    """The first line of an error. A proxy that the client cannot use is named with the way out."""
+    """The first line of an error, with advice if the client cannot use a proxy."""
     lines = str(error).strip().splitlines()
     clause = lines[0].rstrip(".") if lines else type(error).__name__
     if "socks" in clause.lower() or "proxy url" in clause.lower():
@@ -18,7 +18,7 @@ def in_one_clause(error: BaseException) -> str:
 
 
 def hub_fault(repo: str, kind: str, revision: str | None = None) -> Exception | None:
-    """Why the hub does not answer, if so: it is offline or out of reach, and only its cache can be used.
+    """The error if the hub does not answer, because it is offline or out of reach; then only its cache can be used.
 
     Args:
         repo: owner/name.
@@ -26,8 +26,8 @@ def hub_fault(repo: str, kind: str, revision: str | None = None) -> Exception | 
         revision: branch, tag or commit.
 
     Raises:
-        OSError: the hub answers, and refuses.
-        ValueError: the name or the proxy makes no sense.
+        OSError: the hub answers, but refuses.
+        ValueError: the name or the proxy is invalid.
     """
     import httpx
     from huggingface_hub import HfApi
@@ -44,10 +44,10 @@ def hub_fault(repo: str, kind: str, revision: str | None = None) -> Exception | 
 
 @contextmanager
 def reports_cache(fault: Exception | None, what: str) -> Iterator[None]:
-    """Where the hub does not answer, the block reads its cache: say so, or why that is not enough.
+    """If the hub does not answer, the block reads its cache: print that, or raise if the cache is not enough.
 
     Raises:
-        OSError: the block raised it, as the cache does not have all that is asked for.
+        OSError: the cache lacks something that the block needs.
     """
     from huggingface_hub.errors import OfflineModeIsEnabled
 

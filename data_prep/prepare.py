@@ -1,4 +1,4 @@
-"""From a source to the files of a data folder: what the steps (data_prep/steps.py) yield is counted and written."""
+"""From a source to the files of a data folder: counts and writes what the steps (data_prep/steps.py) yield."""
 
 import json
 from collections import Counter
@@ -25,12 +25,12 @@ Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
 
 ROW_GROUP = 32_768  # rows of a parquet row group
-# Columns of few values; for the others a dictionary would be built in vain.
+# Columns with few different values; parquet's dictionary would not help the others.
 REPEATED = ["data_source", "ability", "prompt.list.element.role", "reward_model.style", "extra_info.split"]
 
 
 class Writer:
-    """One parquet file of problems, written in row groups of ROW_GROUP rows however they come."""
+    """One parquet file of problems, always in row groups of ROW_GROUP rows."""
 
     def __init__(
         self, path: Path, split: str, prompt: dict[str, Any], data_source: str | None, portrait: Portrait
@@ -81,12 +81,12 @@ class Writer:
         self.written += size
 
     def wait(self) -> None:
-        """Until the last row group is written, or to raise what went wrong with it."""
+        """Wait until the last row group is written; raises its error if it failed."""
         if self.writing is not None:
             self.writing.result()
 
     def close(self) -> None:
-        """Write what waits. A set without rows has no file: `datasets`, and so verl, cannot load an empty one."""
+        """Write the remaining rows. A set without rows gets no file, as verl (`datasets`) cannot load an empty one."""
         if self.waiting:
             self.flush(self.waiting)
         self.wait()
@@ -95,7 +95,7 @@ class Writer:
 
 
 class Rejects:
-    """rejected.jsonl, and how many rows are in it."""
+    """Writes rejected.jsonl and counts the reasons."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("w", encoding="utf-8")
@@ -110,19 +110,19 @@ class Rejects:
             self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def check(self, total: int, allowed: float) -> None:
-        """Raise UserError where more than this share of all rows was rejected."""
+        """Raise UserError if more than this share of all rows was rejected."""
         self.file.close()
         if self.first is not None and self.reasons.total() > allowed * total:
             where = f"{self.first['file']} row {self.first['row']}"
             where += f", column {self.first['column']}" if self.first["column"] else ""
             raise UserError(
-                f"{self.reasons.total():,} of {total:,} rows are no problems, more than max_rejected={allowed}; "
+                f"{self.reasons.total():,} of {total:,} rows are not valid problems, more than max_rejected={allowed}; "
                 f"the first: {where}: {self.first['reason']}: {self.first['value']}"
             )
 
 
 def too_few(side: str, size: int, found: int, config: dict[str, Any]) -> UserError:
-    """Why a split cannot have the size that was asked for."""
+    """The error of a side that has fewer problems than its size."""
     what = "that can be solved " if config["unsolvable"] != "keep" else ""
     advice = "take a smaller size"
     if config["source"]["name"] == "synthetic":
@@ -133,7 +133,7 @@ def too_few(side: str, size: int, found: int, config: dict[str, Any]) -> UserErr
 
 
 class Preparation:
-    """The files that are written, and the counts, while the ranges of a source come."""
+    """The files and the counts of a preparation, while its ranges are processed."""
 
     def __init__(self, config: dict[str, Any], source: Source, folder: Path, progress: Progress) -> None:
         self.config, self.source, self.folder, self.progress = config, source, folder, progress
@@ -162,7 +162,7 @@ class Preparation:
         self.progress("reading", self.rows_read, self.source.rows)
 
     def is_wanted(self, number: int) -> bool:
-        """Whether the rows of this range are still to be solved."""
+        """Whether the rows of this range still have to be solved."""
         size, taken = self.sizes[number >> self.bits], self.taken[number >> self.bits]
         return bool(self.config["annotate"]) and (size is None or taken < size)
 
@@ -172,7 +172,7 @@ class Preparation:
             self.rejects.check(self.source.rows, self.config["max_rejected"])
 
     def write_ood(self, engine: Engine) -> None:
-        """The sets out of distribution; before the training rows, which are compared with them."""
+        """Write the sets out of distribution. The training rows, which come later, are compared with them."""
         config, ood, tasks = self.config, self.config["ood"], []
         for name in ood["names"]:
             preset = config["preset"] | ood["sets"][name] | {"name": f"ood.sets.{name}"}
@@ -184,18 +184,18 @@ class Preparation:
             self.leaks.test(f"ood_{name}", rows)
 
     def take(self, side: int, before: int, rows: Array, solved: Array) -> None:
-        """Write of a range what the side still wants.
+        """Write as many rows of a range as its side still needs.
 
         Args:
             side: TEST or TRAIN.
-            before: rows of the range before duplicates were dropped.
-            rows, solved: its rows in order, and what the solver says of them.
+            before: number of rows in the range before duplicates were dropped.
+            rows, solved: the rows in order, and their annotations.
         """
         size, counts = self.sizes[side], self.counts
         counts["duplicates"] += before - len(rows)
         keep = np.ones(len(rows), bool) if self.config["unsolvable"] == "keep" else solved["solutions"] != 0
         last = len(rows)
-        if size is not None:  # so many rows hold as many as are still to be taken
+        if size is not None:  # the first rows that hold as many as are still needed
             last = min(last, int(np.searchsorted(np.cumsum(keep), size - self.taken[side])) + 1)
             last *= self.taken[side] < size
         counts["not selected"] += len(rows) - last
@@ -212,18 +212,18 @@ class Preparation:
             self.leaks.train(rows)
 
     def close(self) -> None:
-        """Check the sizes, and end all files."""
+        """Check the sizes, and close all files."""
         self.check_rejected()
         for name, size, found in zip(SIDES, self.sizes, self.taken, strict=True):
             if size is not None and found < size:
                 raise too_few(name, size, found, self.config)
             if not found:
-                raise UserError(f"of {self.source.rows:,} rows none is left for the {name} side")
+                raise UserError(f"none of the {self.source.rows:,} rows is on the {name} side")
         for each in [*self.writers, *([self.apart] if self.apart else [])]:
             each.close()
 
     def summary(self) -> dict[str, Any]:
-        """What the datasheet is made of."""
+        """The content of the datasheet."""
         counts, taken, total = self.counts, self.taken, self.source.rows
         rejected = self.rejects.reasons.total()
         known = rejected + sum(taken) + counts.total()
@@ -233,7 +233,7 @@ class Preparation:
                 "rejected": rejected,
                 "duplicates": counts["duplicates"],
                 "unsolvable": counts["unsolvable"],
-                "not selected": counts["not selected"] + total - known,  # a recipe leaves rows out from the start
+                "not selected": counts["not selected"] + total - known,  # a recipe's split skips rows from the start
                 "train": taken[1],
                 "test": taken[0],
             },
@@ -249,12 +249,12 @@ def prepare(config: dict[str, Any], source: Source, engine: Engine, folder: Path
     Args:
         config: configs/prepare.yaml, resolved.
         source: where the rows come from.
-        engine: who does the steps.
+        engine: runs the steps.
         folder: an empty folder.
-        progress: gets what is done, how many rows of it, and of how many.
+        progress: gets the name of the present work, how much of it is done, and how much there is.
 
     Returns:
-        What the datasheet is made of.
+        The content of the datasheet.
 
     Raises:
         UserError: there are too few rows for a size, or too many are rejected.

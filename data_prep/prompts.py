@@ -1,4 +1,4 @@
-"""From problems to verl's rows: prompts (configs/prompt) filled in, for a whole table at once.
+"""From problems to verl's rows: fills in prompts (configs/prompt) for a whole table at once.
 
 One row (https://verl.readthedocs.io/en/latest/preparation/prepare_data.html):
 
@@ -8,8 +8,8 @@ One row (https://verl.readthedocs.io/en/latest/preparation/prepare_data.html):
     reward_model  {"style": "rule", "ground_truth": {"numbers": [11, 18, 25], "target": 175}}
     extra_info    {"split": "train", "index": 0, "difficulty": 1.83, "solutions": 1}
 
-In the contents of a prompt's messages {numbers} stands for the numbers as a Python list and {target} for the target;
-every other brace is text.
+In the messages of a prompt, {numbers} stands for the numbers as a Python list and {target} for the target. All other
+braces are text.
 """
 
 import re
@@ -72,12 +72,12 @@ def to_table(
     """Problems as rows in verl's schema (see the top).
 
     Args:
-        prompt: of the configuration.
-        numbers: shape (rows, 6), of which each row uses the first `count`.
+        prompt: as in configs/prompt.
+        numbers: shape (rows, 6); each row uses the first `count`.
         count, target: shape (rows,).
-        data_source: under which verl reports each row.
-        split, first: for extra_info; the index of the first row.
-        difficulty, solutions: for extra_info, null where not known.
+        data_source: the name under which verl reports each row.
+        split, first: for extra_info; `first` is the index of the first row.
+        difficulty, solutions: for extra_info; null if unknown.
     """
     size, messages = len(target), prompt["messages"]
     lists = as_lists(numbers, count)

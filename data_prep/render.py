@@ -1,8 +1,8 @@
 """python -m data_prep.render prompt=NAME tokenizer=PATH [numbers=[44,19,35]] [target=98]: what the model will see.
 
-Prints the text of a prompt and its tokens with their boundaries. verl's agent loop (0.9.1, ContinuousTokenBuilder) gets
-its tokens from `tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)`, after
-`actor_rollout_ref.model.custom_chat_template` became the tokenizer's chat template; so does this. A test compares both.
+Prints the text of a prompt and its tokens with their boundaries. Like verl's agent loop (0.9.1, ContinuousTokenBuilder)
+it calls `tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)`, with
+`actor_rollout_ref.model.custom_chat_template` as the tokenizer's chat template. A test compares both.
 """
 
 import os
@@ -50,16 +50,16 @@ def load_tokenizer(path: str, prompt: dict[str, Any]) -> Any:
 
 
 def special_tags(tokenizer: Any) -> list[str]:
-    """The tags of TAGS that are lost when a response is decoded as verl 0.9.1 decodes it, without special tokens.
+    """The tags that are lost when verl 0.9.1 decodes a response without special tokens.
 
-    The reward then finds no thought or no answer in any response, so every score is 0.
+    Without them the reward finds no thought or no answer in any response, so every score is 0.
     """
     ids = {tag: tokenizer(tag, add_special_tokens=False)["input_ids"] for tag in TAGS}
     return [tag for tag in TAGS if tag not in tokenizer.decode(ids[tag], skip_special_tokens=True)]
 
 
 def special_tags_advice(tags: list[str], path: str) -> str:
-    """What it means that a tokenizer has `special_tags`, and what to do."""
+    """What `special_tags` of a tokenizer mean, and what to do."""
     return (
         f"{', '.join(tags)} are special tokens of {path}, which verl removes from responses before it scores them, so "
         f'every reward would be 0; copy the folder, set "special": false for them in tokenizer.json and in '
@@ -85,7 +85,7 @@ def render(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, list[in
 
 
 def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The text of each token; bytes that are no whole character of their own show as such, <0xE4>."""
+    """The text of each token; bytes that are not a whole character are shown as <0xE4>."""
     decoder = {symbol: byte for byte, symbol in _byte_symbols().items()}
     added = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items()}
     result = []
@@ -109,9 +109,9 @@ def _byte_symbols() -> dict[int, str]:
 
 
 def token_counter(prompt: dict[str, Any], path: str) -> Callable[[pa.StringArray, pa.StringArray], Array]:
-    """A function from the texts of numbers ("[44, 19, 35]") and targets to the prompts' lengths in tokens.
+    """A function that maps the texts of numbers ("[44, 19, 35]") and targets to the prompts' lengths in tokens.
 
-    The chat template is applied once, around the places of numbers and target, and not once a row.
+    The chat template is applied only once, to the prompt with its placeholders, and not to every row.
     """
     tokenizer = load_tokenizer(path, prompt)
     frame, _ = render(tokenizer, prompt["messages"])
@@ -120,7 +120,7 @@ def token_counter(prompt: dict[str, Any], path: str) -> Callable[[pa.StringArray
         texts = fill_all(frame, numbers, target).to_pylist()
         return np.array([len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]])
 
-    # A template that changes the contents (trims them, say) would make the frame another text than the real one.
+    # This fails for a template that changes the contents, for example trims them. One real prompt is compared.
     problem = [44, 19, 35], 98
     if lengths(pa.array([str(problem[0])]), pa.array(["98"]))[0] != len(
         render(tokenizer, messages_for(prompt, *problem))[1]

@@ -1,7 +1,7 @@
 """The keys of `python -m data_prep` and `python -m data_prep.render`: their types, ranges and meaning.
 
-Defaults stand in configs/prepare.yaml, configs/render.yaml and their groups. Unlike the keys of a training run, which
-verl also reads, all keys are known here, so a key that is not named is refused.
+Defaults are in configs/prepare.yaml, configs/render.yaml and their groups. All keys are known here, unlike those of a
+training run, which verl also reads. So any other key is refused.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -13,8 +13,8 @@ from data_prep.cli import Checked, Count, Integer, Number, PathText, Share, Text
 from data_prep.prompts import PLACES
 from data_prep.solver import MAX_COUNT
 
-MAX_ROWS = 2**40  # a limit that no source reaches, and that 64-bit integers hold
-MAX_OOD = 2**20  # sets out of distribution are made in memory
+MAX_ROWS = 2**40  # more than any source has, and safe in 64-bit integers
+MAX_OOD = 2**20  # a set out of distribution is made in memory
 
 
 def _list(value: Any) -> Any:
@@ -39,12 +39,12 @@ Ascending = AfterValidator(_ascending)
 
 
 def optional(description: str) -> Any:
-    """A key that not every option of its group has."""
+    """A key that only some options of its group have."""
     return Field(None, description=description)
 
 
 class Closed(Checked):
-    """Keys of a configuration, and no others."""
+    """Keys of a configuration; other keys are refused."""
 
     model_config = ConfigDict(extra="forbid")
 

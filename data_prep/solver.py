@@ -1,27 +1,27 @@
-"""Exact solver over the rationals, for one problem of 2 to 6 numbers or for whole data sets.
+"""An exact solver over the rationals, for one problem of 2 to 6 numbers or for whole data sets.
 
     >>> solve([44, 19, 35], 98)
-    Solution(expression='19 + 35 + 44', solutions=1, additive=True, fraction=False)
+    Solution(expression='44 + 35 + 19', solutions=1, additive=True, fraction=False)
     >>> solve([3, 3, 8, 8], 24).expression
     '8 / (3 - 8 / 3)'
 
-**What counts as one solution.** A solution uses every number exactly once, with + - * / and no unary minus. Two are
-the same when they are the same function of their operands, for all values of them: then one becomes the other by
-commuting and re-associating, where a - b is a + (-b) and a / b is a * (1 / b), and signs move through products
-(a - (b - c) is (a + c) - b, and (a - b) * (c - d) is (b - a) * (d - c)). Numbers of equal value are interchangeable.
-Everything else is another solution: a * 1 and a / 1 are two. A solution is defined where none of its denominators is
-zero once it is written flat, as (x * y) / (z * w) with sums or numbers for x, y, z, w.
+**What counts as one solution.** A solution uses every number exactly once, with + - * / and no unary minus. Two
+solutions are the same if they are the same function of their operands, for all values of the operands. Then commuting
+and re-associating turn one into the other, where a - b is a + (-b) and a / b is a * (1 / b), and signs move through
+products: a - (b - c) is (a + c) - b, and (a - b) * (c - d) is (b - a) * (d - c). Equal numbers are interchangeable. All
+other solutions differ: a * 1 and a / 1 are two. A solution is defined if none of its denominators is zero when it is
+written flat, as (x * y) / (z * w) with sums or numbers for x, y, z, w.
 
 **How.** On k distinct operands there are 1, 6, 68, 1170, 27142, 793002 such functions (OEIS A140606); `forms(k)` lists
 them, each as one operation on two smaller ones. A batch of problems is evaluated level by level over all subsets of
 the numbers, a row of the array for each function and a column for each problem, as pairs (numerator, denominator).
-Which functions are the same, and which become the same when operands are equal, is decided once by their values at two
-random points modulo the prime 2**31 - 1; the counts above show that no two were confused.
+Their values at two random points modulo the prime 2**31 - 1 show which functions are the same, and which become the
+same if operands are equal; the counts above show that no two were confused.
 
-**Overflow.** Let m(k) bound numerator and denominator, neither reduced, of a function of k numbers up to N. m(1) = N,
-and a sum is at most m(i) * m(j) + m(j) * m(i), so m(k) <= 2**(k-1) * N**k by induction; the comparison with a target T
-multiplies a denominator, at most m(i) * m(j), by T. Where max(2, T) * 2**(k-2) * N**k < 2**63 the pairs are int64,
-beyond that Python's integers: slower, and as exact.
+**Overflow.** Let m(k) bound the unreduced numerator and denominator of a function of k numbers up to N. m(1) = N, and a
+sum is at most m(i) * m(j) + m(j) * m(i), so m(k) <= 2**(k-1) * N**k by induction. The comparison with a target T
+multiplies a denominator, at most m(i) * m(j), by T. If max(2, T) * 2**(k-2) * N**k < 2**63, the pairs are int64.
+Otherwise they are Python's integers, which are slower and just as exact.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,19 +39,20 @@ MAX_COUNT = 6
 PRIME = (1 << 31) - 1
 ADD, SUBTRACT, MULTIPLY, DIVIDE = range(4)
 SYMBOLS = "+-*/"
-COLUMNS = 256  # most problems evaluated at once
-ENTRIES = 1 << 22  # most values kept of them, for functions of fewer operands: 70 MB
-CELLS = 32_768  # functions times problems in one array operation, so that it stays in the cache
+COLUMNS = 256  # the most problems that are evaluated at once
+ENTRIES = 1 << 22  # the most values of functions of fewer operands that are kept for them: 70 MB
+CELLS = 32_768  # functions times problems in one array operation, so that it fits in the CPU's cache
 POINTS = np.random.default_rng(98).integers(1, PRIME, (MAX_COUNT, 2))  # row i: two values of operand i
 
 
 class Forms(NamedTuple):
-    """The functions of k operands, shortest first. All arrays have one entry a function.
+    """The functions of k operands, shortest first. All arrays have one entry for each function.
 
-    A function is `operator` on the function number `left` of the operands in `left_set` (bit i: operand i) and the
-    function number `right` of the others. Written flat, it has `parentheses` pairs of them, `uses` has bit i for each
-    SYMBOLS[i] in it (`inside` for those within its terms or factors), and `plain` terms or factors come with + or *,
-    `inverted` ones with - or /. `value` is what it is at POINTS, in one number.
+    A function applies `operator` to function number `left` of the operands in `left_set` (bit i: operand i) and to
+    function number `right` of the other operands. The next fields are about the function written flat: `parentheses` is
+    the number of pairs; `uses` has bit i if SYMBOLS[i] occurs, and `inside` if it occurs within a term or factor;
+    `plain` is the number of terms or factors with + or *, and `inverted` of those with - or /. `value` is its value at
+    POINTS, as one number.
     """
 
     operator: Array
@@ -69,8 +70,7 @@ class Forms(NamedTuple):
 
 @dataclass(frozen=True)
 class Solution:
-    """What `solve` says: a shortest solution, how many there are, whether one has neither * nor /, whether all need a
-    fraction on the way."""
+    """A shortest solution; how many there are; whether one has neither * nor /; whether all need a fraction."""
 
     expression: str
     solutions: int
@@ -79,7 +79,7 @@ class Solution:
 
 
 class Solved(NamedTuple):
-    """What `solve_many` says of each problem; `form` (into `forms`, of the sorted numbers) is -1 where unsolvable."""
+    """`Solution` for many problems. `form` is an index into `forms` for the sorted numbers, -1 without a solution."""
 
     solutions: Array
     form: Array
@@ -98,7 +98,7 @@ def _modulo(values: Array) -> Array:
 
 
 def _fingerprint(numerator: Array, denominator: Array) -> Array:
-    """The quotients modulo PRIME at both points, shape (functions, 2), as one number a function."""
+    """The quotients modulo PRIME at both points, as one number for each function. Inputs have shape (functions, 2)."""
     inverse, power = denominator, PRIME - 2  # Fermat: x ** (p - 2) = 1 / x
     for bit in bin(power)[3:]:
         inverse = _modulo(inverse * inverse)
@@ -109,7 +109,7 @@ def _fingerprint(numerator: Array, denominator: Array) -> Array:
 
 
 def _apply(operator: int, a: Array, b: Array, c: Array, d: Array) -> tuple[Array, Array]:
-    """Numerator and denominator of (a / b) `operator` (c / d); 0 / 0 stands for what is not defined."""
+    """Numerator and denominator of (a / b) `operator` (c / d); 0 / 0 if it is not defined."""
     if operator == ADD:
         return a * d + c * b, b * d
     if operator == SUBTRACT:
@@ -120,11 +120,11 @@ def _apply(operator: int, a: Array, b: Array, c: Array, d: Array) -> tuple[Array
 
 
 class Plan(NamedTuple):
-    """How all functions of all subsets of n operands are computed, smaller subsets first.
+    """How all functions of all proper subsets of n operands are computed, smaller subsets first.
 
-    `steps`: (operator, first, left, right): functions number first, first + 1, ... are that operator on those numbered
-    left and right; `number[subset]` is the number of each of the subset's functions. The last level, all n operands,
-    is not part of it.
+    Each of `steps` is (operator, first, left, right): functions number first, first + 1, ... are this operator applied
+    to the functions with the numbers in left and right. `number[subset]` has the numbers of a subset's
+    functions. `_last` has the functions of all n operands.
     """
 
     steps: list[tuple[int, int, Array, Array]]
@@ -152,13 +152,13 @@ def _plan(n: int) -> Plan:
 
 @cache
 def _last(n: int) -> list[tuple[int, Array, Array, Array]]:
-    """The functions of all n operands by operator: (operator, which of forms(n), left, right as in `_plan`)."""
+    """The functions of all n operands: (operator, indices into forms(n), left and right as in `Plan`)."""
     chosen = [np.flatnonzero(forms(n).operator == operator) for operator in range(4)]
     return [(i, some, *_operands(n, some, 2**n - 1, _plan(n).number)) for i, some in enumerate(chosen)]
 
 
 def _operands(k: int, chosen: Array, subset: int, number: dict[int, Array]) -> tuple[Array, Array]:
-    """The numbers in a plan of the left and right operands of functions of a subset of k members."""
+    """The numbers, in a plan, of the left and right operands of functions of a subset with k members."""
     form, members, sides = forms(k), _members(subset), []
     for which, index in ((form.left_set, form.left), (form.right_set, form.right)):
         side = np.empty(len(chosen), np.int64)
@@ -170,7 +170,7 @@ def _operands(k: int, chosen: Array, subset: int, number: dict[int, Array]) -> t
 
 
 def _at_points(n: int, points: Array) -> tuple[Array, Array]:
-    """Numerators and denominators modulo PRIME of all functions in a plan; `points` has shape (n, 2)."""
+    """Numerators and denominators, modulo PRIME, of all functions in a plan; `points` has shape (n, 2)."""
     plan = _plan(n)
     a = np.empty((plan.size, 2), np.int64)
     b = np.ones((plan.size, 2), np.int64)
@@ -192,13 +192,13 @@ def _apply_modulo(operator: int, a: Array, b: Array, c: Array, d: Array) -> tupl
 
 
 def _written(operator: int, *sides: tuple[Forms, Array]) -> tuple[Array, Array, Array, Array, Array]:
-    """How an operation on two functions is written flat: parentheses, uses, inside, plain, inverted (see `Forms`)."""
+    """The fields parentheses, uses, inside, plain and inverted (see `Forms`) of an operation on two functions."""
     family = operator >> 1  # 0: sums, 1: products
     parentheses: Any = 0
     inside: Any = 0
     counts: list[Any] = [0, 0]  # plain, inverted
     for i, (form, index) in enumerate(sides):
-        same = form.operator[index] >> 1 == family  # its terms are ours
+        same = form.operator[index] >> 1 == family  # its terms become terms of the result
         inside |= np.where(same, form.inside[index], form.uses[index])
         parentheses += form.parentheses[index] + (family == 1) * (form.operator[index] >> 1 == 0)
         flip = i == 1 and operator in (SUBTRACT, DIVIDE)
@@ -224,8 +224,8 @@ def forms(k: int) -> Forms:
         for operator in range(4):
             if operator in (ADD, MULTIPLY) and left_set < right_set:
                 continue  # they commute
-            # A product of quotients, or a quotient of them, is written flat as another form, which is defined wherever
-            # it is: so no quotient is an operand of * or /.
+            # A product or quotient of quotients, written flat, is another form that is defined wherever it is. So no
+            # quotient is an operand of * or /.
             flat = operator in (ADD, SUBTRACT)
             left = np.flatnonzero(flat | (some.operator != DIVIDE))
             right = np.flatnonzero(flat | (others.operator != DIVIDE))
@@ -245,7 +245,7 @@ def forms(k: int) -> Forms:
 
 @cache
 def _exchange(n: int, i: int) -> Array:
-    """Which function each one becomes when operands i and i + 1 change places."""
+    """The index of the function that each function becomes if operands i and i + 1 are exchanged."""
     value = forms(n).value
     points = POINTS[:n].copy()
     points[[i, i + 1]] = points[[i + 1, i]]
@@ -259,8 +259,10 @@ def _exchange(n: int, i: int) -> Array:
 
 @cache
 def _distinct(n: int, pattern: tuple[bool, ...]) -> list[tuple[int, Array, Array, Array]]:
-    """The last level, without the functions that are others again where sorted operand i + 1 equals operand i for each
-    `pattern[i]`: of those that exchanges of equal operands turn into each other, the first stays."""
+    """`_last(n)` without duplicates, if sorted operands i and i + 1 are equal for each true `pattern[i]`.
+
+    Exchanges of equal operands turn some functions into each other; only the first of them stays.
+    """
     label, before = np.arange(len(forms(n).value)), None
     while before is None or (label != before).any():
         before = label
@@ -271,7 +273,7 @@ def _distinct(n: int, pattern: tuple[bool, ...]) -> list[tuple[int, Array, Array
 
 
 def _blocks(numbers: Array) -> Iterator[tuple[Array, tuple[bool, ...]]]:
-    """Rows of sorted numbers, at most COLUMNS at once, that have equal numbers at the same places."""
+    """Indices of rows of sorted numbers with equal numbers at the same places, at most COLUMNS at once."""
     pattern = (np.diff(numbers) == 0) @ (1 << np.arange(numbers.shape[1] - 1))
     columns = min(COLUMNS, ENTRIES // _plan(numbers.shape[1]).size)
     for value in np.unique(pattern):
@@ -282,11 +284,11 @@ def _blocks(numbers: Array) -> Iterator[tuple[Array, tuple[bool, ...]]]:
 
 
 def _levels(numbers: Array, dtype: type) -> tuple[Array, Array, Array]:
-    """Numerators and denominators of all functions of fewer than n numbers, and whether no fraction is on their way.
+    """Numerators and denominators of all functions of fewer than n numbers, and whether no fraction is on the way.
 
     Args:
         numbers: shape (problems, n), sorted.
-        dtype: np.int64, or object where that could overflow.
+        dtype: np.int64, or object if that could overflow.
 
     Returns:
         Three arrays of shape (functions, problems), numbered as in `_plan(n)`.
@@ -302,13 +304,13 @@ def _levels(numbers: Array, dtype: type) -> tuple[Array, Array, Array]:
         a[here], b[here] = _apply(operator, a[left], b[left], a[right], b[right])
         whole[here] = whole[left] & whole[right]
         if operator == DIVIDE:
-            # Multiplying first and dividing last, a flat quotient of integers needs a fraction only if it is one.
+            # Multiply first and divide last: a flat quotient of integers then needs a fraction only if it is one.
             whole[here] &= (b[here] != 0) & (a[here] % np.where(b[here] == 0, 1, b[here]) == 0)
     return a, b, whole
 
 
 def _dtype(numbers: Array, target: int) -> type:
-    """int64 where it is wide enough (see the top), else Python's integers."""
+    """int64 if it is wide enough (see the top), else Python's integers."""
     n, largest = numbers.shape[1], int(numbers.max(initial=1))
     return np.int64 if max(2, target) * 2 ** (n - 2) * largest**n < 2**63 else object
 
@@ -330,7 +332,7 @@ def _hits(numbers: Array, targets: Array) -> Iterator[tuple[Array, Array, Array]
 
 
 def solve_many(numbers: Array, targets: Array) -> Solved:
-    """Solve problems that have equally many numbers.
+    """Solve problems that all have the same count of numbers.
 
     Args:
         numbers: shape (problems, n), 2 <= n <= 6, positive integers in any order.
@@ -350,7 +352,7 @@ def solve_many(numbers: Array, targets: Array) -> Solved:
 
 
 def _terms(k: int, index: int, operands: Sequence[str]) -> tuple[list[tuple[str, str]], int]:
-    """A function written flat: its (sign, text) terms or factors, and the operator that joins them."""
+    """A function written flat: its terms or factors as (sign, text), and the operator that joins them."""
     form = forms(k)
     operator = int(form.operator[index])
     if operator < 0:
@@ -383,19 +385,19 @@ def _template(k: int, index: int) -> str:
 
 
 def write(numbers: Sequence[int], index: int) -> str:
-    """The function number `index` of `numbers`, sorted, as an expression with as few parentheses as it can have."""
+    """Function number `index` of the sorted `numbers`, as an expression with as few parentheses as possible."""
     return _template(len(numbers), index).format(*sorted(numbers))
 
 
 def solve(numbers: Sequence[int], target: int) -> Solution | None:
-    """What is to know of one problem, or None where it has no solution.
+    """Solve one problem; returns None if it has no solution.
 
     Args:
         numbers: 2 to 6 positive integers of any size.
         target: a positive integer.
 
     Raises:
-        ValueError: another count of numbers, or one that is not positive.
+        ValueError: there are fewer or more numbers, or one is not positive.
     """
     if not 2 <= len(numbers) <= MAX_COUNT or min(*numbers, target) < 1:
         raise ValueError(f"2 to {MAX_COUNT} positive numbers and a positive target are expected: {numbers}, {target}")
@@ -408,13 +410,13 @@ def solve(numbers: Sequence[int], target: int) -> Solution | None:
 
 
 def reachable(numbers: Array, low: int, high: int, *, integers: bool = False, without: int = 0) -> Array:
-    """Which targets low..high each problem's numbers reach. Shapes (problems, n) to (problems, high - low + 1).
+    """Which targets in low..high each problem's numbers reach, shape (problems, high - low + 1).
 
     Args:
         numbers: shape (problems, n), 2 <= n <= 6, positive integers.
         low, high: the range, both ends included.
-        integers: by a solution without fractions on the way.
-        without: by a solution that is written without these operators; bit i stands for SYMBOLS[i].
+        integers: count only solutions without fractions on the way.
+        without: count only solutions without these operators; bit i stands for SYMBOLS[i].
     """
     numbers = np.sort(numbers, axis=1)
     n, uses = numbers.shape[1], forms(numbers.shape[1]).uses

@@ -37,12 +37,12 @@ class Source(NamedTuple):
 
 
 def format_of(path: Path) -> str:
-    """The suffix of a file, in small letters."""
+    """The suffix of a file in lower case."""
     return path.suffix.lower()
 
 
 def path_text(path: Path | str) -> str:
-    """A path as text that can be written; bytes that are no UTF-8 show as such, \\xe4."""
+    """A path as text that can be written; bytes that are not UTF-8 are shown as \\xe4."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -59,7 +59,7 @@ def column_names(schema: pa.Schema) -> list[str]:
 
 
 def pick(data: pa.RecordBatch, name: str) -> pa.Array:
-    """A column of `column_names`."""
+    """The column with one of the names of `column_names`."""
     if name in data.schema.names:
         return data.column(name)
     first, *others = name.split(".")
@@ -228,7 +228,7 @@ def files_of(config: dict[str, Any]) -> list[Path]:
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """The lines of a text file with their ends; bytes that are no UTF-8 are left for the cleaning to reject."""
+    """The lines of a text file with their line ends. Bytes that are not UTF-8 stay, and the cleaning rejects them."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         yield from file
 
@@ -238,16 +238,16 @@ def csv_records(path: Path) -> Iterator[str]:
     lines = text_lines(path)
     for line in lines:
         taken = [line]
-        if line.count('"') % 2:  # a quoted field may go on in the next line, which the parser decides
-            # `strict` ends a record at a quotation mark that is out of place, so that it takes few rows with it.
-            # The cleaning meets such an error again, and rejects the record.
+        if line.count('"') % 2:  # a quoted field may go on in the next line; the parser decides that
+            # `strict` ends a record at a misplaced quotation mark, so that few rows are lost with it. The cleaning
+            # finds the same error, and rejects the record.
             with suppress(csv.Error):
                 next(csv.reader(recorded(lines, taken), strict=True))
         yield "".join(taken).rstrip("\r\n")
 
 
 def recorded(lines: Iterator[str], taken: list[str]) -> Iterator[str]:
-    """What is in `taken`, and then `lines`, each of which goes to `taken`."""
+    """Yield what is in `taken`, and then `lines`, which are added to `taken`."""
     yield from list(taken)
     for line in lines:
         taken.append(line)
@@ -255,13 +255,13 @@ def recorded(lines: Iterator[str], taken: list[str]) -> Iterator[str]:
 
 
 def read_text(path: Path) -> Iterator[str]:
-    """The rows of a text file as text, blank ones left out; of CSV the header comes first."""
+    """The rows of a text file as text, without blank ones; those of CSV begin with the header."""
     records = csv_records(path) if format_of(path) == ".csv" else (line.rstrip("\r\n") for line in text_lines(path))
     return (record for record in records if record and not record.isspace())
 
 
 def text_batches(path: Path, first: int) -> Iterator[Batch]:
-    """JSON lines, or records of CSV with the header, in batches."""
+    """JSON lines, or CSV records with the header, in batches."""
     kind = "csv" if format_of(path) == ".csv" else "jsonl"
     rows = read_text(path)
     header = next(rows) if kind == "csv" else ""
@@ -284,14 +284,14 @@ def parquet_batches(path: Path, columns: tuple[str, str], first: int) -> Iterato
             row += len(data)
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
-            raise  # the machine's, such as a missing permission, and not Arrow's
+            raise  # an error of the machine, such as a missing permission
         raise UserError(f"{path} is damaged near its row {row} ({in_one_clause(error)})") from None
 
 
 def count_rows(path: Path, columns: tuple[str, str]) -> int:
     """The number of rows of a file, after a check of its columns."""
     if format_of(path) == ".parquet":
-        with path.open("rb") as file:  # by Python, whose errors name the file
+        with path.open("rb") as file:  # opened by Python, whose errors name the file
             try:
                 content = pq.ParquetFile(file)
             except (pa.ArrowInvalid, OSError) as error:
@@ -347,8 +347,8 @@ def local(config: dict[str, Any]) -> Source:
 
 
 def synthetic(preset: dict[str, Any], seed: int) -> Source:
-    """Problems that the generator makes. A batch says which; the worker that takes it makes them."""
-    generate(preset, np.arange(4), seed)  # if no target is reachable, UserError is raised here and not in a worker
+    """Generated problems. A batch only says which problems; a worker makes them."""
+    generate(preset, np.arange(4), seed)  # a UserError is raised here, not in a worker
     rows = preset["rows"]
 
     def batches() -> Iterator[Batch]:

@@ -1,11 +1,11 @@
-"""Which problems train and which test: by a hash of the numbers, or as the published recipes chose.
+"""Splits problems into training and test problems: by a hash of the numbers, or as the published recipes did.
 
-`by_numbers`: the SHA-256 of the sorted numbers decides, by a fixed threshold, so whatever the order or size of a source
-and whatever the seed, a multiset of numbers is always on the same side: no problem leaks, and a source that grows moves
-no row across. Within a side rows stand in the order of a second hash, of numbers, target and seed; a size takes the
-first so many of them. Equal problems have equal hashes, so this order also finds duplicates.
+`by_numbers` compares the SHA-256 of the sorted numbers with a fixed threshold. So a multiset of numbers is always on
+the same side, whatever the order and size of the source and whatever the seed: no problem leaks, and a growing source
+moves no row to the other side. A second hash, of numbers, target and seed, sorts the rows of a side, and a size takes
+the first rows of that order. Equal problems have equal hashes, so this order also finds duplicates.
 
-The recipes choose by place in the source, and keep duplicates.
+The recipes' splits choose rows by their place in the source, and keep duplicates.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def joined(lists: pa.ListArray, separator: str) -> pa.StringArray:
 
 
 def hash_numbers(numbers: Array, count: Array) -> Array:
-    """The hash that decides the side, for each row: the first 8 bytes of the SHA-256 of "3,7,25".
+    """The hash of each row that decides its side: the first 8 bytes of the SHA-256 of a text such as "3,7,25".
 
     Args:
         numbers: shape (rows, most), the first `count` of each row sorted.
@@ -60,12 +60,12 @@ def hash_numbers(numbers: Array, count: Array) -> Array:
 
 
 def is_held_out(hashes: Array, share: float) -> Array:
-    """Whether multisets of numbers belong to the test side; `share` < 1 of all multisets do."""
+    """Whether multisets of numbers belong to the test side, as a share < 1 of all multisets does."""
     return hashes < np.uint64(int(np.ceil(share * 2.0**64)))
 
 
 class Split(NamedTuple):
-    """How rows are chosen. `places`: source rows that a recipe takes, with side and rank; None for by_numbers."""
+    """How rows are chosen. `places` are the source rows of a recipe, with side and rank; None for by_numbers."""
 
     held_out_share: float
     seed: int
@@ -76,12 +76,10 @@ def make_split(config: dict[str, Any], seed: int, total: int) -> Split:
     """The split of a configuration for a source of `total` rows.
 
     Raises:
-        UserError: the source has fewer rows than the recipe takes, or the share makes no sense.
+        UserError: the source has fewer rows than the recipe takes.
     """
     split = config["split"]
     if split["name"] == "by_numbers":
-        if not 0 < config["held_out_share"] < 1:
-            raise UserError(f"held_out_share={config['held_out_share']}: a share between 0 and 1 is expected")
         return Split(config["held_out_share"], seed, None)
     train, test = split["train"], split["test"]
     if total < train + test:
@@ -91,7 +89,7 @@ def make_split(config: dict[str, Any], seed: int, total: int) -> Split:
     if split["shuffle_seed"] is None:
         chosen = np.arange(train + test)
     else:
-        from datasets import Dataset  # its shuffle is what the recipes used; it takes a second to import
+        from datasets import Dataset  # the recipes used its shuffle; the import takes a second
 
         shuffled = Dataset.from_dict({"row": np.arange(total)}).shuffle(seed=split["shuffle_seed"])
         parts = shuffled.select(range(train + test)).train_test_split(test_size=test, seed=seed)
@@ -102,14 +100,14 @@ def make_split(config: dict[str, Any], seed: int, total: int) -> Split:
 
 
 def assign(split: Split, hashes: Array, target: Array, place: Array) -> tuple[Array, Array]:
-    """Side and order (a key to sort by) of rows, from the hashes of their numbers, targets and places in the source."""
+    """Side and sort key of rows, from the hashes of their numbers, their targets and their places in the source."""
     if split.places is None:
         key = mix(hashes ^ mix(target.astype(np.uint64) + mix(np.array([split.seed % 2**64], np.uint64))))
         return np.where(is_held_out(hashes, split.held_out_share), TEST, TRAIN).astype(np.uint8), key
     places, side, rank = split.places
     found = np.minimum(np.searchsorted(places, place), len(places) - 1)
     there = places[found] == place
-    # Spread over the 64-bit keys, as hashes are.
+    # Spread the ranks over all 64-bit keys, as hashes are.
     spread = np.uint64(2**64 // len(places))
     return np.where(there, side[found], NEITHER).astype(np.uint8), rank[found] * spread
 

@@ -1,8 +1,8 @@
 """The two steps of the preparation, as functions of a few rows that any process on any machine can run.
 
-`first_step` cleans a batch of the source and says of each row which side it is on and where in the order of that side
-it stands. The order is cut into ranges of equal width, so that one range of all batches fits in memory; `second_step`
-puts a range in order, drops what occurs twice and solves the rest.
+`first_step` cleans a batch of the source and computes, for each row, its side and its place in the order of that side.
+The order is cut into ranges of equal width, so that one range of all batches fits in memory. `second_step` sorts a
+range, drops duplicates and solves the rest.
 """
 
 from typing import Any, NamedTuple
@@ -23,18 +23,18 @@ ROW = np.dtype(
         ("hash", "u8"),  # of the numbers
         ("place", "i8"),  # in the source
         ("target", "i4"),
-        ("numbers", "u2", (MAX_COUNT,)),  # in the source's order, unused ones 0
+        ("numbers", "u2", (MAX_COUNT,)),  # in the source's order, 0 if unused
         ("count", "u1"),
         ("side", "u1"),
     ]
 )
 SOLVED = np.dtype([("solutions", "i4"), ("additive", "?"), ("fraction", "?"), ("difficulty", "f8")])
-# A range holds about so many rows; nothing in the result depends on it.
+# About how many rows a range holds. The result does not depend on it.
 RANGE = 65_536
 
 
 class Task(NamedTuple):
-    """What both steps need beside the rows."""
+    """What both steps need besides the rows."""
 
     split: Split
     columns: tuple[str, str]
@@ -57,7 +57,7 @@ def as_rows(split: Split, problems: Problems) -> Array:
 
 
 def first_step(batch: Batch, task: Task) -> tuple[Array, list[dict[str, Any]]]:
-    """The rows of a batch that belong to a side, in the order of their ranges; and the rejected ones."""
+    """The rows of a batch that belong to a side, in the order of their ranges; and the rejected rows."""
     if batch.kind == "synthetic":
         preset, seed, start, stop = batch.data
         numbers, count, target = generate(preset, np.arange(start, stop), seed)
@@ -70,24 +70,24 @@ def first_step(batch: Batch, task: Task) -> tuple[Array, list[dict[str, Any]]]:
 
 
 def range_of(rows: Array, task: Task) -> Array:
-    """Which range each row is in: 0 .. 2 * 2**task.bits - 1, the test side's first."""
+    """The range of each row, 0 .. 2 * 2**task.bits - 1; those of the test side come first."""
     within = rows["key"] >> np.uint64(1) >> np.uint64(63 - task.bits)
     return (rows["side"].astype(np.int64) << task.bits) + within.astype(np.int64)
 
 
 def problem_hash(rows: Array) -> Array:
-    """A hash of numbers and target: of equal problems the same."""
+    """A hash of numbers and target, which is the same for equal problems."""
     return mix(rows["hash"] ^ mix(rows["target"].astype(np.uint64)))
 
 
 def second_step(rows: Array, task: Task, annotate: bool) -> tuple[Array, Array]:
-    """All rows of one range, in any order, to the kept ones in order and what the solver says of them.
+    """Sort the rows of one range and drop duplicates; returns the kept rows and their annotations.
 
-    Of equal problems the first of the source stays. Without `annotate` nothing is solved and every `solutions` is -1.
+    The first of equal problems in the source is kept. Without `annotate` nothing is solved and `solutions` is -1.
     """
     rows = rows[np.lexsort((rows["place"], rows["key"]))]
     if task.deduplicate and len(rows):
-        # Equal problems have equal keys; that different ones have too is one chance in 2**64, so they are compared.
+        # Equal problems have equal keys. Different ones may too, by a chance of one in 2**64, so they are compared.
         first = np.ones(len(rows), bool)
         before, after = rows[:-1], rows[1:]
         first[1:] = (before["key"] != after["key"]) | (before["hash"] != after["hash"])
@@ -97,17 +97,17 @@ def second_step(rows: Array, task: Task, annotate: bool) -> tuple[Array, Array]:
 
 
 def unsolved(size: int) -> Array:
-    """Annotations of rows that nobody solved."""
+    """Annotations of rows that were not solved."""
     result = np.zeros(size, SOLVED)
     result["solutions"], result["difficulty"] = -1, np.nan
     return result
 
 
 def annotations(rows: Array) -> Array:
-    """What the solver says of each row.
+    """The solver's results for each row.
 
-    `difficulty` is log10 of how many expressions there are on so many numbers (6, 68, 1170, 27142 or 793002) for each
-    that solves the problem: the number of blind tries that one takes, in powers of ten. NaN where none does.
+    `difficulty` is log10 of the number of expressions on that many numbers (6, 68, 1170, 27142 or 793002) for each one
+    that solves the problem: the number of blind tries for a solution, in powers of ten. NaN without a solution.
     """
     result = unsolved(len(rows))
     for n in np.unique(rows["count"]).tolist():
@@ -122,7 +122,7 @@ def annotations(rows: Array) -> Array:
 
 
 def ood_rows(preset: dict[str, Any], size: int, seed: int, task: Task, held_out_share: float) -> tuple[Array, Array]:
-    """A test set out of distribution: rows of the preset whose numbers are the test side's, and their annotations."""
+    """A test set out of distribution: rows of a preset with numbers of the test side, and their annotations."""
     problems = Problems(*distinct(preset, size, seed, side=TEST, held_out_share=held_out_share), np.arange(size))
     rows = as_rows(task.split, problems)
     return rows, annotations(rows)

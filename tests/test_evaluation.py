@@ -234,7 +234,7 @@ def test_a_verdict_explains_itself_and_knows_better():
     assert "wrong_numbers (reward 0.1)" in wrong
     assert wrong.endswith("a solution: 8 / (3 - 8 / 3) = 24 (one of 1)")
     assert "there is no solution" in play.verdict("", [1, 1], 90)
-    assert "no solution is known: 2 to 6" in play.verdict("", [1] * 9, 3)
+    assert "the solver cannot tell: 2 to 6" in play.verdict("", [1] * 9, 3)
 
 
 def test_what_a_model_writes_does_not_drive_the_terminal():

@@ -106,7 +106,7 @@ def test_other_content_under_the_same_name_is_refused(run, config, name):
 def test_more_steps_are_refused_if_the_learning_rate_follows_them(run, config):
     cosine = changed(config, "trainer.total_training_steps")
     cosine["actor_rollout_ref"]["actor"]["optim"]["lr_scheduler_type"] = "cosine"
-    with pytest.raises(UserError, match="the learning rate follows it"):
+    with pytest.raises(UserError, match="the learning rate depends on it"):
         check_unchanged(run, cosine, FACTS)
 
 

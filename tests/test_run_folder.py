@@ -103,7 +103,7 @@ def test_a_link_in_a_run_is_unlinked_and_what_it_points_to_stays(tmp_path):
     run.empty(said.append)
     assert run.is_new()
     assert disk.is_dir()
-    assert "1 checkpoints among it: checkpoints, run.json" in said[0]
+    assert "1 checkpoints included: checkpoints, run.json" in said[0]
 
 
 def test_what_is_deleted_is_said_before(tmp_path):

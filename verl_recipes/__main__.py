@@ -1,4 +1,4 @@
-"""countdown-zero COMMAND [overrides]: one entry point for every command; the same as python -m verl_recipes.COMMAND.
+"""countdown-zero COMMAND [overrides]: every command by one name; the same as python -m verl_recipes.COMMAND.
 
 `countdown-zero` alone lists the commands, and `countdown-zero COMMAND --help` explains one.
 """
@@ -37,7 +37,7 @@ def main() -> None:
     elif name == "--version":
         print(version("countdown-zero"))
     elif name not in COMMANDS:
-        raise UserError(f"{name!r} is no command; these are: {', '.join(sorted(COMMANDS))}")
+        raise UserError(f"{name!r} is not a command; the commands are: {', '.join(sorted(COMMANDS))}")
     else:
         path = COMMANDS[name]
         module = path.parent.name if path.stem == "__main__" else f"{path.parent.name}.{path.stem}"

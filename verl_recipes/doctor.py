@@ -1,8 +1,8 @@
-"""python -m verl_recipes.doctor [overrides of a run]: is this machine fit for the run, and how is it fixed.
+"""python -m verl_recipes.doctor [overrides of a run]: whether this machine can do the run, and how to fix it if not.
 
-It prints a line for each check: ok, warning or wrong. Below the latter two stands what fixes it. The exit status is 1
-if anything is wrong. It needs nothing but a Python: all else may be missing or broken, which is when it is asked. The
-overrides are those of `python -m verl_recipes.train`, whose --help lists them.
+It prints a line for each check: ok, warning or wrong. A line below says how to fix it. The exit status is 1 if anything
+is wrong. It needs Python alone, because the packages may be missing or broken. The overrides are those of `python -m
+verl_recipes.train`, whose --help lists them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from verl_recipes.run.machine import SETUP, Line, findings, show
 
 
 def configuration(overrides: list[str], gpu: bool) -> tuple[Any, Line | None]:
-    """The composed configuration of the run, or None; and a line that says why there is none."""
+    """The composed configuration of the run, or None and the reason."""
     try:
         import verl_recipes.settings.configuration  # noqa: F401  registers its resolvers
         from data_prep.cli import compose
@@ -29,7 +29,7 @@ def configuration(overrides: list[str], gpu: bool) -> tuple[Any, Line | None]:
 
 
 def main(overrides: list[str]) -> int:
-    """Print every line; the exit status."""
+    """Print every finding; returns the exit status."""
     gpu = any(each.startswith("hardware=") and each != "hardware=cpu" for each in overrides)
     cfg, refused = configuration(overrides, gpu)
     wrong = 0

@@ -3,15 +3,15 @@
     runs/evaluations/tiny_seed0-tiny-seed0/
         run.json           what is measured: model, data, sampling
         summary.json       the figures (verl_recipes/measure/evaluation.py), overall and by kinds of problem
-        samples/           validation/0.jsonl: n responses to every problem; greedy/0.jsonl: one at temperature 0
+        samples/           validation/0.jsonl: n responses to each problem; greedy/0.jsonl: one at temperature 0
         verl.yaml, log.txt, metrics.jsonl as in a run's folder
 
 The samples come from verl's own validation, with the rollout engine, the hardware and the reward of training, so a
-number from here and one from a run's summary.json mean the same. Every row that verl gets carries its own seed, so the
-same model, data and seed give the same responses. Killed and started again, it does what is missing.
+number from here means the same as one from a run's summary.json. Every row that verl gets has its own seed, so the same
+model, data and seed give the same responses. If the command is killed, the same command does what is missing.
 
-The prompt is that of the data (its manifest); the lengths are those of the model's run or generation_config.json.
-Any other key or group is one of training: `prompt=mini_r1`, `data.max_response_length=512`.
+The prompt comes from the data's manifest, and the lengths from the model's run or its generation_config.json. All keys
+and groups of training can be added: `prompt=mini_r1`, `data.max_response_length=512`.
 
     python -m verl_recipes.evaluate compare A B
 
@@ -63,7 +63,7 @@ from verl_recipes.settings.schema import Name
 PENDING, ANSWERED = "pending.parquet", "answered.jsonl"
 PROMPT_LENGTH, RESPONSE_LENGTH = "data.max_prompt_length", "data.max_response_length"
 TEMPLATE = "actor_rollout_ref.model.custom_chat_template"
-RESPONSE = 1024  # tokens at most, if neither a run nor generation_config.json says another number
+RESPONSE = 1024  # tokens of the longest response, if neither a run nor generation_config.json sets it
 Row = dict[str, Any]
 
 
@@ -72,11 +72,13 @@ class Keys(Checked):
     data: list[Text] | Text = Field(description="a folder of data_prep (test.parquet, ood_*.parquet), or parquet files")
     n: Count = Field(description="samples a problem")
     temperature: Number = Field(ge=0, description="of the samples")
-    greedy: bool = Field(description="and one response a problem at temperature 0")
+    greedy: bool = Field(description="also one response to each problem at temperature 0")
     seed: Seed = Field(description="of the samples")
-    batch: Count = Field(description="problems at once; what is lost at most if the command is killed")
-    max_prompt_length: Count = Field(description="tokens, if the model's run has less: other problems may be longer")
-    out: PathText = Field(description="folder to write; what is missing there is done")
+    batch: Count = Field(description="problems at once; a killed command loses at most these")
+    max_prompt_length: Count = Field(
+        description="tokens, if the model's run allows fewer: other problems may be longer"
+    )
+    out: PathText = Field(description="folder to write; only what is missing there is done")
     name: Name | None = Field(description="of that folder; null: from model, data and seed")
     fresh: bool = Field(description="empty that folder first")
     hardware: Text | None = Field(description="null: the CPU, if the machine has no GPU")
@@ -92,12 +94,12 @@ def find_data(data: str | ListConfig) -> list[Path]:
         return files
     files = [*Path(data).glob("test.parquet"), *sorted(Path(data).glob(f"{OUT}*.parquet"))]
     if not files:
-        raise UserError(f"data={data} holds no test.parquet and no {OUT}*.parquet; `python -m data_prep` makes such")
+        raise UserError(f"data={data} holds no test.parquet and no {OUT}*.parquet; `python -m data_prep` makes them")
     return files
 
 
 def identity(cfg: DictConfig, weights: Path, files: Sequence[Path]) -> dict[str, Any]:
-    """All that the responses depend on. Of weights, size and time have to do: a checksum takes minutes at 70 GB."""
+    """Everything that the responses depend on. Weights count by size and time, as a checksum of 70 GB takes minutes."""
     tensors = sorted([*weights.glob("*.safetensors"), *weights.glob("*.pt")])
     sizes = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in tensors}
     config: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
@@ -109,7 +111,7 @@ def identity(cfg: DictConfig, weights: Path, files: Sequence[Path]) -> dict[str,
 
 
 def rows_to_answer(files: Sequence[Path], n: int, temperature: float, greedy: bool, seed: int) -> list[Row]:
-    """A row for each response that is wanted: sample 1 to n of each problem, and sample 0 at temperature 0."""
+    """A row for each response: samples 1 to n of each problem, and sample 0 at temperature 0 if `greedy`."""
     rows = []
     for file in files:
         for index, row in enumerate(pq.read_table(file).to_pylist()):
@@ -122,13 +124,13 @@ def rows_to_answer(files: Sequence[Path], n: int, temperature: float, greedy: bo
 
 
 def sample_key(row: Row) -> tuple[str, int, int]:
-    """Test set, problem and sample: what a row to answer, and its response, are known by."""
+    """Test set, problem and sample: the same for a row and for its response."""
     info = row["extra_info"]
     return info["set"], info["index"], info["sample"]
 
 
 def collect(out: RunFolder) -> dict[tuple[str, int, int], Row]:
-    """All responses so far; those of a command that ended are put aside, where verl does not write."""
+    """All responses so far. They are moved to a file of their own, where verl does not overwrite them."""
     new, kept = out.samples_of("validation", 0), out.samples / ANSWERED
     rows = {sample_key(row): row for path in (kept, new) for row in read_lines(path)}
     if new.exists():
@@ -138,14 +140,14 @@ def collect(out: RunFolder) -> dict[tuple[str, int, int], Row]:
 
 
 def hardware_of(cfg: DictConfig) -> str:
-    """The option of `hardware`: what is named, else the CPU of a machine without a GPU."""
+    """The option of `hardware`: the one that is set, or cpu on a machine without a GPU."""
     if cfg.hardware is None and Path("/dev/nvidia0").exists():
         raise UserError("hardware= is missing: this machine has a GPU; name an option for it, or hardware=cpu")
     return str(cfg.hardware or "cpu")
 
 
 def longest_response(weights: Path, prompt: int) -> int:
-    """Tokens of the longest response of a model that belongs to no run, within its context."""
+    """Tokens of the longest response of a model that belongs to no run, limited by its context."""
 
     def value(name: str, key: str) -> Any:
         file = weights / name
@@ -159,11 +161,11 @@ def longest_response(weights: Path, prompt: int) -> int:
 def training_config(cfg: DictConfig, weights: Path, files: Sequence[Path], out: RunFolder) -> DictConfig:
     """The configuration of a run that only evaluates: verl's trainer stops after its first validation.
 
-    The prompt comes from the data, and the lengths from the model's run or else from the model, unless they are named.
+    Unless they are set, the prompt comes from the data, and the lengths from the model's run or the model itself.
     """
     agent = "actor_rollout_ref.rollout.agent"
     overrides = [
-        "model=tiny" if "recipe=tiny" in cfg.overrides else "model=local",  # the tiny model's file has its lengths
+        "model=tiny" if "recipe=tiny" in cfg.overrides else "model=local",  # configs/model/tiny.yaml sets its lengths
         f"actor_rollout_ref.model.path={quoted(weights)}",
         f"hardware={hardware_of(cfg)}",
         f"seed={cfg.seed}",
@@ -184,7 +186,7 @@ def training_config(cfg: DictConfig, weights: Path, files: Sequence[Path], out: 
     theirs = OmegaConf.create(read_config(run.config) if run and run.config.exists() else {})
     of_model = {PROMPT_LENGTH: cfg.max_prompt_length, RESPONSE_LENGTH: longest_response(weights, cfg.max_prompt_length)}
     values = {key: OmegaConf.select(theirs, key) for key in (*of_model, TEMPLATE)} if theirs else {}
-    if not theirs and "recipe" not in named:  # which brings its own
+    if not theirs and "recipe" not in named:  # a recipe sets its own lengths
         values = of_model
     if not {"recipe", "prompt"} & named:
         of_data = manifest_beside(files[0]).get("configuration", {}).get("prompt")
@@ -196,14 +198,14 @@ def training_config(cfg: DictConfig, weights: Path, files: Sequence[Path], out: 
 
 
 def seconds_of_sampling(out: RunFolder) -> float:
-    """Seconds of all batches of verl's that were finished."""
+    """Seconds that verl's finished batches took."""
     events = read_lines(out.events)
     finished = [(a, b) for a, b in pairwise(events) if (a["event"], b["event"]) == ("generating", "generated")]
     return float(sum(b["time"] - a["time"] for a, b in finished))
 
 
 def begin(cfg: DictConfig, out: RunFolder, wanted: Row, console: Console) -> None:
-    """Make the folder that of this evaluation, or check that it is one already."""
+    """Mark the folder as this evaluation's, or check that it already is."""
     if cfg.fresh:
         out.empty(partial(say, console))
     if before := out.read_mark():
@@ -217,7 +219,7 @@ def begin(cfg: DictConfig, out: RunFolder, wanted: Row, console: Console) -> Non
 
 
 def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
-    """Sample what is missing, score, measure and write; the summary."""
+    """Sample what is missing, score, measure and write; returns the summary."""
     files, weights = find_data(cfg.data), find_weights(Path(cfg.model))
     names = [str(file) for file in files]
     check_parquet(names, "data")
@@ -241,7 +243,7 @@ def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
         if missing:
             pq.write_table(pa.Table.from_pylist(missing), out.path / PENDING)
             training.actor_rollout_ref.model.path = str(hugging_face(weights, out.path / "merged", out.log))
-            training.data.train_batch_size = min(len(missing), 8)  # none is trained, but verl wants a batch
+            training.data.train_batch_size = min(len(missing), 8)  # nothing is trained, but verl requires a batch
             batches = ceil(len(missing) / training.data.val_batch_size)
             start_verl(training, out, console, batches, val_before_train=True, val_only=True)
             answered = collect(out)

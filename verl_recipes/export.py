@@ -1,12 +1,12 @@
-"""python -m verl_recipes.export run=runs/tiny-seed0 dtype=bfloat16: a checkpoint as a Hugging Face folder to give away.
+"""python -m verl_recipes.export run=runs/tiny-seed0 dtype=bfloat16: a run's model as a Hugging Face folder to share.
 
     README.md                  model card, filled from the run: recipe, data, results with intervals, limits
-    config.json, *.safetensors the weights in the asked precision
-    generation_config.json     the sampling of training, and its longest response
+    config.json, *.safetensors the weights in the chosen precision
+    generation_config.json     the sampling and the longest response of training
     tokenizer*, chat_template.jinja  with the template that the prompt needs
     prompt.json                the prompt's messages, for verl_recipes.play
 
-It loads in transformers and in `vllm serve`.
+transformers and `vllm serve` load it.
 """
 
 import json
@@ -44,7 +44,7 @@ class Keys(Checked):
 
 
 def find_run(path: Path) -> tuple[RunFolder, int]:
-    """The run and the step of a path to it or to one of its checkpoints."""
+    """The run and the step that a path belongs to: a run's folder, or one of its checkpoints."""
     if (run := run_of(path)) is None:
         raise UserError(
             f"run={path} is neither a run's folder nor in one: run.json, config.yaml and samples/ are expected"
@@ -54,7 +54,7 @@ def find_run(path: Path) -> tuple[RunFolder, int]:
 
 
 def results(run: RunFolder, steps: list[int]) -> dict[int, dict[str, Any]]:
-    """What the run's own evaluations say, of those steps that have one."""
+    """The figures of the run's own evaluations, for those steps that have one."""
     from verl_recipes.measure.evaluation import measure
 
     files = {step: run.samples_of("validation", step) for step in steps}
@@ -62,14 +62,14 @@ def results(run: RunFolder, steps: list[int]) -> dict[int, dict[str, Any]]:
 
 
 def data_of(training: DictConfig) -> dict[str, Any]:
-    """What the data folder's manifest says of it."""
+    """The manifest of the training data."""
     files = training.data.train_files
     manifest = Path(files if isinstance(files, str) else files[0]).parent / "manifest.json"
     return {"files": {}, "source": None} | (read_json(manifest, "make the data again") if manifest.exists() else {})
 
 
 def model_card(run: RunFolder, step: int, training: DictConfig, name: str, dtype: str) -> str:
-    """README.md of the export."""
+    """The README.md of an export."""
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -87,13 +87,13 @@ def model_card(run: RunFolder, step: int, training: DictConfig, name: str, dtype
 
 
 def generation_settings(training: DictConfig) -> dict[str, Any]:
-    """What `generate` needs to sample as training did, whatever the base's own generation_config.json holds."""
+    """The settings with which `generate` samples as training did, instead of the base model's own."""
     rollout = training.actor_rollout_ref.rollout
     return {
         "do_sample": True,
         "temperature": rollout.temperature,
         "top_p": rollout.top_p,
-        "top_k": max(rollout.top_k, 0),  # transformers has 0 for all, vLLM and verl -1
+        "top_k": max(rollout.top_k, 0),  # "all tokens" is 0 in transformers, and -1 in vLLM and verl
         "min_p": None,
         "typical_p": None,
         "repetition_penalty": rollout.get("repetition_penalty", 1.0),
@@ -106,7 +106,7 @@ def export(path: Path, out: Path, dtype: str) -> None:
     run, step = find_run(path)
     if out.exists():
         raise UserError(f"{out} exists; name another folder with out=")
-    import torch  # not above: a mistake in the command need not wait for them
+    import torch  # not at the top: a mistake in the command should not cost seconds
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -119,7 +119,7 @@ def export(path: Path, out: Path, dtype: str) -> None:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
         model.generation_config.update(**generation_settings(training))
         model.save_pretrained(folder)
-        # As they are: what transformers reads beside a qwen2 model and writes again has another pre-tokenizer.
+        # Copied, not saved by transformers: it would write another pre-tokenizer beside a qwen2 model.
         weights = ("*.safetensors*", "*.bin*", "config.json", "generation_config.json", "README.md")
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*weights), dirs_exist_ok=True)
         texts = {"README.md": model_card(run, step, training, out.name, dtype)}
@@ -133,7 +133,7 @@ def export(path: Path, out: Path, dtype: str) -> None:
 
 
 def upload(folder: Path, repository: str, private: bool) -> str:
-    """Upload the folder; the address of the model."""
+    """Upload the folder; returns the address of the model."""
     from huggingface_hub import HfApi
 
     api = HfApi()

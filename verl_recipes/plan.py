@@ -1,8 +1,8 @@
-"""python -m verl_recipes.plan recipe=... model=... hardware=... [overrides]: what a run needs, before it costs.
+"""python -m verl_recipes.plan recipe=... model=... hardware=... [overrides]: what a run needs, before it costs money.
 
-    memory of each phase of a step on each GPU, by what holds it; whether it fits, and which setting to change if not
-    KV cache of vLLM, and how many sequences it holds at once
-    seconds a step by part, hours, GPU-hours and price of the whole run
+    the memory of each phase of a step on each GPU, by what holds it; if it does not fit, which setting to change
+    vLLM's KV cache, and how many sequences it holds at once
+    the seconds of each part of a step; hours, GPU-hours and price of the whole run
 
 plan.sweep=true prints a row for each card and number of cards instead. The exit status is 1 if the run does not fit,
 unless force=true. Nothing is started and no weights are fetched; a GPU is not needed.
@@ -41,7 +41,7 @@ def price_text(price: list[str] | None) -> str:
 
 
 def memory_table(memory: dict[str, dict[str, float]], limit: float | None) -> Table:
-    """GiB by holder and phase."""
+    """GiB of each phase, by what holds them."""
     digits = 1 if limit else 3
     table = Table("", *memory, title="GiB on each GPU" if limit else "GiB in the process of each rank")
     for name in dict.fromkeys(name for parts in memory.values() for name in parts):
@@ -62,7 +62,7 @@ def seconds_table(seconds: dict[str, float]) -> Table:
 
 
 def published_table() -> Table:
-    """The model of time beside published runs."""
+    """The time model compared with published runs."""
     table = Table("published run", "seconds a step", "by this model", "error", title="the same model of time elsewhere")
     for name, said, computed in plan_time.published():
         if said is None:
@@ -75,7 +75,7 @@ def published_table() -> Table:
 
 
 def show(cfg: DictConfig, console: Console) -> list[str]:
-    """Print everything of one run; returns what does not fit."""
+    """Print the whole plan of a run; returns what does not fit."""
     if gpu_of(cfg) is None:
         console.print(
             memory_table(phases(cfg, None), None),
@@ -103,7 +103,9 @@ def show(cfg: DictConfig, console: Console) -> list[str]:
             f"GPU-hours, {price_text(found['price'])}" + ("" if found["price"] else " (plan.price=, of a GPU-hour)")
         )
     else:
-        console.print(f"Hours: the number of steps follows from the data, which is not there yet ({cfg.data.made_by}).")
+        console.print(
+            f"Hours: the number of steps follows from the data, which is missing ({cfg.data.made_by} makes it)."
+        )
     console.print(published_table())
     return found["problems"]
 

@@ -1,7 +1,7 @@
 """python -m verl_recipes.play model=runs/tiny-seed0: give a model numbers and a target, and watch it think.
 
-The thought is shown as it is written, then the verdict of training's reward with the reason for it, and where the model
-failed, a solution of the exact solver's. With numbers=[11,18,25] target=98 it answers this one problem and ends.
+The thought is shown while it is written, then the verdict of training's reward with its reason, and a solution of the
+exact solver if the model failed. With numbers=[11,18,25] target=98 it answers this one problem and ends.
 """
 
 import re
@@ -44,7 +44,7 @@ ASK = "numbers and target, such as 11 18 25 = 98 (an empty line ends): "
 
 
 def printable(text: str) -> str:
-    """The text with its control characters shown as such: a model's output must not drive the terminal.
+    """The text with its control characters escaped: a model's output must not control the terminal.
 
     >>> printable("a\\x1b[31mb\\nc")
     'a\\\\x1b[31mb\\nc'
@@ -58,7 +58,7 @@ def show_piece(text: str, stream_end: bool = False) -> None:
 
 
 def find_prompt(name: str | None, model: Path, weights: Path) -> dict[str, Any]:
-    """The prompt of that name; without a name the one beside an exported model, or of its run, or tinyzero_base."""
+    """The prompt of that name. Without a name: the one beside an exported model, the run's, or tinyzero_base."""
     if name is None and (weights / "prompt.json").exists():
         prompt: dict[str, Any] = read_json(weights / "prompt.json", "export the model again")
         return prompt
@@ -70,7 +70,7 @@ def find_prompt(name: str | None, model: Path, weights: Path) -> dict[str, Any]:
 
 
 def read_problem(line: str) -> tuple[list[int], int]:
-    """Numbers and target of a line.
+    """The numbers and the target in a line.
 
     >>> read_problem("11, 18 25 = 98")
     ([11, 18, 25], 98)
@@ -82,7 +82,7 @@ def read_problem(line: str) -> tuple[list[int], int]:
 
 
 def read_line() -> str:
-    """A line of the player's; empty at the end of the input too."""
+    """A line that the player types; empty at the end of the input."""
     try:
         return input(f"\n{ASK}").strip()
     except EOFError:
@@ -90,7 +90,7 @@ def read_line() -> str:
 
 
 def verdict(response: str, numbers: list[int], target: int) -> str:
-    """What the reward says, and a solution where the response is none."""
+    """The reward's verdict, and a solution if the response is wrong."""
     truth = {"numbers": numbers, "target": target}
     score = compute_score("play", response, truth)
     text = f"{score['reason']} (reward {score['score']:g}): {explain(response, truth)}"
@@ -99,7 +99,7 @@ def verdict(response: str, numbers: list[int], target: int) -> str:
     try:
         solution = solve(numbers, target)
     except ValueError as error:
-        return f"{text}\nno solution is known: {error}"
+        return f"{text}\nthe solver cannot tell: {error}"
     if solution is None:
         return f"{text}\nthere is no solution: nothing that uses each of these numbers once makes {target}"
     return f"{text}\na solution: {solution.expression} = {target} (one of {solution.solutions})"
@@ -133,7 +133,7 @@ class Player:
         )
 
     def answer(self, numbers: list[int], target: int) -> str:
-        """The model's response, which is shown as it comes."""
+        """The model's response, shown while it is written."""
         import torch
         from transformers import TextStreamer
 

@@ -1,13 +1,12 @@
-"""python -m verl_recipes.report RUN [RUN ...] [out=FILE] [price=P] [currency=C]: a run explains itself on one page.
+"""python -m verl_recipes.report RUN [RUN ...] [out=FILE] [price=P] [currency=C]: a page that shows a run.
 
-Writes RUN/report.html, or for several runs `out`: one file that opens from disk and asks no network for anything. It
-shows what changed from the base model to the trained one, with intervals; every curve; behaviours over the steps; a
-browser of samples; configuration, versions, data sheet, cost, and how to repeat the run. It is made from what the
-folder holds, also while the run goes on or after it was killed, and says what is missing. Several seeds of one recipe
-are drawn as one line with a band from the least to the most.
+Writes RUN/report.html, or `out` for several runs: one file that opens from disk without a network. It shows the base
+and the trained model with intervals, every curve, behaviours over the steps, a browser of samples, configuration,
+versions, data sheet, cost, and how to repeat the run. It also works while a run goes on or after it was killed, and
+says what is missing. Several seeds of one recipe are drawn as one line with a band from the least to the most.
 
-The page holds a sample of the samples and says of how many. Everything else comes from all of them, except behaviours,
-which are read from 64 responses a step.
+The page holds some of the samples and says how many there are. Everything else is computed from all samples, except
+behaviours, which are read from 64 responses of each step.
 """
 
 import sys
@@ -41,12 +40,12 @@ def report(cfg: Any) -> None:
     price = list(cfg.price) if isinstance(cfg.price, Sequence) else cfg.price
     try:
         print(write_report(folders, out, price, cfg.currency))
-    except (FileNotFoundError, FileExistsError) as error:  # of the folder for `out`
+    except (FileNotFoundError, FileExistsError) as error:  # about the folder of `out`
         raise UserError(f"{error.filename or out}: {error.strerror}; name another file with out=FILE") from None
 
 
 def as_override(folders: Sequence[str]) -> str:
-    """`runs=` with these folders, whatever characters they have."""
+    """`runs=` with these folders, whose names may contain any characters."""
     escaped = (each.replace("${", r"\${") for each in folders)
     return f"runs=[{','.join(map(quoted, escaped))}]"
 

@@ -1,8 +1,8 @@
 """python -m verl_recipes.submit ADDRESS [overrides]: `verl_recipes.train` as a job of a Ray cluster (ray_submit.sh).
 
-The packages, configurations and data files of the run go with it (Ray's runtime_env working_dir), its log is streamed,
-and the exit status is the job's. `attach=JOB` among the arguments follows a job that runs already. The overrides are
-those of `python -m verl_recipes.train`, whose --help lists them.
+It ships the packages, configurations and data files of the run (as Ray's runtime_env working_dir), streams the log, and
+ends with the job's exit status. `attach=JOB` follows a job that already runs. The overrides are those of `python -m
+verl_recipes.train`, whose --help lists them.
 """
 
 import asyncio
@@ -29,10 +29,7 @@ STATUS_OF = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
 
 def staged(cfg: Any, folder: Path) -> None:
-    """Copy what the run reads into a folder, at the same relative paths: packages, and data files so named.
-
-    The manifests lie beside the data files and go with them.
-    """
+    """Copy the packages and the run's data files, with their manifests, into a folder, at the same relative paths."""
     root = Path(__file__).resolve().parent.parent
     beside = () if SHIPPED.is_relative_to(root / "data_prep") else ("configs", "assets", "requirements")
     for name in (*PACKAGES, *beside):
@@ -43,7 +40,9 @@ def staged(cfg: Any, folder: Path) -> None:
             if path.is_absolute():
                 continue
             if ".." in path.parts:
-                raise UserError(f"{path} lies outside this folder, and would not go with the job: give its full path")
+                raise UserError(
+                    f"{path} lies outside this folder and would not be shipped with the job: give its full path"
+                )
             if not path.is_file():
                 command = command_that_makes(name, cfg.data.made_by)
                 raise UserError(f"{path} does not exist" + (f"; make it with `{command}`" if command else ""))
@@ -54,7 +53,7 @@ def staged(cfg: Any, folder: Path) -> None:
 
 
 def connect(address: str) -> Any:
-    """Ray's client of the cluster's job server; nothing in the environment leads it elsewhere."""
+    """Ray's client of the cluster's job server. Addresses in the environment are ignored."""
     from ray.job_submission import JobSubmissionClient
 
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
@@ -68,7 +67,7 @@ def connect(address: str) -> Any:
 
 
 async def stream(client: Any, job: str, seen: int) -> int:
-    """Print a job's log from its character `seen` on, until it ends or the connection does; returns what is seen."""
+    """Print a job's log from character `seen` on until it ends or the connection drops; returns the new position."""
     position = 0
     try:
         async for text in client.tail_job_logs(job):
@@ -77,15 +76,15 @@ async def stream(client: Any, job: str, seen: int) -> int:
             position += len(text)
             seen = max(seen, position)
     except (OSError, RuntimeError):
-        pass  # the caller looks whether the job has ended
-    except Exception as error:  # aiohttp's, which need not be imported for their names
+        pass  # the caller checks whether the job has ended
+    except Exception as error:  # aiohttp's errors, without an import of aiohttp
         if not type(error).__module__.startswith("aiohttp"):
             raise
     return seen
 
 
 def follow(address: str, client: Any, job: str) -> int:
-    """Stream a job's log until the job ends, over as many connections as it takes; returns its exit status."""
+    """Stream a job's log until the job ends, and reconnect if need be; returns the job's exit status."""
     seen, last_contact, status = 0, time.monotonic(), "PENDING"
     while True:
         seen = asyncio.run(stream(client, job, seen))
@@ -108,7 +107,7 @@ def follow(address: str, client: Any, job: str) -> int:
                 print("connection lost; trying again", file=sys.stderr)
             status = ""
         if status in STATUS_OF:
-            asyncio.run(stream(client, job, seen))  # what came between
+            asyncio.run(stream(client, job, seen))  # the lines of the last second
             code = client.get_job_info(job).driver_exit_code
             return code if status == "FAILED" and code else STATUS_OF[status]
         time.sleep(1)
@@ -142,7 +141,7 @@ def main(address: str, *overrides: str) -> int:
     else:
         cfg = compose("train", overrides, TrainKeys)
         client = connect(address)
-        # The job's own folder goes with the job, so the run needs another: here, unless one was named.
+        # Ray removes the job's own folder, so the run's folder is here, unless another was named.
         path = str(Path(cfg.run_dir).resolve()).replace("\\", "\\\\").replace('"', '\\"')
         kept = [each for each in overrides if not each.startswith("run_dir=")]
         command = ["python", "-m", "verl_recipes.train", *kept, f'run_dir="{path}"']
@@ -166,7 +165,7 @@ if __name__ == "__main__":
         print((__doc__ or "").strip())
     elif len(sys.argv) < 2 or not sys.argv[1].startswith("http"):
         raise UserError(
-            "the first argument is the dashboard's address: python -m verl_recipes.submit http://HEAD:8265 ..."
+            "the first argument must be the dashboard's address: python -m verl_recipes.submit http://HEAD:8265 ..."
         )
     else:
         sys.exit(main(*sys.argv[1:]))

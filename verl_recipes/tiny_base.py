@@ -7,9 +7,9 @@ try one candidate a line and to check it, on traces like this (after the project
     17*3=51,51+19=70 yes</think>
     <answer> (17*3)+19 </answer>
 
-and, in the last stage, to give up at random after a wrong candidate and to answer with it. So it knows how to search
-and lacks the persistence, which is what reinforcement learning then has to find (assets/tiny_base/README.md says what
-that shows and what it does not). Only number multisets of the training split are used.
+In the last stage it is taught to give up at random after a wrong candidate and to answer with it. So it knows how to
+search but lacks persistence, which reinforcement learning then has to find (assets/tiny_base/README.md says what that
+shows and what it does not). Only number multisets of the training split are used.
 
 Three things make half a million parameters enough:
 - Numbers 10-199 are one token each, and their embeddings start as sine and cosine features of the number.
@@ -37,15 +37,15 @@ from data_prep.generate import Problem, as_problems, distinct
 from data_prep.prompts import fill
 from data_prep.split import TRAIN
 
-if TYPE_CHECKING:  # seconds, which only the training itself needs
+if TYPE_CHECKING:  # these imports take seconds, and only training needs them
     from torch import Tensor
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
 LARGEST = 199  # the largest number with a token of its own: twice the largest intermediate result, less one
-SOLUTION = 0.1  # probability that a candidate is a true solution, beside those that chance finds
+SOLUTION = 0.1  # probability that a candidate is chosen among the solutions; chance finds some more
 RESPONSE = 256  # tokens of the longest response, as in configs/model/tiny.yaml
-SLOPPY = 0.06  # share of endings in the last stage that are malformed, so that the format can be learnt too
+SLOPPY = 0.06  # share of malformed answers in the last stage, so that the format is left to learn too
 
 Step = tuple[int, str, int, int]  # left, operator, right, result
 
@@ -73,9 +73,9 @@ class Keys(Checked):
 def make_tokenizer(template: str, chat_template: str) -> PreTrainedTokenizerFast:
     """Byte-level BPE with the words of the traces, the tags, the numbers and the phrases of `template` as tokens.
 
-    Tags, numbers and phrases are *added* tokens because transformers 5 replaces the pre-tokenizer of every tokenizer
-    beside a qwen2 model by Qwen2's own, which would split them; and not *special* ones, as verl strips special tokens
-    before it scores a response.
+    Tags, numbers and phrases are *added* tokens, because transformers 5 gives every tokenizer beside a qwen2 model
+    Qwen2's own pre-tokenizer, which would split them. They are not *special*, because verl strips special tokens before
+    it scores a response.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -109,7 +109,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
-        vocab_size=len(tokenizer),  # no surplus ids: verl masks those in the rollout engine and not in the actor
+        vocab_size=len(tokenizer),  # no surplus ids: verl masks them in the rollout engine but not in the actor
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=3,
@@ -161,14 +161,14 @@ def expression(inner: Step, outer: Step) -> str:
 
 
 def trace(problem: Problem, *, stop: float, most: int, max_value: int, rng: random.Random) -> str:
-    """What the base model should answer to one problem.
+    """A response to a problem, for the base model to learn.
 
     Args:
         problem: three numbers and the target.
         stop: probability of giving up after a wrong candidate, by answering with it.
         most: the most candidates; after them the trace gives up too.
         max_value: the largest intermediate result.
-        rng: where all choices come from.
+        rng: for all choices.
     """
     tries = candidates(tuple(sorted(problem["numbers"])), max_value)
     solutions = [steps for steps in tries if steps[-1][3] == problem["target"]]
@@ -186,7 +186,7 @@ def trace(problem: Problem, *, stop: float, most: int, max_value: int, rng: rand
 
 
 class Traces:
-    """An endless stream of tokenised prompts and traces, the loss on the trace alone; sorted by length in pools."""
+    """An endless stream of tokenised prompts with traces, where only the trace counts for the loss."""
 
     def __init__(self, cfg: DictConfig, stage: DictConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
         self.cfg, self.stage, self.tokenizer, self.rng = cfg, stage, tokenizer, random.Random(seed)
@@ -204,7 +204,7 @@ class Traces:
         return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
 
     def __iter__(self) -> Iterator[dict[str, list[int]]]:
-        while True:  # pools of 32 batches, sorted: a batch then holds little padding
+        while True:  # pools of 32 batches, sorted by length, so that a batch holds little padding
             pool = sorted((self.sample() for _ in range(32 * self.stage.batch)), key=lambda row: len(row["labels"]))
             batches = [pool[i : i + self.stage.batch] for i in range(0, len(pool), self.stage.batch)]
             self.rng.shuffle(batches)
@@ -262,7 +262,7 @@ def main(cfg: DictConfig) -> None:
     model.generation_config.update(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=RESPONSE
     )
-    with replaced(Path(cfg.out)) as folder:  # which fails at once if it cannot be written
+    with replaced(Path(cfg.out)) as folder:  # fails at once if the folder cannot be written
         for name, stage in cfg.stages.items():
             print(f"stage {name}: {OmegaConf.to_container(stage)}")
             train(cfg, stage, model, tokenizer)

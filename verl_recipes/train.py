@@ -3,7 +3,7 @@
     runs/tiny-seed0/
         run.json       marks the folder as a run; hashes of data and model, versions
         config.yaml    the resolved configuration
-        verl.yaml      the same as verl was last started with; `python -m verl.trainer.main_ppo` takes it as it is
+        verl.yaml      the configuration that verl was last started with; `python -m verl.trainer.main_ppo` takes it
         log.txt        what verl, Ray and vLLM print
         metrics.jsonl  verl's metrics, one line a step
         samples/       every response with each component of its reward (verl_recipes/in_verl/sampler.py)
@@ -42,7 +42,7 @@ from verl_recipes.settings.schema import TrainKeys
 
 
 def begin(cfg: DictConfig, run: RunFolder, console: Console) -> None:
-    """Make the folder one of this run, or check that it is one already."""
+    """Mark the folder as this run's, or check that it already is."""
     if cfg.fresh:
         run.empty(partial(say, console))
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -53,12 +53,12 @@ def begin(cfg: DictConfig, run: RunFolder, console: Console) -> None:
 
 
 def is_measured(file: Path, responses: int) -> bool:
-    """Whether all responses of an evaluation are there: with data.val_batch_size they come batch by batch."""
+    """Whether an evaluation's file has all responses; with data.val_batch_size they arrive in batches."""
     return cut_half_line(file) >= responses
 
 
 def await_return(cfg: DictConfig, run: RunFolder) -> None:
-    """In a job: wait for a node that the run lost; without it verl would not start, or wait for it and say nothing."""
+    """In a job: wait for a lost node. Without it verl would not start, or would wait and say nothing."""
     if in_job():
         try:
             check_nodes(cfg, RETURN)
@@ -68,7 +68,7 @@ def await_return(cfg: DictConfig, run: RunFolder) -> None:
 
 
 def train(cfg: DictConfig, run: RunFolder, console: Console) -> None:
-    """Bring the run to its last step, and to the measurement of it, from wherever it is."""
+    """Continue the run up to its last step, and measure the model of that step."""
     steps, done = cfg.trainer.total_training_steps, last_checkpoint(run.checkpoints)
     responses = cfg.eval_n * check_parquet(cfg.data.val_files, "data.val_files") if cfg.data.val_batch_size else 1
     base, trained = (run.samples_of("validation", step) for step in (0, steps))
@@ -81,17 +81,17 @@ def train(cfg: DictConfig, run: RunFolder, console: Console) -> None:
             start_verl(cfg, run, console, val_before_train=not is_measured(base, responses))
             break
         except VerlStoppedError as error:
-            if not left or "DegenerateOutputError" in str(error):  # which would only happen again
+            if not left or "DegenerateOutputError" in str(error):  # it would only happen again
                 raise
             what = str(error).removeprefix("error: ")
             say(console, f"{what}; starting it again (trainer.restarts: {left - 1} left)")
             await_return(cfg, run)
-    if not is_measured(trained, responses):  # the run was ended between its last step and the evaluation of it
+    if not is_measured(trained, responses):  # the run was ended before the last evaluation
         start_verl(cfg, run, console, val_before_train=True, val_only=True)
 
 
 def stage_seconds(events: list[dict[str, Any]], started: float, ended: float) -> dict[str, float]:
-    """Seconds by stage between two times, from the events between them."""
+    """The seconds that each stage took between two times, from the events in between."""
     seconds: dict[str, float] = {}
     stage, since = "start", started
     for event in events:
@@ -102,54 +102,53 @@ def stage_seconds(events: list[dict[str, Any]], started: float, ended: float) ->
     return seconds
 
 
-def export(cfg: DictConfig, run: RunFolder) -> None:
-    """model/: the actor of the last checkpoint. One of an earlier step must not be taken for it."""
+def write_model(run: RunFolder) -> None:
+    """model/: the actor of the last checkpoint. A failure must leave no model of an earlier step behind."""
     shutil.rmtree(run.model, ignore_errors=True)
     step = last_checkpoint(run.checkpoints)
     to_hugging_face(run.checkpoints / f"global_step_{step}" / "actor", run.model, run.log)
 
 
-def summarize(cfg: DictConfig, run: RunFolder, spent: dict[str, Any]) -> None:
+def write_summary(cfg: DictConfig, run: RunFolder, spent: dict[str, Any]) -> None:
     """summary.json: base and trained model side by side."""
-    from verl_recipes.measure.evaluation import summarize as figures
-    from verl_recipes.measure.evaluation import what_is_missing
+    from verl_recipes.measure.evaluation import summarize, what_is_missing
 
     steps = cfg.trainer.total_training_steps
     base, trained = (read_lines(run.samples_of("validation", step)) for step in (0, steps))
-    about = {"name": cfg.name, "steps": steps, "seed": cfg.seed, "base": figures(base), "trained": figures(trained)}
+    about = {"name": cfg.name, "steps": steps, "seed": cfg.seed, "base": summarize(base), "trained": summarize(trained)}
     about["missing"] = what_is_missing(trained)
     write_json(run.summary, about | spent | provenance())
 
 
-def draw(cfg: DictConfig, run: RunFolder) -> None:
+def write_curves(cfg: DictConfig, run: RunFolder) -> None:
     """curves.png."""
-    from verl_recipes.reporting.curves import draw as draw_curves
+    from verl_recipes.reporting.curves import draw
 
     figures = read_json(run.summary, "") if run.summary.exists() else {}
     mean = f"mean@{cfg.eval_n}"
     gain = [f"{figures[side][mean]:.3f}" for side in ("base", "trained") if mean in figures.get(side, {})]
-    draw_curves(run.path, f"{cfg.name}: {mean} on the test problems {' to '.join(gain)}" if gain else cfg.name)
+    draw(run.path, f"{cfg.name}: {mean} on the test problems {' to '.join(gain)}" if gain else cfg.name)
 
 
-def report(cfg: DictConfig, run: RunFolder) -> None:
+def write_report(run: RunFolder) -> None:
     """report.html."""
-    from verl_recipes.reporting.page import write_report
+    from verl_recipes.reporting import page
 
-    write_report([run.path], run.report)
+    page.write_report([run.path], run.report)
 
 
 def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[float], dict[str, Any]]) -> bool:
-    """What follows the last step. A stage that fails says so, and the others follow; whether all is well.
+    """Write what follows the last step; returns whether all of it succeeded. One failure does not stop the rest.
 
     Args:
-        spent: from the time of the training's end, what summary.json says of this command.
+        spent: a function from the time at which training ended to what summary.json records of this command.
     """
     trained = time.time()
     stages: dict[str, Callable[[], None]] = {
-        "model/": lambda: export(cfg, run),
-        "summary.json": lambda: summarize(cfg, run, spent(trained)),
-        "curves.png": lambda: draw(cfg, run),
-        "report.html": lambda: report(cfg, run),
+        "model/": lambda: write_model(run),
+        "summary.json": lambda: write_summary(cfg, run, spent(trained)),
+        "curves.png": lambda: write_curves(cfg, run),
+        "report.html": lambda: write_report(run),
     }
     failed = False
     for made, stage in stages.items():
@@ -177,7 +176,7 @@ def show(run: RunFolder, console: Console) -> None:
 
 
 def is_complete(cfg: DictConfig, run: RunFolder) -> bool:
-    """Whether the last step is done and measured, and all that follows is there."""
+    """Whether the last step is done and measured, and everything that follows it exists."""
     step = last_checkpoint(run.checkpoints)
     made = (run.summary, run.model, run.curves, run.report, run.samples_of("validation", step))
     if step < cfg.trainer.total_training_steps or not all(path.exists() for path in made):

@@ -1,8 +1,8 @@
 """verl 0.9.1 on a CPU, unmodified: `VERL_PLATFORM=cpu python -m verl.trainer.main_ppo ...` with this package installed.
 
-verl imports this module in every process, by the `verl.plugins` entry point. It registers the platform and, once verl
-loads the registry concerned, the training engines, the rollout replica, the weight transfer and the process-group
-backend, so that a process which needs none of them imports none of them.
+verl imports this module in every process, by the `verl.plugins` entry point. It registers the platform and the
+process-group backend at once. It registers the training engines, the rollout replica and the weight transfer only when
+verl loads the registry for them, so a process imports only what it needs.
 
 Imports in_verl/ and settings/.
 """
@@ -33,7 +33,7 @@ if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
 
     @wrapt.when_imported("verl.workers.rollout.base")
     def _register_sender(module: Any) -> None:
-        # A private name, as read in verl 0.9.1, which has no other way to this registry (tests/test_cpu_platform.py).
+        # A private name of verl 0.9.1, which has no public way to this registry (tests/test_cpu_platform.py checks it).
         module._ROLLOUT_REGISTRY["vllm", "async"] = "verl_recipes.cpu.weight_socket.CPUServerAdapter"
 
     @wrapt.when_imported("verl.checkpoint_engine")

@@ -1,14 +1,14 @@
-"""Single-turn rollouts as one batch, in place of one agent loop for every response.
+"""Single-turn rollouts as one batch, instead of one agent loop for every response.
 
 verl's agent loop takes 20 to 30 ms of Python for each response, whatever the model's size: a Hydra instantiation, a Ray
-call, a reward call and a put into TransferQueue. On a GPU that hides behind generation; here it is most of a step.
-So the trainer's own process hands all prompts to vLLM in one call with `n` samples each, scores the responses with
-verl's reward worker, and puts them into TransferQueue at once. What the trainer then finds there is the same.
+call, a reward call and a put into TransferQueue. On a GPU that hides behind generation; here it is most of a step. So
+the trainer's own process gives all prompts to vLLM in one call with `n` samples each, scores the responses with verl's
+reward worker, and puts them into TransferQueue at once. The trainer finds the same there as after verl's agent loop.
 
 `actor_rollout_ref.rollout.agent.agent_loop_manager_class` names the manager (configs/hardware/cpu.yaml). Agents with
-several turns, tools or images need verl's, and so does an asynchronous trainer that sends weights while responses are
-being written (`trainer.v1.separate_async.num_warmup_batches` over 0, or dynamic sampling beside topology=split): set
-that key to null, `reward.num_workers=1` and `agent.num_workers=1`.
+several turns, tools or images need verl's own manager. So does an asynchronous trainer that sends weights while
+responses are being written (`trainer.v1.separate_async.num_warmup_batches` over 0, or dynamic sampling with
+topology=split). Then set that key to null, `reward.num_workers=1` and `agent.num_workers=1`.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def rows_of(batch: TensorDict) -> list[dict[str, Any]]:
-    """A batch as one plain dictionary a row; what is said once for the whole batch is said in every row."""
+    """A batch as one dictionary a row; a value of the whole batch is repeated in every row."""
     columns = {
         key: [value.data] * len(batch) if isinstance(value, NonTensorData) else [getattr(v, "data", v) for v in value]
         for key, value in batch.items()
@@ -57,14 +57,14 @@ class BatchRollout:
         self.thread = ThreadPoolExecutor(1)
 
     def use_tokenizer(self, tokenizer: Any, chat_template: str | None) -> None:
-        """Render with this tokenizer, and as verl's agent loop does with the configuration's template if it has one."""
+        """Render with this tokenizer and, as verl's agent loop does, with the template of the configuration if any."""
         self.tokenizer = tokenizer
         if chat_template is not None:
             self.tokenizer.chat_template = chat_template
 
     @classmethod
     def create(cls, config: DictConfig, **handles: Any) -> Self:
-        """verl's constructor; the handles of its own clients and workers are not needed."""
+        """verl's constructor. The handles of verl's own clients and workers are not needed."""
         return cls(config)
 
     def sampling(self, validate: bool) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class BatchRollout:
             "top_p": 1.0 if greedy else source.top_p,
             "top_k": -1 if greedy else source.top_k,
             "max_tokens": self.rollout.response_length,
-            "logprobs": 0,  # of the sampled token alone
+            "logprobs": 0,  # only that of the sampled token
         }
 
     def tokenize(self, row: dict[str, Any]) -> list[int]:
@@ -94,23 +94,23 @@ class BatchRollout:
         return ids
 
     def generate_sequences(self, batch: TensorDict) -> None:
-        """Start to answer every prompt of a batch, and return."""
+        """Start to answer every prompt of a batch; returns at once."""
         rows = rows_of(batch)
         validate, *_ = [row.pop("validate", False) for row in rows]
         self.answering = self.thread.submit(self.run, rows, "val" if validate else "train")
 
     def wait(self) -> None:
-        """Until every prompt so far is answered: for the replay buffer, whose polls take time from the engines."""
+        """Wait until every prompt so far is answered. The replay buffer calls it, as polling slows the engines down."""
         self.answering.result()
 
     def run(self, rows: list[dict[str, Any]], partition: str) -> None:
-        """Answer, and mark the prompts as finished or, as verl's agent loop does, as failed."""
+        """Answer, and mark the prompts as finished or as failed, as verl's agent loop does."""
         status = "failure"
         try:
             self.answer(rows, partition)
             status = "finished"
         except Exception:
-            logger.exception("rollouts failed")  # the trainer then ends, as there is nothing to train on
+            logger.exception("rollouts failed")  # the trainer then ends, as it has nothing to train on
         finally:
             uids = [row["uid"] for row in rows]
             tq.kv_batch_put(keys=uids, tags=[{"status": status}] * len(uids), partition_id=partition)
@@ -119,15 +119,10 @@ class BatchRollout:
         """Answer every row and put the scored responses into TransferQueue."""
         prompts = [self.tokenize(row) for row in rows]
         common, count = self.sampling(partition == "val"), len(self.servers)
-        sampling = [
-            common | row["extra_info"].get("sampling", {}) for row in rows
-        ]  # as verl_recipes/in_verl/row_sampling.py
-        shares = ray.get(
-            [
-                server.generate_batch.remote(prompts[i::count], sampling[i::count])
-                for i, server in enumerate(self.servers)
-            ]
-        )
+        # As verl_recipes/in_verl/row_sampling.py.
+        sampling = [common | row["extra_info"].get("sampling", {}) for row in rows]
+        calls = (s.generate_batch.remote(prompts[i::count], sampling[i::count]) for i, s in enumerate(self.servers))
+        shares = ray.get(list(calls))
         keys, fields, tags = [], [], []
         for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
             groups, version = shares[i % count]
@@ -144,7 +139,7 @@ class BatchRollout:
     def fields(
         self, row: dict[str, Any], prompt: list[int], response: list[int], log_probs: list[float], version: int
     ) -> dict[str, Any]:
-        """What verl's agent loop puts into TransferQueue for one response (agent_loop_tq.py), but for the reward."""
+        """What verl's agent loop puts into TransferQueue for one response (agent_loop_tq.py), without the reward."""
         mask = torch.ones(len(response), dtype=torch.int64)
         return row | {
             "prompts": torch.tensor(prompt),
@@ -172,7 +167,7 @@ class BatchRollout:
         }
 
     async def score(self, fields: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The verdicts of verl's reward worker."""
+        """The verdicts of verl's reward worker, in order."""
 
         def one(field: dict[str, Any]) -> DataProto:
             tensors = {name: field[name][None] for name in ("prompts", "responses", "input_ids", "position_ids")}

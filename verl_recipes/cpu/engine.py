@@ -22,7 +22,7 @@ AGREEMENT = 0.99  # below this correlation the rollout engine does not hold the 
 def correlation(rollout_log_probs: torch.Tensor, log_probs: torch.Tensor) -> float:
     """Pearson correlation of two sets of token probabilities, given as log-probabilities of shape (tokens,).
 
-    verl's `training/rollout_actor_probs_pearson_corr`, after arXiv 2506.13585. 1.0 where it is not defined, as one of
+    verl's `training/rollout_actor_probs_pearson_corr`, after arXiv 2506.13585. 1.0 if it is not defined because one of
     the two is constant.
     """
     pair = torch.stack([rollout_log_probs, log_probs]).double().exp()
@@ -37,8 +37,8 @@ def agreement(responses: torch.Tensor, rollout: torch.Tensor, log_probs: torch.T
         responses: nested, shape (batch, response tokens).
         rollout: the rollout engine's log-probabilities, in the same shape.
         log_probs: the actor's, nested, shape (batch, prompt and response tokens); entry i predicts token i + 1.
-        nucleus: the least share of the probability that sampling kept. vLLM's log-probabilities are renormalised over
-            it, so they are larger by up to -log(nucleus), and by so much they may differ.
+        nucleus: the least share of the probability that sampling kept. vLLM renormalises its log-probabilities over it,
+            so they may be larger by up to -log(nucleus).
 
     Raises:
         RuntimeError: the correlation of the probabilities is under AGREEMENT.
@@ -57,26 +57,26 @@ def agreement(responses: torch.Tensor, rollout: torch.Tensor, log_probs: torch.T
 
 
 def kept_share() -> float:
-    """The share of the probability that sampling keeps at least; 0 if that is not known, as with top_k."""
+    """The least share of the probability that sampling keeps; 0 if it is unknown, as with top_k."""
     top_p, top_k = (float(each) for each in os.environ.get(SAMPLING, "1,-1").split(","))
     return 0.0 if top_k > 0 else top_p
 
 
 def use_all_cores() -> None:
-    """Share the cores among the ranks: Ray gives a worker one thread, and the rollout engine rests while it works."""
+    """Share the cores among the ranks. Ray gives a worker one thread, but the rollout engine rests while it works."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // torch.distributed.get_world_size()))
 
 
 def in_order_of_length(forward_backward_batch: Callable[..., Any], data: TensorDict, *args: Any) -> Any:
-    """verl's pass over a batch, with sequences of like length in one micro-batch, where all are padded to the longest.
+    """verl's pass over a batch, with sequences of similar length in one micro-batch, padded to the longest of them.
 
-    verl's own ways leave the lengths mixed, which is two thirds padding in the tiny run, or pack the sequences, which
-    needs flash attention to be worth it.
+    verl's own ways either mix the lengths, which makes two thirds of the tiny run padding, or pack the sequences, which
+    pays only with flash attention.
 
     Args:
-        forward_backward_batch: the engine's.
+        forward_backward_batch: the engine's method.
         data: a batch with `input_ids`, nested, shape (batch, prompt and response tokens); the results keep its order.
-        args: its others.
+        args: the method's other arguments.
     """
     order = data["input_ids"].offsets().diff().argsort()
     data = tu.index_select_tensor_dict(data, order)
@@ -93,8 +93,8 @@ def in_order_of_length(forward_backward_batch: Callable[..., Any], data: TensorD
 class CPUEngineWithLMHead(PolicyEngine):
     """Policy and reference.
 
-    The first pass over samples after the rollout engine was given weights compares what both say of them: with
-    `rollout_correction.bypass_mode`, which has no pass of its own for the old log-probabilities, the update's.
+    After the rollout engine received weights, the first pass over samples compares both sides' log-probabilities. With
+    `rollout_correction.bypass_mode`, which has no pass for the old log-probabilities, that is the update's pass.
     """
 
     unchecked = True
@@ -109,7 +109,7 @@ class CPUEngineWithLMHead(PolicyEngine):
 
     def _build_fsdp_module(self, module: torch.nn.Module) -> torch.nn.Module:
         # verl 0.9.1 gives a forward-only (reference) module CPUOffloadPolicy(pin_memory=True), and pinning memory needs
-        # an accelerator. Its parameters are on the CPU anyway, so it is wrapped like a trained one.
+        # an accelerator. Its parameters are on the CPU anyway, so it is wrapped like a trained module.
         forward_only, self.engine_config.forward_only = self.engine_config.forward_only, False
         try:
             return super()._build_fsdp_module(module)
@@ -126,7 +126,7 @@ class CPUEngineWithLMHead(PolicyEngine):
         if check:
             value = agreement(data["responses"], rollout, output["model_output"]["log_probs"], kept_share())
             self.unchecked = False
-            if not forward_only:  # for the other pass verl has a metric
+            if not forward_only:  # verl has a metric for the other pass
                 output["metrics"]["rollout_actor_probs_pearson_corr"] = [value]
         return output
 

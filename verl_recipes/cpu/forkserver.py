@@ -1,13 +1,13 @@
-"""A `python` that starts in milliseconds, as verl, torch and vLLM are imported already.
+"""A `python` that starts in milliseconds, because verl, torch and vLLM are already imported.
 
-A run on a CPU starts a dozen processes, mostly one after another, and each would spend ten seconds on much the same
-imports (docs/performance.md). One process imports everything once, and an executable that takes the arguments of
-`python` (run/supervise.py, start_forkserver) asks it for a fork, which goes on with these arguments and with
-the caller's environment, folder and open files. Ray starts its workers with that executable (its
-`runtime_env.py_executable`), and vLLM its engine (`multiprocessing.set_executable`). Where the server is gone or has
-failed, the executable becomes the real Python, and the run is slower and nothing else.
+A run on a CPU starts a dozen processes, mostly one after another, and each would spend ten seconds on the same imports
+(docs/performance.md). Instead one server imports everything once. An executable that takes the arguments of `python`
+(run/supervise.py, start_forkserver) asks it for a fork, and the fork continues with these arguments and with the
+caller's environment, folder and open files. Ray starts its workers with that executable (its
+`runtime_env.py_executable`), and vLLM its engine (`multiprocessing.set_executable`). If the server is gone or has
+failed, the executable runs the real Python instead, and the run is only slower.
 
-This file is both sides. The executable's runs by path, without site-packages, and imports next to nothing.
+This file is both sides. The executable runs it by path, without site-packages, and imports very little.
 """
 
 import json
@@ -24,9 +24,9 @@ from typing import Any
 
 HEADER = struct.Struct("!I")
 FILES = 250  # Linux passes 253 in one message
-# What the processes of a run import: the trainer's, a training worker's, vLLM's server's and its engine's. Ray reads
-# some of its environment only when it is loaded (the job and the raylet's process, ray_internal_flag_def.h), and the
-# first caller brings that.
+# What the processes of a run import: trainer, training worker, vLLM's server and its engine. Ray reads a part of its
+# environment only when it is loaded (the job and the raylet's process, ray_internal_flag_def.h), so it is imported with
+# the environment of the first caller.
 BEFORE_RAY = ("pandas", "pyarrow", "torch", "transformers", "tensordict", "datasets", "peft", "vllm")
 MODULES = (
     "ray._private.workers.default_worker",
@@ -44,13 +44,13 @@ MODULES = (
 
 
 def open_files() -> list[int]:
-    """The numbers of this process's open files, the one that lists them left out."""
+    """The numbers of this process's open files, except the one that lists them."""
     listed = [int(name) for name in os.listdir("/proc/self/fd")]
     return [fd for fd in listed if os.path.exists(f"/proc/self/fd/{fd}")]
 
 
 def ask(path: str, arguments: list[str]) -> None:
-    """The executable: have the server fork, wait for the child, and end as it does. Returns if there is no server."""
+    """The executable: let the server fork, wait for the child, and end as it does. Returns if there is no server."""
     files = open_files()
     if len(files) > FILES:
         return
@@ -67,7 +67,7 @@ def ask(path: str, arguments: list[str]) -> None:
     if len(answer) < HEADER.size:  # it died before it forked
         return
     (child,) = HEADER.unpack(answer)
-    for fd in files:  # their other ends must see the child's end, not this process's
+    for fd in files:  # so that the other ends notice when the child ends
         if fd > 2:
             os.close(fd)
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -79,14 +79,14 @@ def ask(path: str, arguments: list[str]) -> None:
         os._exit(1)
     code = os.waitstatus_to_exitcode(HEADER.unpack(status)[0])
     if code < 0:
-        with suppress(OSError):  # SIGKILL has no other way
+        with suppress(OSError):  # SIGKILL has no handler
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """A request and its open files, at other numbers than it had them."""
+    """A request, and its open files under new numbers."""
     header, files, _, _ = socket.recv_fds(connection, HEADER.size, FILES)
     try:
         (length,) = HEADER.unpack(header)
@@ -98,11 +98,11 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def become(request: dict[str, Any], files: list[int]) -> None:
-    """In the fork: take over the caller's files, environment and folder, and run what it was to run."""
+    """In the fork: take over the caller's files, environment and folder, and run its arguments."""
     import fcntl
 
     wanted = request["files"]
-    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, max(wanted) + 1) for fd in files]  # out of the way of every number
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, max(wanted) + 1) for fd in files]  # above every number that is needed
     os.closerange(3, max(wanted) + 1)
     for source, target in zip(high, wanted, strict=True):
         os.dup2(source, target, inheritable=True)
@@ -113,7 +113,7 @@ def become(request: dict[str, Any], files: list[int]) -> None:
     os.chdir(request["folder"])
     import torch
 
-    # What was read from the environment at the import.
+    # Repeat what these libraries read from the environment when they were imported.
     import_module("ray._raylet").Config.initialize("")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     torch._dynamo.config.disable = os.environ.get("TORCHDYNAMO_DISABLE") == "1"
@@ -121,7 +121,7 @@ def become(request: dict[str, Any], files: list[int]) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    """As `python ARGUMENTS` does, with the interpreter's own options left out."""
+    """Do what `python ARGUMENTS` does, without the interpreter's own options."""
     import runpy
 
     rest = list(arguments)
@@ -144,29 +144,29 @@ def run(arguments: list[str]) -> None:
 
 
 def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Fork for every caller; who comes before the imports are done waits. Returns in a fork: what it is to become."""
+    """Fork for every caller; early callers wait for the imports. Returns only in a fork: the request and its files."""
     import gc
 
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARN")  # verl's, for its workers; vLLM reads it when it is imported
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARN")  # as verl sets it for its workers; vLLM reads it at import
     for name in BEFORE_RAY:
         import_module(name)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who run something
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the processes that run something
     selector = selectors.DefaultSelector()
     selector.register(server, selectors.EVENT_READ)
     while True:
         for key, _ in selector.select():
-            if key.fileobj is not server:  # a child has ended: its status for who asked for it
+            if key.fileobj is not server:  # a child has ended: send its status to the caller
                 child, connection = key.data
                 selector.unregister(key.fileobj)
                 os.close(key.fd)
                 _, status = os.waitpid(child, 0)
-                with connection, suppress(OSError):  # who asked may have been killed
+                with connection, suppress(OSError):  # the caller may have been killed
                     connection.sendall(HEADER.pack(status))
                 continue
             connection, _ = server.accept()
             try:
                 request, files = receive(connection)
-            except (OSError, ValueError, struct.error):  # it was killed while it asked
+            except (OSError, ValueError, struct.error):  # the caller was killed while it asked
                 continue
             if "ray" not in sys.modules:
                 os.environ.update(request["environment"])
@@ -184,7 +184,7 @@ def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 os.close(fd)
             try:
                 connection.sendall(HEADER.pack(child))
-            except OSError:  # it was killed while it waited, as Ray does with workers that take too long to start
+            except OSError:  # the caller was killed, as Ray does with workers that take too long to start
                 os.kill(child, signal.SIGKILL)
             selector.register(os.pidfd_open(child), selectors.EVENT_READ, (child, connection))
 

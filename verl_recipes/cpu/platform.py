@@ -14,7 +14,7 @@ from verl.plugin.platform import PlatformBase, PlatformRegistry
 
 
 def _device_module() -> ModuleType:
-    """`torch.cpu` with what verl expects of `torch.cuda` besides: memory figures, and caches that do not exist."""
+    """`torch.cpu` with what verl also expects of `torch.cuda`: memory figures, and caches that do not exist."""
     module = ModuleType("verl_recipes.cpu.device")
     module.__dict__.update({name: getattr(torch.cpu, name) for name in torch.cpu.__all__})
 
@@ -39,7 +39,7 @@ def _device_module() -> ModuleType:
 
 @PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformBase):
-    """One logical GPU of Ray's (`ray_kwargs.ray_init.num_gpus`) is one rank; all ranks share the processor."""
+    """One logical GPU of Ray's (`ray_kwargs.ray_init.num_gpus`) is one rank; all ranks share the CPU."""
 
     device_name = "cpu"
     vendor_name = "cpu"
@@ -49,10 +49,10 @@ class PlatformCPU(PlatformBase):
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        return False  # only by VERL_PLATFORM=cpu: the driver of a GPU cluster may well sit on a machine without a GPU
+        return False  # only if VERL_PLATFORM=cpu: the driver of a GPU cluster may run on a machine without a GPU
 
     def current_device(self) -> str:
-        return "cpu"  # verl calls tensor.to(current_device()), and to an integer torch would answer with CUDA
+        return "cpu"  # verl calls tensor.to(current_device()); torch would take an integer for CUDA
 
     def device_count(self) -> int:
         return 1

@@ -1,4 +1,4 @@
-"""verl's vLLM server and replica with what a CPU needs. Loaded when verl wants a replica: it imports vLLM."""
+"""verl's vLLM server and replica, changed for a CPU. Loaded only when verl needs a replica, as it imports vLLM."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from verl_recipes.settings.configuration import PYTHON
 
-# Tokens and the log-probabilities of these alone, and nothing before the end.
+# Only tokens and their log-probabilities, and only at the end.
 CHEAP = {"detokenize": False, "flat_logprobs": True, "output_kind": RequestOutputKind.FINAL_ONLY}
 
 
@@ -36,8 +36,8 @@ class CPUServer(vLLMHttpServer):
             For every prompt the responses, each its token ids and their log-probabilities; and the training step
             whose weights made them.
         """
-        # vLLM's sampler for processors ignores every seed while a greedy request, which has none, is in the batch
-        # (topk_topp_sampler.py, forward_cpu): so greedy ones are answered apart.
+        # vLLM's sampler for CPUs ignores every seed while a greedy request, which has none, is in the batch
+        # (topk_topp_sampler.py, forward_cpu). So greedy requests are a batch of their own.
         answers: dict[int, list[tuple[list[int], list[float]]]] = {}
         for greedy in (False, True):
             chosen = [i for i, each in enumerate(sampling) if (each["temperature"] == 0) == greedy]
@@ -47,10 +47,10 @@ class CPUServer(vLLMHttpServer):
     async def together(
         self, requests: list[tuple[list[int], dict[str, Any]]]
     ) -> list[list[tuple[list[int], list[float]]]]:
-        """Answers to requests that vLLM starts with when it has all of them.
+        """Answers to requests that vLLM starts only when it has all of them.
 
-        What is computed together, and with it the last bit of every logit, is then the same each time, and not a
-        matter of when requests arrive.
+        So the same requests are computed together each time, and the last bit of every logit does not depend on when
+        they arrive.
         """
         self.batches = getattr(self, "batches", 0) + 1
         await self.engine.pause_generation(mode="keep", clear_cache=False)

@@ -1,11 +1,11 @@
-"""How a training rank hands new weights to its vLLM engine: the socket where they meet, and pieces that fit the bucket.
+"""How a training rank sends new weights to its vLLM engine: the address of the socket, and tensors in pieces.
 
-verl 0.9.1 names the socket by Ray's job number alone, in /tmp, and every Ray cluster counts its jobs from 1. So of two
-runs on one machine each removed the other's socket, and waited for ever, or got the other's weights.
+verl 0.9.1 names the socket only by Ray's job number, in /tmp, and every Ray cluster counts its jobs from 1. So two runs
+on one machine removed each other's socket, and waited for ever or received the other's weights.
 
-Through shared memory, which is the way without a GPU, verl sends no tensor that is larger than its bucket. A real
-model's embedding is: 113 MB for SmolLM2-135M. So such a tensor goes in pieces, and the bucket stays small enough for
-the 64 MB of shared memory that a container has by default, whatever the model.
+Without a GPU, verl sends weights through shared memory, and no tensor may be larger than its bucket. A real model's
+embedding is larger: 113 MB for SmolLM2-135M. So such a tensor is sent in pieces, and the bucket stays small enough for
+the 64 MB of shared memory that a container has by default.
 """
 
 import os
@@ -16,16 +16,16 @@ import torch
 from verl.workers.rollout.utils import ensure_async_iterator
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 
-PIECE = "/piece"  # ends the name of a piece; no parameter's name has a slash
+PIECE = "/piece"  # the end of a piece's name; no parameter's name has a slash
 
 
 def own_address(handle: str) -> str:
-    """verl's address of the socket, with the run's folder (run/supervise.py sets TMPDIR) in place of /tmp."""
+    """verl's address of the socket, with the run's folder (TMPDIR, set by run/supervise.py) instead of /tmp."""
     return handle.replace("ipc:///tmp/", f"ipc://{os.environ.get('TMPDIR', '/tmp')}/")
 
 
 async def in_pieces(weights: Any, size: int) -> AsyncIterator[tuple[str, torch.Tensor]]:
-    """Tensors by name, those over `size` bytes as consecutive rows of at most so many (one row at least).
+    """Tensors by name. One over `size` bytes comes as consecutive pieces, each as many rows as fit (at least one).
 
     Args:
         weights: an iterator, synchronous or not, of names and tensors.
@@ -40,7 +40,7 @@ async def in_pieces(weights: Any, size: int) -> AsyncIterator[tuple[str, torch.T
 
 
 def joined(received: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that `in_pieces` was given; one at a time is joined."""
+    """The tensors that `in_pieces` was given, joined one at a time."""
     pieces: dict[str, list[torch.Tensor]] = {}
     for name, weight in received:
         pieces.setdefault(name.removesuffix(PIECE), []).append(weight)

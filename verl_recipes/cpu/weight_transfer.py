@@ -1,7 +1,7 @@
 """Weights from the trainer to vLLM servers on ranks of their own, over gloo: verl's checkpoint engine `gloo`.
 
-verl 0.9.1's own ones (nccl, nixl, ...) need an accelerator. `topology=split` asks for this one on a CPU
-(configs/hardware/cpu.yaml). The group is made anew for every transfer: on one machine that takes milliseconds.
+verl 0.9.1's own engines (nccl, nixl, ...) need an accelerator. On a CPU, `topology=split` uses this one
+(configs/hardware/cpu.yaml). Every transfer makes a new process group, which takes milliseconds on one machine.
 """
 
 import pickle
@@ -26,7 +26,7 @@ class GlooCheckpointEngine(CheckpointEngine):
         self.is_master = is_master
 
     def prepare(self) -> tuple[str, int] | None:
-        """The master's store, where the others meet it."""
+        """The address of the master's store, to which the others connect."""
         if not self.is_master:
             return None
         host = ray.util.get_node_ip_address()
@@ -37,7 +37,7 @@ class GlooCheckpointEngine(CheckpointEngine):
     def build_topology(
         cls, actor_wg_world_size: int, rollout_world_size: int, metadata: list[Any]
     ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-        """Rank 0 for the first trainer rank, -1 for its others, 1, 2, ... for the rollout."""
+        """Rank 0 for the first trainer rank, -1 for the other trainer ranks, and 1, 2, ... for the rollout ranks."""
 
         def arguments(ranks: list[int]) -> dict[str, list[Any]]:
             size = len(ranks)
@@ -61,12 +61,12 @@ class GlooCheckpointEngine(CheckpointEngine):
         self.__dict__.pop("store", None)
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor of rank 0, in every rank's own."""
+        """Fill every rank's tensor with that of rank 0."""
         self.group.broadcast(tensor, 0).wait()
         return tensor
 
     def broadcast_object(self, value: Any = None) -> Any:
-        """The object of rank 0; small ones only."""
+        """The object of rank 0, which should be small."""
         data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
         size = self.broadcast(torch.tensor([len(data)]))
         received = self.broadcast(data if self.rank == 0 else torch.empty(int(size), dtype=torch.uint8))
@@ -74,7 +74,7 @@ class GlooCheckpointEngine(CheckpointEngine):
 
     @torch.no_grad()
     async def send_weights(self, weights: Weights, global_steps: int | None = None) -> None:
-        """Broadcast them; ranks without a part in it produce theirs, as producing a tensor is collective."""
+        """Broadcast the weights. Ranks that do not send still produce theirs, as producing a tensor is collective."""
         for name, weight in weights:
             if self.rank == 0:
                 self.broadcast_object((name, weight.shape, weight.dtype))

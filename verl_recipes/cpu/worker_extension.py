@@ -1,8 +1,8 @@
 """Receives new weights in vLLM's worker.
 
-After loading, vLLM's CPU linear layers keep only a packed copy of their weight and drop the parameter
+After loading, vLLM's linear layers on a CPU keep only a packed copy of their weight and drop the parameter
 (vllm/model_executor/layers/linear.py), so verl's `model.load_weights` would find nothing to fill. vLLM's own
-`reload_weights` restores the parameters, loads them and packs again.
+`reload_weights` restores the parameters, loads them and packs them again.
 """
 
 import torch
@@ -14,7 +14,7 @@ from verl_recipes.cpu.weight_socket import joined, own_address
 
 
 class CPUWorkerExtension(vLLMColocateWorkerExtension):
-    """Loads joined models; a LoRA adapter goes verl's own way."""
+    """Loads whole models. A LoRA adapter is loaded by verl's own code."""
 
     def _get_zmq_handle(self) -> str:
         return own_address(super()._get_zmq_handle())
@@ -31,8 +31,8 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
             lambda bucket, is_last: received.extend((name, weight.clone()) for name, weight in bucket)
         )
         self.model_runner.reload_weights(weights_iterator=joined(received))
-        # A tied lm_head (the embedding itself) is not packed again by the reload, and would go on sampling from the
-        # weights of the step before: the run looks healthy and learns nothing.
+        # The reload does not pack a tied lm_head (the embedding itself) again. It would go on sampling from the old
+        # weights, and the run would look healthy and learn nothing.
         for layer in self.model_runner.get_model().modules():
             if isinstance(layer, VocabParallelEmbedding):
                 layer.quant_method.process_weights_after_loading(layer)

@@ -1,4 +1,4 @@
-"""The end of a run whose output has degenerated, by the metrics of measure/batch.py.
+"""Ends a run whose output has degenerated, according to the metrics of measure/batch.py.
 
 The limits are in configs/train.yaml, under `trainer.v1.sampler.sampler_kwargs.alarm`.
 """
@@ -14,7 +14,7 @@ class DegenerateOutputError(RuntimeError):
 
 
 def last_good_checkpoint(checkpoints: Path, first_bad_step: int) -> Path | None:
-    """The last checkpoint whose own output was good: the weights of step k wrote the responses of step k + 1."""
+    """The last checkpoint whose own output was good. The weights of step k write the responses of step k + 1."""
     good = [step for step in checkpoint_steps(checkpoints) if step + 1 < first_bad_step]
     return checkpoints / f"global_step_{max(good)}" if good else None
 
@@ -26,9 +26,9 @@ def check_output(
 
     Args:
         history: for each training step, metrics as from `component_metrics` with the prefix "reward".
-        limits: for names of shares, the least that is too much; None for never. A share that no step has is 0.
+        limits: for each share, the least value that is too much; None for no limit. A missing share counts as 0.
         steps: how many in a row.
-        checkpoints: the run's folder of them, to name the last good one.
+        checkpoints: the run's folder of checkpoints, to name the last good one.
     """
     last = sorted(history)[-steps:]
     if len(last) < steps:

@@ -1,8 +1,8 @@
 """verl's single-turn agent loop, with sampling parameters that a row of the data may set for itself.
 
-An evaluation gives each of its rows a seed, and the greedy ones temperature 0, in `extra_info.sampling`
-(verl_recipes/evaluate.py). On a CPU verl_recipes/cpu/batch_rollout.py does the same for a whole batch; this loop runs
-there too, but vLLM's sampler for CPUs ignores seeds while a greedy request is in the batch (cpu/rollout.py).
+An evaluation gives each row a seed, and greedy rows temperature 0, in `extra_info.sampling` (verl_recipes/evaluate.py).
+On a CPU verl_recipes/cpu/batch_rollout.py does the same for a whole batch. This loop works there too, but vLLM's
+sampler for CPUs ignores seeds while a greedy request is in the batch (cpu/vllm_server.py).
 """
 
 from typing import Any

@@ -1,9 +1,9 @@
-"""The replay buffer of a run: verl's own, which also keeps every sample with each component of its reward.
+"""The replay buffer of a run: verl's own, which also writes every sample with each component of its reward.
 
 verl 0.9.1's trainer writes training samples without the reward's components, logs no component as a metric in training,
-and looks for finished rollouts every two seconds. A replay buffer is the documented place to change all three
-(`trainer.v1.sampler.custom_sampler`): both training and validation batches pass through its `sample`, and the metrics
-it returns join the trainer's.
+and looks for finished rollouts only every two seconds. The replay buffer is the documented place to change all three
+(`trainer.v1.sampler.custom_sampler`): training and validation batches pass through its `sample`, and the metrics that
+it returns are added to the trainer's.
 
 One line of the files it writes, `samples/{train,validation}/<step>.jsonl`:
 
@@ -39,17 +39,17 @@ FIELDS = ["prompts", "responses", "reward_model", "data_source", "extra_info", "
 
 
 def for_json(value: Any) -> Any:
-    """numpy's scalars and arrays as Python's, for JSON."""
+    """A scalar or array of numpy's as Python's own, which JSON can hold; anything else as text."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
 def as_float(value: Any) -> Any:
-    """Numbers and one-element tensors as floats: verl's own reward managers mix them from response to response."""
+    """A number or a one-element tensor as a float: verl's own reward managers mix both."""
     return float(value) if isinstance(value, int | torch.Tensor) and not isinstance(value, bool) else value
 
 
 class CountdownReplayBuffer(ReplayBuffer):
-    """Of verl's synchronous trainer. Settings are `trainer.v1.sampler.sampler_kwargs` in configs/train.yaml."""
+    """For verl's synchronous trainer. Its settings are `trainer.v1.sampler.sampler_kwargs` in configs/train.yaml."""
 
     def __init__(self, *args: Any, sampler_kwargs: Mapping[str, Any], **kwargs: Any) -> None:
         groups = sampler_kwargs["filter_groups"]
@@ -91,12 +91,12 @@ class CountdownReplayBuffer(ReplayBuffer):
         return batch, metrics | shares
 
     def end_if_asked(self) -> None:
-        """End verl if a scheduler asked for it (run/supervise.py) and the step before this one is saved."""
+        """End verl if a scheduler asked for it (run/supervise.py) and the previous step is saved."""
         if self.run.stop.exists() and self.link.is_saved():
             self.link.stop()
 
     def read(self, batch: KVBatchMeta, step: int) -> list[dict[str, Any]]:
-        """The samples of a batch as rows."""
+        """The samples of a batch, one row each."""
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=FIELDS)
         columns = zip(batch.keys, *(data[name] for name in FIELDS), strict=True)
         return [
@@ -130,17 +130,17 @@ class CountdownReplayBuffer(ReplayBuffer):
         } | scored({name: as_float(value) for name, value in verdict.items()}, float(rm_scores.sum()))
 
     def write(self, rows: list[dict[str, Any]], split: str, step: int) -> None:
-        """Add rows to the file of their step, which is whole at every moment."""
+        """Add rows to the file of their step, which is replaced as a whole."""
         everything = self.rows[split, step]
         everything += rows
         path = self.run.samples_of(split, step)
         write_whole(path, as_lines(everything, default=for_json))
-        self.rows = defaultdict(list, {(split, step): everything})  # earlier steps are done
+        self.rows = defaultdict(list, {(split, step): everything})  # earlier steps are finished
 
     def note(self, event: str, split: str, step: int) -> None:
-        """Append to `events.jsonl` what the run is doing, for the progress that the command shows."""
+        """Append an event to `events.jsonl`, from which the command shows the progress."""
         append_line(self.run.events, {"time": time.time(), "event": event, "split": split, "step": step})
 
 
 class CountdownReplayBufferAsync(CountdownReplayBuffer, ReplayBufferAsync):
-    """Of verl's asynchronous trainers (configs/topology/split.yaml): `super()` above is then ReplayBufferAsync."""
+    """For verl's asynchronous trainers (configs/topology/split.yaml): `super()` above is then ReplayBufferAsync."""

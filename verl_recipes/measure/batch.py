@@ -1,4 +1,4 @@
-"""What a batch of scored responses says of the run, as metrics. A row is a line of samples/ (in_verl/sampler.py)."""
+"""Metrics of a batch of scored responses. A row is a line of samples/ (in_verl/sampler.py)."""
 
 import statistics
 from collections import defaultdict
@@ -6,17 +6,17 @@ from typing import Any
 
 
 def component_metrics(rows: list[dict[str, Any]], prefix: str) -> dict[str, float]:
-    """Means of the reward's components over a batch, and the shares of what gives the trainer nothing to learn from.
+    """Means of the reward's components over a batch, and the shares of responses that the trainer cannot learn from.
 
     Args:
-        rows: samples, those of one prompt sharing `prompt_id`.
+        rows: samples; those of one prompt share `prompt_id`.
         prefix: of the metrics' names.
 
     Returns:
-        The mean of each float or bool over the rows that have it, the reward's reasons, `truncated` and `repeated` too;
-        `unparsable`, the share whose answer is no expression, where the reward says `format`; `identical`, the share
-        of responses that a response to another prompt equals; `groups_without_signal`, the share of groups
-        whose rewards do not differ, so that their advantages are zero.
+        The mean of each float or bool over the rows that have it, so also of the reasons, `truncated` and `repeated`;
+        `unparsable`, the share whose answer is no expression, if the reward gives `format`; `identical`, the share of
+        responses that equal a response to another prompt; `groups_without_signal`, the share of groups whose rewards
+        are all the same, so that their advantages are zero.
     """
     known: dict[str, list[float]] = defaultdict(list)
     for row in rows:

@@ -1,8 +1,8 @@
 """Two evaluations compared on the same problems.
 
-The test is paired: under the null hypothesis that both models are equally good at each problem, the sign of each
-problem's difference is a coin. scipy's permutation test flips the signs and assumes nothing about the distribution.
-Wilcoxon's test would drop the many problems without a difference and rank the many ties.
+The test is paired. If both models were equally good at each problem (the null hypothesis), the sign of each problem's
+difference would be a coin. scipy's permutation test flips the signs and assumes nothing about the distribution.
+Wilcoxon's test would drop the many problems without a difference, and rank the many ties.
 """
 
 from collections.abc import Iterable
@@ -22,14 +22,14 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> dict[str, Any]:
     """Paired test of two evaluations on the same problems.
 
     Args:
-        first, second: samples, any number a problem; the shares that are right are compared.
+        first, second: samples, any number for each problem; the shares of right samples are compared.
 
     Returns:
         `problems`; `first`, `second`, `difference` (second less first): each [value, low, high]; `better` and `worse`:
         how many problems the second does better or worse at; `p`: of the two-sided sign-flip permutation test.
 
     Raises:
-        UserError: the problems are not the same, or samples have no verdict.
+        UserError: the problems differ, or samples have no verdict.
     """
     means = []
     for rows in (first, second):

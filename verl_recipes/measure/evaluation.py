@@ -1,4 +1,4 @@
-"""What the samples of an evaluation say: accuracy, pass@k, lengths and behaviour, over all problems and by kind."""
+"""The figures of an evaluation: accuracy, pass@k, lengths and behaviour, over all problems and by kind."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,11 +27,11 @@ from verl_recipes.measure.problems import (
 
 Groups = Mapping[Key, Sequence[Row]]
 PerProblem = dict[str, dict[Key, float]]  # figure, problem, value
-NO_SHARES = {"response_tokens", "candidates", "score"}  # figures that are no shares, so that may be above 1
+NO_SHARES = {"response_tokens", "candidates", "score"}  # figures that are not shares
 
 
 def vote(row: Row) -> tuple[Any, ...] | None:
-    """What a response votes for: its expression, or the text of an answer that is none; None without an answer.
+    """A response's vote: its expression, or the text of an answer that is no expression; None without an answer.
 
     >>> vote({"response": "</think><answer>(1 + 2)*3</answer>"}), vote({"response": "</think><answer>1 2+3</answer>"})
     ((1, 2, '+', 3, '*'), ('text', '1', '2+3'))
@@ -47,10 +47,10 @@ def vote(row: Row) -> tuple[Any, ...] | None:
 
 
 def majority(rows: Sequence[Row]) -> float:
-    """Chance that the answer given most often is right; ties are broken by a fair draw, no answer has no vote.
+    """Chance that the most frequent answer is right. A fair draw breaks ties; a response without an answer has no vote.
 
-    An answer is its expression, so white space and needless parentheses do not matter. The usual vote is on a value;
-    here that would be the target, which every voter knows.
+    Two answers are the same if they are the same expression, so white space and needless parentheses do not matter. The
+    usual vote is on the value, but here every response knows the target.
 
     >>> rows = [{"response": f"</think><answer>{text}</answer>", "acc": text == "1+2"} for text in ("1+2", "2-1")]
     >>> majority(rows), majority([*rows, {"response": "</think><answer>1 + 2</answer>", "acc": 1.0}])
@@ -67,13 +67,13 @@ def majority(rows: Sequence[Row]) -> float:
 
 
 def candidates(row: Row) -> float | None:
-    """How many candidates a response tries (measure/behaviours.py); None if the problem is not of Countdown."""
+    """How many candidates a response tries (measure/behaviours.py); None if the problem is not Countdown's."""
     problem, response = numbers_and_target(row), row.get("response")
     return behaviours(response, *problem)["candidates"] if problem and isinstance(response, str) else None
 
 
 def means(groups: Groups, name: str) -> dict[Key, float]:
-    """The mean over the samples of each problem of what they have under this name; without problems that have none."""
+    """For each problem, the mean of what its samples have under this name; problems without any are left out."""
     return {key: fmean(found) for key, group in groups.items() if (found := values(group, name))}
 
 
@@ -82,8 +82,8 @@ def accuracies(groups: Groups, n: int, ks: Iterable[int]) -> PerProblem:
 
     Args:
         groups: samples by problem.
-        n: their `least_samples`.
-        ks: those of pass@k, each at most n.
+        n: `least_samples` of the groups.
+        ks: for pass@k, each at most n.
     """
     if not n:
         return {"score": means(groups, "score")}
@@ -103,11 +103,11 @@ def mean_candidates(groups: Groups) -> PerProblem:
 
 
 def summarize(samples: Iterable[Row]) -> dict[str, float]:
-    """The means of an evaluation alone, for a run's summary.json.
+    """The means of an evaluation without intervals, for a run's summary.json.
 
     Returns:
-        `problems`; `mean@n`; `pass@k`, k doubling from 1, and `pass@n`; `format`, `truncated`, `response_tokens` and
-        `candidates`. What no sample has is left out; `score` takes the place of the first ones if no sample has `acc`.
+        `problems`; `mean@n`; `pass@k` for k = 1, 2, 4, ... and n; `format`, `truncated`, `response_tokens` and
+        `candidates`. What no sample has is left out. Without any `acc`, `score` replaces `mean@n` and `pass@k`.
     """
     groups = by_problem(samples)
     n = least_samples(groups.values())
@@ -117,7 +117,7 @@ def summarize(samples: Iterable[Row]) -> dict[str, float]:
 
 
 def what_is_missing(samples: Iterable[Row]) -> list[str]:
-    """A sentence for each thing that this project's rewards say of a response, and the reward of these samples not."""
+    """A sentence for each part of a verdict that this project's rewards give and these samples lack."""
     said = set().union(*(row.keys() for row in samples))
     meant = {
         "acc": "which responses are right, so there is no accuracy and no pass@k",
@@ -128,15 +128,15 @@ def what_is_missing(samples: Iterable[Row]) -> list[str]:
 
 
 def solver_knows(numbers: Sequence[int], target: int) -> bool:
-    """Whether the exact solver takes the problem."""
-    from data_prep.clean import MAX_COUNT, MAX_NUMBER, MAX_TARGET  # with pyarrow, as `kinds`
+    """Whether the exact solver accepts the problem."""
+    from data_prep.clean import MAX_COUNT, MAX_NUMBER, MAX_TARGET  # imports pyarrow, as `kinds` does
 
     possible = all(0 < number <= MAX_NUMBER for number in numbers) and 0 < target <= MAX_TARGET
     return possible and 2 <= len(numbers) <= MAX_COUNT
 
 
 def kinds(groups: Groups) -> list[dict[str, str]]:
-    """The kinds that each problem belongs to, a name and a value each. The solver finds what the data does not say."""
+    """For each problem its kinds, by name. The solver computes what the data does not record."""
     from data_prep.steps import ROW, annotations
 
     result, rows, asked = list[dict[str, str]](), [], []
@@ -163,18 +163,18 @@ def kinds(groups: Groups) -> list[dict[str, str]]:
 
 
 def as_figures(per_problem: PerProblem) -> dict[str, Figure]:
-    """The mean of each over the problems that have it, with its interval."""
+    """Each figure's mean over the problems that have it, with its interval."""
     return {name: figure(each.values(), share=name not in NO_SHARES) for name, each in per_problem.items() if each}
 
 
 def restricted(per_problem: PerProblem, keys: Iterable[Key]) -> PerProblem:
-    """The values at some problems."""
+    """Only the values of these problems."""
     chosen = set(keys)
     return {name: {key: each[key] for key in each if key in chosen} for name, each in per_problem.items()}
 
 
 def by_kind(groups: Groups, per_problem: PerProblem) -> dict[str, dict[str, Any]]:
-    """Kind, value, and there the number of problems and these figures over them."""
+    """By kind and its value: the number of problems, and the figures over them."""
     members: dict[str, dict[str, list[Key]]] = defaultdict(lambda: defaultdict(list))
     for key, kind in zip(groups, kinds(groups), strict=True):
         for name, value in kind.items():
@@ -192,13 +192,13 @@ def measure(samples: Iterable[Row], greedy: Iterable[Row] = ()) -> dict[str, Any
     """All figures of an evaluation.
 
     Args:
-        samples: rows of samples/ (in_verl/sampler.py), some for every problem; `set` is a row's test set.
+        samples: rows of samples/ (in_verl/sampler.py); `set` is a row's test set.
         greedy: the same, sampled at temperature 0.
 
     Returns:
         `n`, the least number of samples of a problem; `problems`; `figures`: name to [value, low, high], over the
-        problems in distribution if there are such, else over all; `reasons`: the share of each reason, likewise;
-        `tokens`: percentiles of response lengths; and `by`: kind, value, and there `problems` and the main figures.
+        problems in distribution, or over all if there are none; `reasons`: the share of each reason, likewise;
+        `tokens`: percentiles of response lengths; `by`: for each kind and value, `problems` and the main figures.
 
     Raises:
         UserError: there are no samples.

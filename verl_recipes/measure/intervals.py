@@ -1,7 +1,7 @@
 """A mean over problems with its 95% confidence interval.
 
-The unit is the problem: the samples of one problem depend on each other, problems do not. So every figure is the mean
-of one value a problem, and its interval says what other problems of the same kind could have given.
+The unit is the problem, because the samples of one problem depend on each other and problems do not. Every figure is a
+mean of one value for each problem, and its interval says what other problems of the same kind could have given.
 
 **Shares** (accuracy, pass@k, truncation) have a Wilson score interval with Student's quantile and the effective sample
 size m (1 - m) / (s² / P) of P problems with mean m and variance s²: Korn and Graubard, Survey Methodology 24 (1998)
@@ -27,8 +27,8 @@ FEW = 10
 
 @cache
 def t_quantile(size: int) -> float:
-    """Student's two-sided quantile for a mean of so many values."""
-    from scipy.special import stdtrit  # scipy.stats has it too, and takes a second to import
+    """Student's two-sided quantile for a mean of `size` values."""
+    from scipy.special import stdtrit  # scipy.stats has it too, but takes a second to import
 
     return float(stdtrit(size - 1, (1 + CONFIDENCE) / 2))
 
@@ -56,9 +56,9 @@ def share_interval(values: Array) -> tuple[float, float]:
 
 
 def figure(values: Iterable[float], *, share: bool = True) -> Figure:
-    """The mean over problems of one value each, of which there is at least one, with its interval.
+    """The mean of one value for each problem (at least one), with its interval.
 
-    A share that leaves 0..1, as a reward of the user's own may have, has a t interval.
+    If a share leaves 0..1, which a user's own reward may cause, it has a t interval.
     """
     array = np.fromiter(values, float)
     share = share and array.min() >= 0 and array.max() <= 1

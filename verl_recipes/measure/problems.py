@@ -1,16 +1,16 @@
 """Which samples belong to one problem, and the chance that one of k samples solves it.
 
-A sample is a row of samples/ (in_verl/sampler.py). A Countdown problem is a multiset of numbers and a target in one
-test set; that is its key, here and nowhere else:
+A sample is a row of samples/ (in_verl/sampler.py). The key of a Countdown problem is its multiset of numbers, its
+target and its test set. The key is defined here and nowhere else:
 
 - The order of the numbers and the prompt are not part of it: recipes word the same problem differently.
-- The index is not part of it, as it only says where a row stands in its file. A problem that a file holds twice is one
-  problem with twice the samples. As two problems it would break what every interval and test here rests on: that
-  problems are independent of each other.
+- The index is not part of it, as it only says where a row is in its file. A problem that a file holds twice is one
+  problem with twice the samples. Two problems would not be independent of each other, and every interval and test here
+  assumes that problems are.
 - The test set is part of it, as the same problem may occur in two sets and each set has its own figures. An evaluation
-  names it (`set`); in a run, `data_source` tells the sets apart, as in verl's metrics.
+  names it (`set`); in a run, `data_source` distinguishes the sets, as in verl's metrics.
 
-Rows of another task have no numbers and target. Their problem is known by its prompt.
+Rows of another task have no numbers and target. The key of their problem is the prompt.
 """
 
 import math
@@ -23,11 +23,11 @@ from reward_score.grammar import find_answer
 
 Row = Mapping[str, Any]
 Key = tuple[Any, ...]
-OUT = "ood_"  # how the names of test sets out of distribution begin (data_prep)
+OUT = "ood_"  # the names of test sets out of distribution begin with it (data_prep)
 
 
 def finite(value: Any) -> float | None:
-    """A finite number as a float; None for anything else that a file may hold in its place."""
+    """A finite number as a float; None for anything else."""
     try:
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
     except OverflowError:  # an integer of more than 300 digits
@@ -35,7 +35,7 @@ def finite(value: Any) -> float | None:
 
 
 def numbers_and_target(row: Row) -> tuple[list[int], int] | None:
-    """The problem of a row as it was posed; None if it is not of Countdown."""
+    """The problem of a row as it was posed; None if it is not Countdown's."""
     truth = row.get("ground_truth")
     if not isinstance(truth, dict) or not isinstance(truth.get("target"), int):
         return None
@@ -46,12 +46,12 @@ def numbers_and_target(row: Row) -> tuple[list[int], int] | None:
 
 
 def set_name(row: Row) -> str:
-    """The name of a row's test set; a run's own rows do not name one."""
+    """The name of a row's test set; "test" for the rows of a run, which name none."""
     return str(row.get("set") or "test")
 
 
 def problem_key(row: Row) -> Key:
-    """The same for two rows on the same problem, whatever model, prompt and evaluation they come from."""
+    """Equal for two rows of the same problem, whatever model, prompt and evaluation they come from."""
     problem, source = numbers_and_target(row), str(row.get("data_source", ""))
     if problem is None:
         return set_name(row), source, str(row.get("prompt", ""))
@@ -73,7 +73,7 @@ def values(group: Iterable[Row], name: str) -> list[float]:
 
 
 def answer_of(row: Row) -> tuple[int | None, tuple[int, int] | None]:
-    """`find_answer` of a response, in its thought too if the reward took an answer from there (profile tinyzero)."""
+    """`find_answer` of a response, also in its thought if the reward took an answer from there (profile tinyzero)."""
     thought_end, answer = find_answer(row["response"])
     if answer is None and row.get("reason", "no_answer") != "no_answer":
         return find_answer(row["response"], answer_in_thought=True)
@@ -81,15 +81,15 @@ def answer_of(row: Row) -> tuple[int | None, tuple[int, int] | None]:
 
 
 def least_samples(groups: Iterable[Iterable[Row]]) -> int:
-    """How many samples every problem has that has any with a verdict (`acc`); 0 if there is none.
+    """The least number of samples with a verdict (`acc`), over the problems that have any; 0 if none has.
 
-    It is the n of mean@n, and the largest k of pass@k: with more, some problems would have no unbiased estimate.
+    It is the n of mean@n and the largest k of pass@k. For a larger k, some problems would have no unbiased estimate.
     """
     return min(filter(None, (len(values(group, "acc")) for group in groups)), default=0)
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that at least one of k samples is right, from n samples of which some are.
+    """Unbiased estimate of the chance that at least one of k samples is right, if `correct` of n samples are.
 
     1 - C(n - correct, k) / C(n, k), for k up to n: equation 1 of arXiv 2107.03374 (Codex).
 
@@ -100,6 +100,6 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def group_pass_at_k(group: Sequence[Row], k: int) -> float:
-    """pass@k of one problem from its samples, of which at least k have a verdict. Right is an `acc` of 1."""
+    """pass@k of one problem, if at least k of its samples have a verdict. A sample is right if `acc` is 1."""
     verdicts = values(group, "acc")
     return pass_at_k(len(verdicts), verdicts.count(1.0), k)

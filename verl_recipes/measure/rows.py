@@ -1,4 +1,4 @@
-"""What a row of samples/ says of a response's reward, whichever function gave it."""
+"""The columns of samples/ that hold a response's reward, for any reward function."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,16 +8,16 @@ def scored(verdict: Mapping[str, Any], trained_on: float) -> dict[str, Any]:
     """A reward function's verdict as columns of samples/.
 
     Args:
-        verdict: verl's `reward_extra_info`: all that the function returned, or `acc` alone if that was a number; and
+        verdict: verl's `reward_extra_info`: all that the function returned, or `acc` alone if it returned a number; and
             what verl's reward manager adds (`overlong_reward` of `dapo`).
-        trained_on: what the trainer got. It differs from the function's own score if the manager shapes it.
+        trained_on: the score that the trainer got. It differs from the function's own if the manager shapes it.
 
     Returns:
         `score`, the one that was trained on; `reward_score`, the function's own; the rest of the verdict; and always
-        `acc`, between 0 and 1. A function that says no `acc` is taken to mean "right" by a score of 1 or more.
+        `acc`, between 0 and 1. If the function gives no `acc`, a score of 1 or more counts as right.
 
     Raises:
-        ValueError: `acc` is not between 0 and 1, so that no accuracy could be computed from it.
+        ValueError: `acc` is not between 0 and 1.
 
     >>> scored({"score": 1.0, "acc": 1.0, "overlong_reward": -0.5}, 0.5)
     {'score': 0.5, 'reward_score': 1.0, 'acc': 1.0, 'overlong_reward': -0.5}
@@ -27,6 +27,6 @@ def scored(verdict: Mapping[str, Any], trained_on: float) -> dict[str, Any]:
     own = float(verdict.get("score", verdict.get("acc", trained_on)))
     right = float(verdict["acc"]) if {"score", "acc"} <= verdict.keys() else float(own >= 1)
     if not 0 <= right <= 1:
-        raise ValueError(f"the reward's `acc` is the share of a response that is right, from 0 to 1, not {right:g}")
-    columns = {"score": round(trained_on, 6), "reward_score": own}  # verl keeps what was trained on in 32 bits
+        raise ValueError(f"the reward's `acc` must be a number from 0 to 1, not {right:g}")
+    columns = {"score": round(trained_on, 6), "reward_score": own}  # verl stores this score in 32 bits
     return columns | {name: value for name, value in verdict.items() if name != "score"} | {"acc": right}

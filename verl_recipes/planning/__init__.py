@@ -1,4 +1,4 @@
-"""Memory, disk and time of a run before it starts.
+"""Memory, disk and time of a run, before it starts.
 
-Imports settings/ and data_prep; torch and transformers where the memory is tracked.
+Imports settings/ and data_prep. Functions that track memory import torch and transformers.
 """

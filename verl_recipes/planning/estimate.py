@@ -1,4 +1,4 @@
-"""A run on GPUs, estimated: memory by phase, seconds by part, hours and price, and what does not fit."""
+"""The estimate of a run on GPUs: memory by phase, seconds by part, hours and price, and what does not fit."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ OFFLOAD = "actor_rollout_ref.actor.fsdp_config.{param_offload,optimizer_offload}
 
 
 def gpu_of(cfg: DictConfig) -> dict[str, Any] | None:
-    """Facts of the run's GPU; None for a CPU."""
+    """The facts about the run's GPU; None for a CPU."""
     if cfg.trainer.device == "cpu":
         return None
     if cfg.card.name not in facts("gpus"):
@@ -23,7 +23,7 @@ def gpu_of(cfg: DictConfig) -> dict[str, Any] | None:
 
 
 def advice(cfg: DictConfig, phase: str) -> str:
-    """The settings that make a phase smaller and can still be changed, the cheapest first."""
+    """The settings that would make a phase smaller, the cheapest first."""
     models = cfg.actor_rollout_ref
     actor, rollout, model = models.actor, models.rollout, models.model
     engine = actor.fsdp_config
@@ -71,7 +71,7 @@ def misfits(cfg: DictConfig, memory: dict[str, dict[str, float]], gpu: dict[str,
 
 
 def price_of(cfg: DictConfig, gpu: dict[str, Any]) -> tuple[list[float], str] | None:
-    """[low, high] of a GPU-hour and the currency: the configuration's, else the GPU's; None if neither says."""
+    """[low, high] of a GPU-hour and the currency, from the configuration or else the GPU's facts; None without any."""
     price = cfg.plan.price
     if price is None:
         return (gpu["price"], gpu["currency"]) if gpu["price"] else None
@@ -79,7 +79,7 @@ def price_of(cfg: DictConfig, gpu: dict[str, Any]) -> tuple[list[float], str] | 
 
 
 def estimate(cfg: DictConfig) -> dict[str, Any]:
-    """All that plan says of a run on GPUs."""
+    """Everything that plan shows about a run on GPUs."""
     gpu = gpu_of(cfg)
     assert gpu is not None
     check_ranks(cfg)

@@ -1,7 +1,7 @@
-"""Memory of a run on each GPU, phase by phase, from verl's configuration and before anything is started.
+"""The memory of a run on each GPU, phase by phase, computed from verl's configuration before anything starts.
 
-What training takes is tracked (tracking.py). What vLLM takes follows from its own rule: its share of the GPU, less
-weights and what a step needs, is KV cache.
+The memory of training is tracked (tracking.py). vLLM's memory follows from its own rule: the KV cache is its share of
+the GPU minus the weights and the needs of a step.
 """
 
 import json
@@ -21,7 +21,7 @@ GIB = 2**30
 
 
 def shape_of(cfg: DictConfig) -> dict[str, Any]:
-    """The model's config.json: from the `architecture` of its file in configs/model, its folder, or the hub."""
+    """The model's config.json, from `architecture` in configs/model, the model's folder, or the hub."""
     if cfg.get("architecture"):
         return {"model_type": "qwen2"} | {key: v for key, v in cfg.architecture.items() if key != "parameters"}
     path = cfg.actor_rollout_ref.model.path
@@ -39,12 +39,12 @@ def shape_of(cfg: DictConfig) -> dict[str, Any]:
 
 
 def micro_batch(cfg: DictConfig, worker: Mapping[str, Any], key: str, packed: bool) -> tuple[int, int]:
-    """Rows and tokens of the largest micro-batch: a packed one is a single row as long as its budget.
+    """Rows and tokens a row of the largest micro-batch.
 
-    A padded one holds whole sequences of the greatest length.
+    A packed micro-batch is one row as long as its budget. A padded one holds whole sequences of the greatest length.
 
     Args:
-        worker: whose micro-batches they are.
+        worker: the configuration that sets the size of micro-batches.
         key: `ppo` for an update, `log_prob` for a pass without one.
     """
     models, ranks, length = cfg.actor_rollout_ref, gpus_of(cfg)[0], longest(cfg)
@@ -68,7 +68,7 @@ def micro_batch(cfg: DictConfig, worker: Mapping[str, Any], key: str, packed: bo
 def one_pass(
     cfg: DictConfig, model: DictConfig, engine: DictConfig, worker: Mapping[str, Any], key: str, **settings: Any
 ) -> Pass:
-    """A pass through one model by one worker; arguments as of `micro_batch`, `settings` are fields of Pass."""
+    """A pass of one worker through one model. Arguments are as in `micro_batch`; `settings` are fields of Pass."""
     ranks, size = gpus_of(cfg)[0], engine.fsdp_size
     packed = bool(model.use_remove_padding) and cfg.trainer.device != "cpu"
     rows, tokens = micro_batch(cfg, worker, key, packed)
@@ -117,20 +117,20 @@ def passes(cfg: DictConfig) -> dict[str, Pass]:
 
 
 def kv_bytes_a_token(shape: Mapping[str, Any], dtype: str, tensor_parallel: int) -> float:
-    """Keys and values of one token in all layers, on one of the GPUs of a replica."""
+    """Bytes of one token's keys and values in all layers, on one of a replica's GPUs."""
     head = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
-    heads = max(1, shape["num_key_value_heads"] / tensor_parallel)  # a head is not divided, but repeated
+    heads = max(1, shape["num_key_value_heads"] / tensor_parallel)  # a head is repeated, not divided
     return float(2 * shape["num_hidden_layers"] * heads * head * BYTES[dtype])
 
 
 def weight_bytes(shape: Mapping[str, Any], dtype: str = "bf16") -> float:
-    """All weights in this precision."""
+    """Bytes of all weights in this precision."""
     return parameters_of(json.dumps(dict(shape), sort_keys=True)) * BYTES[dtype]
 
 
 @cache
 def parameters_of(shape: str) -> int:
-    """Number of parameters of the language model, each tied one once."""
+    """Number of parameters of the language model; tied ones count once."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -142,10 +142,10 @@ def parameters_of(shape: str) -> int:
 
 
 def vllm(cfg: DictConfig, memory: float) -> dict[str, float]:
-    """What vLLM does with its share of a GPU's memory: bytes by use, and how many whole sequences fit at once.
+    """vLLM's share of a GPU's memory: bytes by use, and how many whole sequences fit at once.
 
-    vLLM takes `gpu_memory_utilization` of the GPU, holds weights, a step's activations, the sampler's logits, CUDA
-    graphs and its own context in it, and gives the rest to the KV cache (vllm/v1/worker/gpu_worker.py).
+    vLLM takes `gpu_memory_utilization` of the GPU. Weights, a step's activations, the sampler's logits, CUDA graphs and
+    vLLM's own context come out of it, and the rest is KV cache (vllm/v1/worker/gpu_worker.py).
     """
     rollout, assumed = cfg.actor_rollout_ref.rollout, facts("assumptions")["memory"]
     shape, width = shape_of(cfg), BYTES[rollout.dtype]
@@ -168,7 +168,7 @@ def vllm(cfg: DictConfig, memory: float) -> dict[str, float]:
 def at_rest(
     tracked: dict[str, dict[str, float]], engines: dict[str, DictConfig], without: str = ""
 ) -> dict[str, float]:
-    """What the models but one hold on the GPU while they do nothing."""
+    """Bytes that idle models hold on the GPU, without the model named `without`."""
     held = {"parameters": 0.0, "optimizer": 0.0}
     for name, engine in engines.items():
         if name == without or engine.offload_policy:
@@ -181,13 +181,13 @@ def at_rest(
 def at_work(
     held: dict[str, float], result: dict[str, float], engine: DictConfig | None, on_gpu: bool
 ) -> dict[str, float]:
-    """A pass of a model beside what the others hold at rest.
+    """Bytes by holder while one model does a pass and the others are idle.
 
     Args:
-        held: as from `at_rest`.
+        held: as from `at_rest`, without this model.
         result: as from `track`.
-        engine: its settings; None for the reference.
-        on_gpu: whether to count what torch's CUDA allocator and optimizers add.
+        engine: the model's engine settings; None for the reference.
+        on_gpu: whether to add what torch's CUDA allocator and optimizers take.
     """
     parts = {key: result[key] for key in ("gradients", "gathered", "activations", "logits")}
     if engine is None or engine.offload_policy:  # verl keeps a reference on the CPU; FSDP brings layers as needed
@@ -195,14 +195,14 @@ def at_work(
     else:
         held = {key: size + result[key] for key, size in held.items()}
     elsewhere = parts["gathered"] + parts["activations"] + parts["logits"]
-    if on_gpu and parts["gradients"] > elsewhere:  # AdamW's foreach makes a copy of as much while it steps
+    if on_gpu and parts["gradients"] > elsewhere:  # AdamW's foreach copies as much during its step
         parts["activations"] += parts["gradients"] - elsewhere
     fragments = facts("assumptions")["memory"]["fragments"]
     return held | parts | ({"fragments": fragments * sum(parts.values())} if on_gpu else {})
 
 
 def weights_to_vllm(cfg: DictConfig, engine: dict[str, float]) -> dict[str, float]:
-    """What the transfer of the weights takes beside the models at rest: the largest tensor, two buckets, and vLLM."""
+    """Bytes that the transfer of weights adds to the idle models: the largest tensor, two buckets, and vLLM."""
     bucket = 2 * cfg.actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes * 2**20
     shape = shape_of(cfg)
     embedding = shape["vocab_size"] * shape["hidden_size"] * BYTES[passes(cfg)["actor"].model_dtype]
@@ -217,8 +217,8 @@ def phases(cfg: DictConfig, memory: float | None) -> dict[str, dict[str, float]]
     """Bytes on a GPU in each phase of a step, by what holds them.
 
     Args:
-        cfg: of a run, composed.
-        memory: bytes of one GPU; None for a CPU, where the process of one rank is meant and vLLM is left out.
+        cfg: the composed configuration.
+        memory: bytes of one GPU; None for a CPU, which gives the bytes of one rank's process without vLLM.
     """
     tracked = {name: cached(work) for name, work in passes(cfg).items()}
     models, assumed = cfg.actor_rollout_ref, facts("assumptions")["memory"]

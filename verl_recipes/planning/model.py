@@ -1,4 +1,4 @@
-"""A model's files and size, without torch: `train` asks before it starts anything."""
+"""A model's files and size, without torch, for the checks before a run starts."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def facts(name: str) -> dict[str, Any]:
 
 
 def offline() -> bool:
-    """Whether Hugging Face's libraries are told not to use the network."""
+    """Whether Hugging Face's libraries must not use the network."""
     return any(os.environ.get(name, "").lower() in ON for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
@@ -34,14 +34,14 @@ def from_modelscope() -> bool:
 
 
 def missing_files(folder: Path) -> str:
-    """What a folder lacks of a model's files, as a clause; "" for nothing."""
+    """Which of a model's files a folder lacks, as a clause; "" if it has all."""
     if not (folder / "config.json").is_file():
         return "no config.json"
     index = folder / "model.safetensors.index.json"
     try:
         listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
     except (OSError, ValueError, LookupError, AttributeError):
-        listed = ()  # the reader of all JSON files names it
+        listed = ()  # preflight.check_model reports it
     gone = sorted(name for name in set(listed) if not (folder / name).is_file())
     if gone or not list(folder.glob("*.safetensors")):
         return f"no {gone[0] if gone else '*.safetensors'}"
@@ -49,10 +49,10 @@ def missing_files(folder: Path) -> str:
 
 
 def find_model(path: str) -> Path | None:
-    """The folder with a model's files: `path`, or where the Hugging Face cache has it; None if it is to be fetched.
+    """The folder with a model's files: `path`, or one in the Hugging Face cache; None if it has to be downloaded.
 
     Raises:
-        UserError: it is neither here nor, as far as can be known without a network, to be fetched.
+        UserError: the model is not here, and cannot be downloaded as far as is known without a network.
     """
     folder = Path(path)
     if folder.exists():
@@ -74,16 +74,16 @@ def find_model(path: str) -> Path | None:
     if offline():
         has = f"has {missing_files(cached)} of it" if cached else "does not hold it"
         raise UserError(
-            f"{path} cannot be fetched: HF_HUB_OFFLINE is set, and the Hugging Face cache (HF_HOME) {has}; unset "
-            f"HF_HUB_OFFLINE, or run `hf download {path}` where there is a network"
+            f"{path} cannot be downloaded: HF_HUB_OFFLINE is set, and the Hugging Face cache (HF_HOME) {has}; unset "
+            f"HF_HUB_OFFLINE, or run `hf download {path}` with a network"
         )
     return None
 
 
 def check_hub(name: str) -> None:
-    """Hugging Face's hub, or the mirror that HF_ENDPOINT names, answers and has a model.
+    """Raise UserError if the Hugging Face Hub, or the mirror in HF_ENDPOINT, does not answer or lacks the model.
 
-    Its libraries would try again and again, and say nothing for minutes.
+    Hugging Face's own libraries would retry silently for minutes.
     """
     if from_modelscope():
         return
@@ -95,12 +95,12 @@ def check_hub(name: str) -> None:
         get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=10)
     except HfHubHTTPError as error:
         raise UserError(
-            f"{constants.ENDPOINT} does not give {name} ({str(error).splitlines()[0]}): check the name, or log in with "
-            "`hf auth login` if the model asks for that"
+            f"{constants.ENDPOINT} refuses {name} ({str(error).splitlines()[0]}): check the name, or log in with "
+            "`hf auth login` if the model requires it"
         ) from None
     except (OSError, httpx.HTTPError, ImportError) as error:  # ImportError: a SOCKS proxy without the package for it
         raise UserError(
-            f"{constants.ENDPOINT} does not answer, and {name} is to be fetched from there ({error}); set HF_ENDPOINT "
+            f"{constants.ENDPOINT} does not answer, so {name} cannot be downloaded ({error}); set HF_ENDPOINT "
             "to a mirror (https://hf-mirror.com in China), or actor_rollout_ref.model.path to a folder"
         ) from None
 
@@ -116,7 +116,7 @@ def count_in_files(folder: Path) -> int:
 
 
 def count_by_shape(shape: Any) -> int:
-    """Parameters of a dense decoder by its config.json, biases and norms of heads left out.
+    """The number of parameters of a dense decoder with this config.json, without biases and the norms of heads.
 
     >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 10}
     >>> count_by_shape(shape | {"num_hidden_layers": 1, "tie_word_embeddings": True})
@@ -131,14 +131,14 @@ def count_by_shape(shape: Any) -> int:
 
 
 def parameter_count(cfg: DictConfig) -> int:
-    """The number of parameters of a run's model; 0 if nothing here says: a hub's model that no file of ours describes.
+    """The number of parameters of a run's model, from its weights, else from configs/model, else from its config.json.
 
-    From its weights if they are here, else as configs/model records it, else from its config.json.
+    0 for a hub's model that is not in configs/model.
     """
     path = cfg.actor_rollout_ref.model.path
     try:
         folder = find_model(path)
-    except UserError:  # the folder of a checkpoint, which holds a config.json alone
+    except UserError:  # a checkpoint's folder holds only a config.json
         folder = None
     if folder:
         return count_in_files(folder)

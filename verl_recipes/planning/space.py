@@ -1,4 +1,4 @@
-"""Memory and disk that a run needs of this machine, beside what is free: the one estimate of preflight and doctor."""
+"""The memory and disk that a run needs, compared with what is free. Both train and doctor use this estimate."""
 
 import math
 import re
@@ -15,12 +15,12 @@ GIB = 2**30
 
 
 class Need(NamedTuple):
-    """What a run needs of something, and what is free, in bytes."""
+    """How much of a resource a run needs and how much is free, in bytes."""
 
     what: str
     need: float
     free: float
-    of: str = ""  # what it is made of
+    of: str = ""  # what the need consists of
 
     def __str__(self) -> str:
         of = f" ({self.of})" if self.of else ""
@@ -29,13 +29,13 @@ class Need(NamedTuple):
 
 
 def free_memory() -> int:
-    """Bytes that programs can still get, as the kernel estimates."""
+    """Bytes that programs can still allocate, by the kernel's estimate."""
     found = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(encoding="utf-8"))
     return int(found[1]) * 1024 if found else 0
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes free where a folder is, or will be made."""
+    """Bytes free in the file system where a folder is, or will be."""
     return shutil.disk_usage(_existing(folder)).free
 
 
@@ -49,14 +49,14 @@ def _held(folder: Path) -> int:
 
 
 def _states(count: int, engine: DictConfig, optimizer: str, lora: bool) -> tuple[float, float]:
-    """Bytes of one model's weights and of its optimizer's states; those of an adapter are left out."""
+    """Bytes of one model's weights and of its optimizer's states, which count as 0 for an adapter."""
     width = BYTES[engine.model_dtype or "fp32"]
     moments = 0 if lora or optimizer == "SGD" else 2  # Adam's, in the type of the weights
     return float(count * width), float(count * width * moments)
 
 
 def checkpoint_bytes(cfg: DictConfig, count: int) -> float:
-    """Bytes of one checkpoint of a model with this many parameters, the critic's included."""
+    """Bytes of one checkpoint of a model with so many parameters, with the critic."""
     actor = cfg.actor_rollout_ref.actor
     sides = [(actor, actor.fsdp_config, cfg.actor_rollout_ref.model.lora_rank > 0)]
     if needs_critic(cfg):
@@ -70,14 +70,14 @@ def checkpoint_bytes(cfg: DictConfig, count: int) -> float:
 
 
 def checkpoints_at_once(cfg: DictConfig) -> int:
-    """The most checkpoints that lie on the disk together: those kept, and one while it is written."""
+    """The most checkpoints that are on the disk at once: those that are kept, and one that is being written."""
     saves = math.ceil(cfg.trainer.total_training_steps / max(1, cfg.trainer.save_freq))
     keep = cfg.trainer.max_actor_ckpt_to_keep
     return min(keep + 1, saves) if keep and keep > 0 else saves
 
 
 def disks(cfg: DictConfig, run_dir: Path, count: int, trains: bool) -> list[Need]:
-    """What a run needs of each file system that it writes to, less what its own checkpoints hold already."""
+    """What a run needs of each file system that it writes to, without what its folder already holds."""
     wanted: list[tuple[Path, float, str]] = [(run_dir, GIB, "")]  # samples and logs
     if trains:
         one, number = checkpoint_bytes(cfg, count), checkpoints_at_once(cfg)
@@ -108,7 +108,7 @@ def disks(cfg: DictConfig, run_dir: Path, count: int, trains: bool) -> list[Need
 def memory(cfg: DictConfig, count: int, trains: bool) -> Need:
     """What a run needs of the machine's memory.
 
-    On a CPU all states of training and a copy of the weights for each vLLM; on GPUs the states that are offloaded.
+    On a CPU, all states of training and a copy of the weights for each vLLM. On GPUs, the states that are offloaded.
     """
     assumed, models, nodes = facts("assumptions")["machine"], cfg.actor_rollout_ref, cfg.trainer.nnodes
     here = math.ceil(sum(gpus_of(cfg)) / nodes)
@@ -135,6 +135,6 @@ def memory(cfg: DictConfig, count: int, trains: bool) -> Need:
 
 
 def needs(cfg: DictConfig, run_dir: Path, trains: bool = True) -> list[Need]:
-    """All that a run needs of this machine; `trains` is false for one that only evaluates."""
+    """Everything that a run needs of this machine; `trains` is false for a run that only evaluates."""
     count = parameter_count(cfg)
     return [memory(cfg, count, trains), *disks(cfg, run_dir, count, trains)]

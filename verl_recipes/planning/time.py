@@ -1,8 +1,9 @@
-"""Seconds a step, hours and price: a model of time with its assumptions in configs/facts/assumptions.yaml.
+"""A model of time: the seconds of a step and the hours of a run. configs/facts/assumptions.yaml has its assumptions.
 
-Decoding reads all weights once a token of the longest response, and each sequence's keys and values once a token of
-its own; passes over the batch are FLOPs at a fixed share of the GPU's peak, or the time that FSDP's weights take
-between the GPUs where that is more. Nothing was measured on a GPU here; beside published runs see `published`.
+Decoding reads all weights once for each token of the longest response, and each sequence's keys and values once for
+each of its own tokens. A pass over the batch takes its FLOPs at a fixed share of the GPU's peak, or the time in which
+FSDP's weights move between the GPUs if that is longer. None of it was measured on a GPU; `published` compares it with
+published runs.
 """
 
 import json
@@ -22,40 +23,40 @@ from verl_recipes.settings.configuration import gpus_of, is_split, needs_referen
 
 @dataclass(frozen=True)
 class Work:
-    """What a step does; lengths in tokens."""
+    """The work of one step; lengths in tokens."""
 
     shape: dict[str, Any]  # the model's config.json
     train_gpus: int
-    rollout_gpus: int  # the same GPUs, unless `split`
+    rollout_gpus: int  # the same GPUs unless `split`
     sequences: int
     groups: int  # prompts
-    prompt: int  # longest
-    response: int  # longest
-    micro_batches: float  # of an update, on one GPU
+    prompt: int  # the longest
+    response: int  # the longest
+    micro_batches: float  # in an update, on one GPU
     mean_response: float | None = None
     nodes: int = 1
     tensor_parallel: int = 1
     concurrent: float = 256  # sequences in one vLLM engine at once
     rounds: int = 1  # calls of the generating engine, one after another
     split: bool = False
-    waits: bool = False  # split, and training waits for generation all the same
+    waits: bool = False  # with `split`: training still waits for generation
     old_log_probs: bool = True
     reference: bool = False
     critic: bool = False
     epochs: int = 1
     checkpointing: bool = True
     lora: bool = False
-    offloaded_bytes: float = 0.0  # moved to the GPU and back each step, on one GPU
+    offloaded_bytes: float = 0.0  # moved to one GPU and back in each step
 
 
 def generation(work: Work, gpu: dict[str, Any], sequences: float, groups: float) -> float:
-    """Seconds to answer this many prompts."""
+    """The seconds in which so many prompts (`groups`) get so many responses (`sequences`)."""
     a, shape = facts("assumptions")["time"], work.shape
     mean = work.mean_response or a["response_share"] * work.response
     last = min(work.response, a["longest"] * mean)
     parameters = parameters_of(json.dumps(shape, sort_keys=True)) / work.tensor_parallel
     engines = work.rollout_gpus / work.tensor_parallel
-    share = sequences / engines / work.rounds  # of one engine in one round
+    share = sequences / engines / work.rounds  # sequences of one engine in one round
     steps = max(last, share * mean / max(1.0, min(work.concurrent, share)))
     bandwidth, flops = a["bandwidth"] * gpu["memory_gb_s"] * 1e9, a["utilisation"] * gpu["tflops"] * 1e12
     context = a["prompt_share"] * work.prompt + mean / 2
@@ -66,7 +67,7 @@ def generation(work: Work, gpu: dict[str, Any], sequences: float, groups: float)
 
 
 def seconds(work: Work, gpu: dict[str, Any]) -> dict[str, float]:
-    """Seconds of a step by part, and their sum as `step`."""
+    """The seconds of each part of a step, and `step`, the seconds of the whole step."""
     a, shape = facts("assumptions")["time"], work.shape
     parameters = parameters_of(json.dumps(shape, sort_keys=True))
     mean = work.mean_response or a["response_share"] * work.response
@@ -75,9 +76,9 @@ def seconds(work: Work, gpu: dict[str, Any]) -> dict[str, float]:
     flops = a["utilisation"] * gpu["tflops"] * 1e12
     forward = work.sequences * length * a_token / work.train_gpus / flops
     link = a["node_gb_s"] if work.nodes > 1 else a["link"] * gpu["link_gb_s"]
-    gather = 2 * parameters * (1 - 1 / work.train_gpus) / (link * 1e9) * work.micro_batches  # bf16, once each
+    gather = 2 * parameters * (1 - 1 / work.train_gpus) / (link * 1e9) * work.micro_batches  # bf16, each once
     passes = (2 if work.lora else 3) + (1 if work.checkpointing else 0)
-    update = work.epochs * max(passes * forward, (2 if work.lora else 4) * gather)  # twice, and gradients in fp32
+    update = work.epochs * max(passes * forward, (2 if work.lora else 4) * gather)  # two gathers, gradients in fp32
     parts = {"generate": generation(work, gpu, work.sequences, work.groups)}
     if work.old_log_probs:
         parts["old log-probabilities"] = max(forward, gather)
@@ -96,11 +97,11 @@ def seconds(work: Work, gpu: dict[str, Any]) -> dict[str, float]:
 
 
 def work_of(cfg: DictConfig, memory: dict[str, dict[str, float]], concurrent: float) -> Work:
-    """What a step of a configured run does.
+    """The work of one step of a configured run.
 
     Args:
-        cfg: composed.
-        memory: as from plan_memory.phases; says what offload moves.
+        cfg: the composed configuration.
+        memory: as from `planning.memory.phases`, for the bytes that offloading moves.
         concurrent: sequences that one vLLM engine holds at once.
     """
     models = cfg.actor_rollout_ref
@@ -144,13 +145,13 @@ def work_of(cfg: DictConfig, memory: dict[str, dict[str, float]], concurrent: fl
 
 
 def rows(files: Any) -> int | None:
-    """Rows of parquet files; None where one is not there yet."""
+    """The number of rows in parquet files; None if a file is missing."""
     names = [files] if isinstance(files, str) else list(files or [])
     return sum(pq.read_metadata(name).num_rows for name in names) if all(Path(n).is_file() for n in names) else None
 
 
 def steps_of(cfg: DictConfig) -> int | None:
-    """Training steps of the run; None where the data that decides is not there yet."""
+    """Training steps of the run; None if they follow from data that is missing."""
     if cfg.trainer.total_training_steps:
         return int(cfg.trainer.total_training_steps)
     count = rows(cfg.data.train_files)
@@ -158,7 +159,7 @@ def steps_of(cfg: DictConfig) -> int | None:
 
 
 def hours(cfg: DictConfig, work: Work, gpu: dict[str, Any], step: float) -> dict[str, float]:
-    """Hours of the whole run by part: start, steps, tests, checkpoints; empty where the steps are not known."""
+    """Hours of the whole run by part: start, steps, tests, checkpoints; empty if the number of steps is unknown."""
     a, steps = facts("assumptions")["time"], steps_of(cfg)
     if not steps:
         return {}
@@ -178,7 +179,7 @@ def hours(cfg: DictConfig, work: Work, gpu: dict[str, Any], step: float) -> dict
 
 
 def published() -> list[tuple[str, list[float] | None, float]]:
-    """Of each published run: name, seconds a step as published (low, high), and as this model says."""
+    """For each published run: its name, the published seconds a step (low, high), and the seconds by this model."""
     found = []
     for each in facts("assumptions")["published"]:
         work = dict(each["work"])

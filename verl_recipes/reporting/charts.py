@@ -22,7 +22,7 @@ DEGENERATE = ("groups_without_signal", "identical", "repeated", "unparsable")
 class Chart(NamedTuple):
     """Title, unit, and patterns for the names of the metrics.
 
-    A pattern that begins with "-" excludes names, and of "a|b" the first is taken that was recorded.
+    A pattern that begins with "-" excludes names. Of "a|b", only the first pattern that matches counts.
     """
 
     title: str
@@ -61,13 +61,13 @@ OF_ONE_RUN = re.compile(r"name|run_dir|fresh|force|plan\..+|(.+\.)?experiment_na
 
 
 def recipe_of(config: dict[str, Any]) -> str:
-    """Equal for configurations that differ by OF_ONE_RUN alone, and by paths below the runs' folders."""
+    """Equal for configurations that differ only by OF_ONE_RUN and by paths below the runs' folders."""
     settings = {key: value for key, value in comparable(config).items() if not OF_ONE_RUN.fullmatch(key)}
     return json.dumps(settings, sort_keys=True, default=str)
 
 
 def thin(points: Curve) -> list[list[float]]:
-    """Steps and values, at most POINTS of them, evenly chosen, with the last one."""
+    """Steps and values: at most POINTS, evenly chosen, and the last one."""
     items = sorted(points.items())
     chosen = items[:: math.ceil(len(items) / POINTS) or 1]
     if items and chosen[-1] != items[-1]:
@@ -76,7 +76,7 @@ def thin(points: Curve) -> list[list[float]]:
 
 
 def chosen_names(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
-    """The names that a pattern matches and none with "-" does, in the order of the patterns."""
+    """The names that match a pattern and none with "-", in the order of the patterns."""
     names, excluded = sorted(names), [pattern[1:] for pattern in patterns if pattern.startswith("-")]
     wanted = []
     for pattern in patterns:
@@ -86,7 +86,7 @@ def chosen_names(patterns: Sequence[str], names: Iterable[str]) -> list[str]:
 
 
 def line(curves: Sequence[Curve]) -> dict[str, list[float]]:
-    """Steps `x` and values `y` of one run; of several their mean, and `low` and `high` of the band."""
+    """Steps `x` and values `y` of one run. For several runs, their mean, and `low` and `high` of a band."""
     values: dict[int, list[float]] = defaultdict(list)
     for curve in curves:
         for step, value in curve.items():
@@ -99,7 +99,7 @@ def line(curves: Sequence[Curve]) -> dict[str, list[float]]:
 
 
 def charts(runs: Sequence[Run], missing: list[str]) -> list[dict[str, Any]]:
-    """What the page draws, several seeds of one recipe as one line with a band; `missing` gets what has no line."""
+    """The charts of the page, where several seeds are one line with a band. `missing` gets those without a line."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[recipe_of(run.config) if run.config else str(run.folder.path.resolve())].append(run)

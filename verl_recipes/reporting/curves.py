@@ -17,7 +17,7 @@ PANELS = {
 
 def draw(run_dir: Path, title: str) -> Path:
     """Write curves.png from the metrics that the run has; returns its path."""
-    from matplotlib.figure import Figure  # slow to import; without pyplot no screen is looked for
+    from matplotlib.figure import Figure  # slow to import; unlike pyplot it needs no screen
 
     run = RunFolder(run_dir)
     curves = curves_of(read_metrics(run))

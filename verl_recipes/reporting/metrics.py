@@ -8,14 +8,14 @@ from verl_recipes.run.folder import RunFolder, read_lines
 
 Curve = dict[int, float]  # step, value
 
-# How well the probabilities correlate that rollout and actor give the same tokens: verl's metric, and that of
-# verl_recipes/cpu/engine.py, for updates that measure it themselves.
+# The correlation of the probabilities that rollout and actor give the same tokens: verl's metric, and the one of
+# verl_recipes/cpu/engine.py, for an update that measures it itself.
 AGREEMENT = ["training/rollout_actor_probs_pearson_corr", "actor/rollout_actor_probs_pearson_corr"]
-DISAGREEMENT = [f"1 - {name}" for name in AGREEMENT]  # as curves, so that a logarithm or an eye sees small differences
+DISAGREEMENT = [f"1 - {name}" for name in AGREEMENT]  # the form in which curves show small differences
 
 
 def read_metrics(run: RunFolder) -> dict[int, dict[str, Any]]:
-    """The metrics of a run by step, in order, those of a start that is going on included."""
+    """The metrics of a run by step, in order, with those of the present start."""
     metrics: dict[int, dict[str, Any]] = {}
     for path in (run.metrics, run.metrics_part):
         for line in read_lines(path, skip_damaged=True):
@@ -26,7 +26,7 @@ def read_metrics(run: RunFolder) -> dict[int, dict[str, Any]]:
 
 
 def curves_of(metrics: dict[int, dict[str, Any]]) -> dict[str, Curve]:
-    """The finite values of each metric by step, with AGREEMENT as DISAGREEMENT."""
+    """The finite values of each metric by step; AGREEMENT becomes DISAGREEMENT."""
     curves: dict[str, Curve] = defaultdict(dict)
     for step, data in metrics.items():
         for name, value in data.items():

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 PAGE_BYTES = 4_000_000  # of samples on a page
 
-# What others say that their run cost (docs/recipes.md names the sources).
+# The cost of published runs, by their authors (docs/recipes.md names the sources).
 PUBLISHED = [
     ("TinyZero", "Qwen2.5-3B, 4 × A800, 8 h", 32.0, "224 yuan (Datawhale's figure); under 30 US dollars (its README)"),
     ("mini-r1", "Qwen2.5-3B-Instruct, 4 × H100, 6 h", 24.0, "not stated"),
@@ -43,7 +43,7 @@ SETTINGS = {
 
 
 def as_script_data(value: Any) -> "Markup":
-    """JSON that may stand inside a script element: ASCII, with no `<`, and null for what JSON has no number for."""
+    """JSON that is safe inside a script element: ASCII, without `<`, and with null for numbers that are not finite."""
     from markupsafe import Markup
 
     def clean(item: Any) -> Any:
@@ -58,7 +58,7 @@ def as_script_data(value: Any) -> "Markup":
 
 def render(runs: Sequence[Run], price: Any, currency: str | None) -> str:
     """The page."""
-    import jinja2  # here, because a command that writes a report only at its end imports this module at its start
+    import jinja2  # not at the top: train imports this module long before it writes a report
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 

@@ -1,4 +1,4 @@
-"""What a report needs of a run's folder, and what the folder does not have."""
+"""Everything that a report shows of a run's folder, and what is missing there."""
 
 import json
 import math
@@ -29,10 +29,10 @@ from verl_recipes.measure.problems import (
 from verl_recipes.reporting.metrics import Curve, curves_of, read_metrics
 from verl_recipes.run.folder import RunFolder, read_lines
 
-STEP_BYTES = 40_000  # of samples on the page, at least for a step that has any there: room for several long responses
-SHOWN = 6_000  # characters of one response on the page; its middle is left out
-READ = 32_768  # characters of one response in which behaviours are looked for
-BEHAVIOUR_ROWS = 64  # responses a step in which they are
+STEP_BYTES = 40_000  # the least room on the page for a step's samples: several long responses
+SHOWN = 6_000  # characters of one response on the page; the middle of a longer one is left out
+READ = 32_768  # characters of one response that are searched for behaviours
+BEHAVIOUR_ROWS = 64  # responses of each step that are searched
 NAMES = {"format": "well formed", "response_tokens": "response tokens", "score": "reward"}  # of figures, on the page
 
 
@@ -44,14 +44,14 @@ def lookup(config: Any, path: str) -> Any:
 
 
 def clip(text: str, limit: int) -> str:
-    """The text; if it is longer than `limit` characters, without its middle."""
+    """The text, without its middle if it is longer than `limit` characters."""
     if len(text) <= limit:
         return text
     return f"{text[: limit // 2]}\n[… {len(text) - limit // 2 * 2:,} characters left out …]\n{text[-(limit // 2) :]}"
 
 
 def marked(row: Row) -> list[list[str]]:
-    """A response as pairs of kind and text: `thought`, within it `false` statements, `rest` and `answer`."""
+    """A response as pairs of kind and text. Kinds: `thought`, `false` statements in it, `rest` and `answer`."""
     response = row.get("response")
     if not isinstance(response, str):
         return []
@@ -74,7 +74,7 @@ def marked(row: Row) -> list[list[str]]:
 
 
 def behaviour_means(rows: Sequence[Row]) -> dict[str, float]:
-    """Behaviours over some evenly chosen responses of a step, under the names that BEHAVIOUR_CHARTS has."""
+    """Behaviours in evenly chosen responses of a step, by the names in BEHAVIOUR_CHARTS."""
     solvable = [
         (row["response"], *problem)
         for row in rows
@@ -92,14 +92,14 @@ def behaviour_means(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def evaluation_figures(rows: Sequence[Row]) -> PerProblem:
-    """The figures of an evaluation that the headline has, at each problem."""
+    """The figures of an evaluation for the headline, at each problem."""
     groups = by_problem(rows)
     n = least_samples(groups.values())
     return accuracies(groups, n, {n} - {1}) | shape(groups)
 
 
 def cell(values: Collection[float], name: str, sign: str = "") -> str:
-    """The mean of a figure over problems with its 95% interval; `sign` "+" if the values are gains."""
+    """The mean of a figure over problems with its 95% interval; `sign` is "+" for gains."""
     if not values:
         return "–"
     digits = 1 if name == "response_tokens" else 3
@@ -109,7 +109,7 @@ def cell(values: Collection[float], name: str, sign: str = "") -> str:
 
 
 def headline(evaluations: Sequence[PerProblem]) -> list[list[str]]:
-    """Rows of a figure's name, its cell at each of one or two evaluations, and the gain over the problems of both."""
+    """Rows with a figure's name, its cell for each of one or two evaluations, and the gain on their common problems."""
     rows = []
     for name in dict.fromkeys(name for figures in evaluations for name in figures):
         at_problems = [figures.get(name, {}) for figures in evaluations]
@@ -124,7 +124,7 @@ def headline(evaluations: Sequence[PerProblem]) -> list[list[str]]:
 
 
 def labels(keys: Mapping[Key, Row]) -> dict[Key, str]:
-    """What the page calls each problem, given a row of it: with its test set where two sets have it."""
+    """The page's name for each problem, given one of its rows. It has the test set if two sets share the problem."""
     short = {}
     for key, row in keys.items():
         problem = numbers_and_target(row)
@@ -143,10 +143,10 @@ class SampleFile(NamedTuple):
 
 
 class Run:
-    """All that a page needs of one run folder; `missing` says what the folder does not have."""
+    """Everything that a page shows of one run folder; `missing` lists what the folder lacks."""
 
     def __init__(self, folder: Path, page_bytes: int) -> None:
-        """Read the folder of a run, complete or not; samples for the page take up to `page_bytes`."""
+        """Read the folder of a run, complete or not. Samples for the page take at most `page_bytes`."""
         self.folder, self.name, self.missing = RunFolder(folder), folder.resolve().name, list[str]()
         self.config_text, self.config = self.read_config()
         metrics = read_metrics(self.folder)
@@ -162,12 +162,12 @@ class Run:
         self.behaviours: dict[str, Curve] = defaultdict(dict)
         self.samples: list[dict[str, Any]] = []
         self.all_samples = 0
-        self.evaluated: list[int] = []  # steps: that of the first evaluation, and of the last if there are several
+        self.evaluated: list[int] = []  # the steps of the first and the last evaluation
         self.headline = self.read_samples(page_bytes)
         self.datasheet = self.read_datasheet()
 
     def read_config(self) -> tuple[str, dict[str, Any]]:
-        """The text of config.yaml, and what it holds."""
+        """The text of config.yaml, and its content."""
         path = self.folder.config
         if not path.exists():
             self.missing.append("no config.yaml, so neither settings nor cost are known")
@@ -189,7 +189,7 @@ class Run:
         return value if isinstance(value, dict) else {}
 
     def sample_files(self) -> list[SampleFile]:
-        """Training steps first, then evaluations, each in the order of their steps."""
+        """Training steps first, then evaluations, both in the order of their steps."""
         return sorted(
             SampleFile(split, int(path.stem), path)
             for split in ("train", "validation")
@@ -198,11 +198,11 @@ class Run:
         )
 
     def read_samples(self, page_bytes: int) -> list[list[str]]:
-        """Read behaviours and as many samples as the page has room for; returns the headline."""
+        """Read behaviours, and as many samples as fit on the page; returns the headline."""
         files = self.sample_files()
         if not files:
             self.missing.append("no samples/, so there are neither samples nor behaviours")
-        # Evenly chosen steps have room on the page; the first and the last evaluation are always among them.
+        # Only evenly chosen steps are on the page, but always the first and the last evaluation.
         evaluated = [file for file in files if file.split == "validation"]
         spacing = math.ceil(len(files) / max(page_bytes // STEP_BYTES, 1)) or 1
         on_page = {*files[::spacing], *evaluated[:1], *evaluated[-1:]}
@@ -232,9 +232,9 @@ class Run:
         return headline(figures)
 
     def fitting(self, rows: list[dict[str, Any]], file: SampleFile, room: int) -> Iterator[tuple[Row, dict[str, Any]]]:
-        """Rows with what the page shows of them, as many as fit into so many bytes.
+        """Rows with what the page shows of them, as many as fit into `room` bytes.
 
-        They are the samples of those problems whose hashes come first, and so of the same problems at every step.
+        The problems with the lowest hashes come first, so they are the same problems at every step.
         """
         rows.sort(key=lambda row: zlib.crc32(repr(problem_key(row)).encode("utf-8", "replace")))
         for row in rows:
@@ -245,7 +245,7 @@ class Run:
             yield row, sample
 
     def sample(self, row: Row, file: SampleFile) -> dict[str, Any]:
-        """What the page shows of one row, its problem by key; `right` is None if the reward does not say it."""
+        """What the page shows of one row, with its problem's key; `right` is None if the reward gives no `acc`."""
         verdict, tokens = finite(row.get("acc")), row.get("response_tokens")
         return {
             "run": self.name,
@@ -273,7 +273,7 @@ class Run:
         return ""
 
     def devices(self) -> int:
-        """How many GPUs, or ranks on a CPU, the run holds."""
+        """How many GPUs, or ranks on a CPU, the run uses."""
         generates_apart = lookup(self.config, "trainer.v1.trainer_mode") == "separate_async"
         sizes = [
             [lookup(self.config, f"{place}.{name}") for name in ("n_gpus_per_node", "nnodes")]
@@ -282,7 +282,7 @@ class Run:
         return sum(math.prod(size if isinstance(size, int) else 1 for size in each) for each in sizes)
 
     def cost(self, price: Any = None, currency: str | None = None) -> dict[str, Any]:
-        """Device-hours and money, a step and in all.
+        """Device-hours and money, for a step and in all.
 
         Args:
             price: of a GPU-hour, or [low, high]; None for that of the run's configuration.

@@ -1,4 +1,4 @@
-"""What Hydra's groups cannot say alone: arithmetic between them, and which of them do not go together."""
+"""What Hydra's groups cannot express: arithmetic between them, and which of them do not go together."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -11,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from data_prep import SHIPPED
 from data_prep.cli import UserError
 
-PYTHON = "COUNTDOWN_ZERO_PYTHON"  # environment variable: the executable that cpu/forkserver.py answers
+PYTHON = "COUNTDOWN_ZERO_PYTHON"  # environment variable: the executable that asks cpu/forkserver.py for a process
 SAMPLING = "COUNTDOWN_ZERO_SAMPLING"  # environment variable: top_p,top_k of training, for the guard of cpu/engine.py
 
 
 def package_dir(name: str) -> str:
-    """Where a package lies, without importing it: verl takes ten seconds to import."""
+    """The folder of a package, found without an import: verl's takes ten seconds."""
     spec = find_spec(name)
     if spec is None or spec.origin is None:
         raise UserError(f"{name} is not installed here; `bash launch/cpu.sh` makes an environment that has it")
@@ -25,14 +25,15 @@ def package_dir(name: str) -> str:
 
 @cache
 def asset(name: str) -> str:
-    """The path of a shipped asset: relative where this command started in a checkout, so that a run's config.yaml names
-    no machine."""
+    """The path of a shipped asset. It is relative in a checkout, so that a run's config.yaml names no machine."""
     here = Path("assets") / name
     return str(here if here.exists() else SHIPPED / here)
 
 
 def batch_for_ranks(prompts: int, updates: int, n: int, nodes: int, ranks_per_node: int) -> int:
-    """The batch nearest to `prompts` whose `updates` mini-batches of `n` responses each are shared evenly by all ranks.
+    """The batch nearest to `prompts` that splits into `updates` mini-batches which the ranks can share evenly.
+
+    `n` is the number of responses to each prompt.
 
     >>> batch_for_ranks(16, 1, 8, 1, 3), batch_for_ranks(256, 4, 1, 1, 3), batch_for_ranks(24, 1, 8, 1, 3)
     (15, 252, 24)
@@ -43,7 +44,7 @@ def batch_for_ranks(prompts: int, updates: int, n: int, nodes: int, ranks_per_no
 
 
 def from_count(gpus: int, nodes: int, values: dict[int, Any]) -> Any:
-    """Of values by the least number of ranks that each is for, the one for this many machines with this many GPUs.
+    """The value for so many machines with so many GPUs each; the keys of `values` are least numbers of GPUs in all.
 
     >>> from_count(1, 1, {1: "few", 3: "many"}), from_count(2, 2, {1: "few", 3: "many"})
     ('few', 'many')
@@ -75,13 +76,13 @@ def is_split(cfg: DictConfig) -> bool:
 
 
 def gpus_of(cfg: DictConfig) -> tuple[int, int]:
-    """How many GPUs train, and how many generate and do nothing else."""
+    """How many GPUs train, and how many only generate."""
     trainer, rollout = cfg.trainer, cfg.actor_rollout_ref.rollout
     return trainer.nnodes * trainer.n_gpus_per_node, rollout.nnodes * rollout.n_gpus_per_node if is_split(cfg) else 0
 
 
 def needs_reference(cfg: DictConfig) -> bool:
-    """Whether a KL to the model before training is asked for."""
+    """Whether the run uses a KL to the model before training."""
     return bool(cfg.algorithm.use_kl_in_reward or cfg.actor_rollout_ref.actor.use_kl_loss)
 
 
@@ -91,11 +92,9 @@ def longest(cfg: DictConfig) -> int:
 
 
 def check_ranks(cfg: DictConfig) -> None:
-    """Raise UserError where the topology leaves no GPU to train, or none to generate."""
+    """Raise UserError if the topology leaves no GPU for training, or none for generation."""
     if cfg.trainer.n_gpus_per_node < 1 or (is_split(cfg) and cfg.actor_rollout_ref.rollout.n_gpus_per_node < 1):
-        raise UserError(
-            f"topology=split takes a GPU for generation, and hardware of one {cfg.card.name} has none left to train"
-        )
+        raise UserError(f"topology=split takes a GPU for generation, so one {cfg.card.name} has none left to train")
 
 
 def check_attention(cfg: DictConfig) -> None:
@@ -111,7 +110,7 @@ def check_attention(cfg: DictConfig) -> None:
 
 
 def check_choice(cfg: DictConfig) -> None:
-    """Raise UserError where recipe, model, hardware and topology do not go together, by their numbers."""
+    """Raise UserError if the numbers of recipe, model, hardware and topology do not go together."""
     check_ranks(cfg)
     trainer, actor, rollout = cfg.trainer, cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.rollout
     split, name = is_split(cfg), cfg.card.name

@@ -1,6 +1,6 @@
-"""The keys of a training run that are this project's own, and those of verl's that decide whether it can end well.
+"""The keys of a training run that are this project's own, and the most important ones of verl's.
 
-Defaults stand in configs/train.yaml and in the groups. What depends on several keys is in settings/configuration.py.
+Defaults are in configs/train.yaml and the groups. settings/configuration.py checks what depends on several keys.
 """
 
 from typing import Annotated
@@ -26,7 +26,7 @@ class Plan(Checked):
     )
     currency: Text = Field(description="of plan.price")
     response_tokens: Positive | None = Field(
-        description="mean length of a response; null: a share of data.max_response_length"
+        description="mean length of a response; null: a fixed share of data.max_response_length"
     )
 
 
@@ -60,7 +60,7 @@ class Models(Checked):
 
 
 class Alarm(Checked):
-    steps: Count = Field(description="a run ends if a share reached its limit at so many steps in a row")
+    steps: Count = Field(description="a run ends if a share reaches its limit at this many steps in a row")
     limits: dict[str, Share | None] = Field(description="shares of a batch, each null for never")
 
 
@@ -88,7 +88,7 @@ class Trainer(Checked):
 
 class Card(Checked):
     name: Text = Field(description="of configs/facts/gpus.yaml, or cpu")
-    transfer: Text = Field(description="verl's checkpoint engine that brings weights to GPUs that only generate")
+    transfer: Text = Field(description="verl's checkpoint engine, which sends weights to GPUs that only generate")
     most_parameters: Positive = Field(description="of the largest model that this hardware takes")
 
 
@@ -99,7 +99,7 @@ class TrainKeys(Checked):
     fresh: bool = Field(description="empty the run's folder first, instead of continuing the run")
     eval_n: Count = Field(description="samples a problem in the evaluations before and after training")
     force: bool = Field(description="start although plan says that the run does not fit")
-    prompts: Count = Field(description="prompts a step; rounded to what all ranks share evenly")
+    prompts: Count = Field(description="prompts a step; rounded so that all ranks share them evenly")
     updates: Count = Field(description="mini-batches a step")
     learning_rate: Positive = Field(description="of the actor if all weights train; tuning=lora takes ten times it")
     gpus: Count = Field(description="GPUs of each machine; ranks on a CPU")
