@@ -287,7 +287,7 @@ def test_a_full_disk_is_one_line():
     main = "@cli.command('render', cli.Checked)\ndef main(cfg): Path('/dev/full').write_text('x')"
     code = f"from pathlib import Path\nfrom data_prep import cli\n{main}\nmain()"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    line = "error: the disk is full; free some of it, and the same command goes on\n"
+    line = "error: the disk is full; free some space, and the same command goes on\n"
     assert (result.returncode, result.stderr) == (1, line)
 
 
