@@ -234,13 +234,17 @@ def space(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
                 yield Line("wrong", str(each), from_free[each.what.split()[0]])
 
 
-def limits(gpu: bool, **_: Any) -> Iterator[Line]:
-    """Shared memory, for Ray's object store, nccl, and weights on their way to vLLM; open files."""
+def shared_memory(gpu: bool, **_: Any) -> Iterator[Line]:
+    """Room for Ray's object store, nccl, and weights on their way to vLLM."""
     memory = os.statvfs("/dev/shm")
     free, need = memory.f_bavail * memory.f_frsize, (8 if gpu else 2) * GIB
     text = f"/dev/shm: {free / GIB:.0f} GiB free"
     grow = "docker run --shm-size=16g ...; on a machine of your own: mount -o remount,size=16G /dev/shm"
     yield Line("ok", text) if free >= need else Line("warning", f"{text}; about {need / GIB:.0f} are needed", grow)
+
+
+def open_files(**_: Any) -> Iterator[Line]:
+    """How many a process may have."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     text = f"open files: {files}"
     yield Line("ok", text) if files >= 65536 else Line("warning", f"{text}; Ray asks for 65536", "ulimit -n 65536")
@@ -352,10 +356,10 @@ def trackers(cfg: Any, **_: Any) -> Iterator[Line]:
             yield Line("ok", f"tracker={name}")
 
 
-OF_THE_MACHINE: tuple[Callable[..., Iterator[Line]], ...] = (driver, python, compiler, cores, limits)
+OF_THE_MACHINE: tuple[Callable[..., Iterator[Line]], ...] = (driver, python, compiler, cores, shared_memory)
 CHECKS: tuple[Callable[..., Iterator[Line]], ...] = (
     *OF_THE_MACHINE,
-    *(packages, cards, imports, space, ray_here, hub, data, trackers),
+    *(packages, cards, imports, space, open_files, ray_here, hub, data, trackers),
 )
 
 
