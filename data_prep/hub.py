@@ -3,8 +3,10 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.request import getproxies_environment
 
 TIMEOUT = 10  # seconds for the hub's first answer; its client would wait for ever, or retry for minutes
+WITHOUT_PROXY = "unset ALL_PROXY, HTTPS_PROXY and HTTP_PROXY"
 MIRROR = "set HF_ENDPOINT to a mirror, or unset HF_HUB_OFFLINE"
 
 
@@ -12,8 +14,9 @@ def in_one_clause(error: BaseException) -> str:
     """The first line of an error, with advice if the client cannot use a proxy."""
     lines = str(error).strip().splitlines()
     clause = lines[0].rstrip(".") if lines else type(error).__name__
-    if "socks" in clause.lower() or "proxy url" in clause.lower():
-        clause += "; unset ALL_PROXY, HTTPS_PROXY and HTTP_PROXY, or for SOCKS pip install 'httpx[socks]'"
+    unreadable = type(error).__name__ == "InvalidURL" and getproxies_environment()  # httpx's
+    if WITHOUT_PROXY not in clause and ("socks" in clause.lower() or "proxy url" in clause.lower() or unreadable):
+        clause += f"; {WITHOUT_PROXY}, or for SOCKS pip install 'httpx[socks]'"
     return clause
 
 
@@ -37,8 +40,8 @@ def hub_fault(repo: str, kind: str, revision: str | None = None) -> Exception | 
         HfApi().repo_info(repo, repo_type=kind, revision=revision, timeout=TIMEOUT)
     except (httpx.TransportError, OfflineModeIsEnabled) as error:
         return error
-    except ImportError as error:  # httpx without support for a SOCKS proxy
-        raise ValueError(str(error)) from None
+    except (ImportError, httpx.InvalidURL) as error:  # no support for a SOCKS proxy; a proxy's address that is none
+        raise ValueError(in_one_clause(error)) from None
     return None
 
 

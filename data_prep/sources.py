@@ -163,6 +163,7 @@ def fetch(config: dict[str, Any], download: Callable[[], str], errors: tuple[typ
 
 def hub(config: dict[str, Any]) -> Source:
     """A data set of the Hugging Face Hub."""
+    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
@@ -176,7 +177,7 @@ def hub(config: dict[str, Any]) -> Source:
             cached = fault is not None
             return str(snapshot_download(repo, repo_type="dataset", revision=revision, local_files_only=cached))
 
-    return fetch(config, download, (OSError, ValueError), MIRROR)
+    return fetch(config, download, (OSError, ValueError, httpx.HTTPError), MIRROR)
 
 
 def modelscope(config: dict[str, Any]) -> Source:

@@ -1,6 +1,7 @@
 """A server on loopback that answers as the hubs do, as far as their clients ask for the snapshot of a data set.
 
-The Hugging Face Hub: revision, tree and files with ETag and commit. ModelScope: tree and files. What was asked is kept.
+The Hugging Face Hub: revision, tree and files with ETag and commit, the files of a model too. ModelScope: tree and
+files. What was asked is kept. An HTTP proxy asks for whole addresses, which it answers as if they were its own.
 """
 
 import hashlib
@@ -35,6 +36,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         server, url = self.server, urlparse(self.path)
+        if server.drops and "/resolve/" in url.path:
+            self.close_connection = True
+            return
         path, query = unquote(url.path), parse_qs(url.query)
         server.asked.append(path)
         files, repo = server.files, server.repo
@@ -45,7 +49,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path in (hub, f"{hub}/revision/main", f"{hub}/revision/{COMMIT}"):
             siblings = [{"rfilename": name} for name in files]
             self.as_json({"id": repo, "sha": COMMIT, "private": False, "gated": False, "siblings": siblings})
-        elif path.startswith(f"/datasets/{repo}/resolve/"):
+        elif path.startswith((f"/datasets/{repo}/resolve/", f"/{repo}/resolve/")):
             name = path.split("/resolve/")[1].split("/", 1)[1]
             self.answer(200, files[name], {"ETag": f'"{sha[name][:40]}"', "X-Repo-Commit": COMMIT})
         elif path == f"{scope}/tree":
@@ -68,10 +72,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def hub(repo, files):
-    """Serve `files`, a dictionary of names to bytes, as the data set `repo`; the address, and the paths asked for."""
+def hub(repo, files, drops=False):
+    """Serve `files`, a dictionary of names to bytes, as the data set `repo`; the address, and the paths asked for.
+
+    If it `drops`, it lists the files and ends the connection when one is asked for.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.repo, server.files, server.asked = repo, files, []
+    server.repo, server.files, server.asked, server.drops = repo, files, [], drops
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points, version
 
 import pytest
 import torch
+from configurations import compose
 
 CPU = os.environ | {"VERL_PLATFORM": "cpu"}
 
@@ -136,7 +137,7 @@ def test_the_guard_stops_a_run_whose_rollouts_come_from_other_weights():
     assert correlation(torch.zeros(4), torch.zeros(4)) == 1.0  # greedy rollouts: not defined
 
 
-def test_the_guard_knows_that_top_p_makes_probabilities_larger(monkeypatch):
+def test_the_guard_knows_that_top_p_makes_probabilities_larger():
     pytest.importorskip("verl")
     from verl_recipes.cpu import engine
 
@@ -161,8 +162,28 @@ def test_the_guard_knows_that_top_p_makes_probabilities_larger(monkeypatch):
     for wrong, share in ((said, 1.0), (said.flip(0), 0.7)):
         with pytest.raises(RuntimeError, match="disagree"):
             agree(wrong, actor, share)
-    for text, share in (("0.7,-1", 0.7), ("1.0,20", 0.0), ("1,-1", 1.0)):
-        monkeypatch.setenv(engine.SAMPLING, text)
+
+
+@pytest.mark.slow
+def test_the_guard_gets_top_p_and_top_k_from_verls_own_configuration(monkeypatch):
+    """By what sends weights in its process, as the stock command sets no environment variable for it."""
+    from verl.workers.config import RolloutConfig
+    from verl.workers.rollout.vllm_rollout import ServerAdapter
+
+    from verl_recipes.cpu import engine, sampling, weight_socket, weight_transfer
+
+    def sender(self, config):
+        self.config, self.zmq_handle = config, "ipc:///tmp/x"
+
+    monkeypatch.setattr(ServerAdapter, "__init__", sender)  # the real one asks a running Ray for its job
+    split = compose("train", "topology=split").actor_rollout_ref.rollout
+    for top_p, top_k, share in ((0.7, -1, 0.7), (1.0, 20, 0.0), (1, -1, 1.0)):
+        monkeypatch.setattr(sampling, "_kept", None)
+        weight_socket.CPUServerAdapter(RolloutConfig(name="vllm", top_p=top_p, top_k=top_k))
+        assert engine.kept_share() == share
+        monkeypatch.setattr(sampling, "_kept", None)
+        split.top_p, split.top_k = top_p, top_k
+        weight_transfer.GlooCheckpointEngine(0, **split.checkpoint_engine.engine_kwargs.gloo)
         assert engine.kept_share() == share
 
 

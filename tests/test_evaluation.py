@@ -13,6 +13,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from commands import Command
 from configurations import compose, options
@@ -50,6 +52,19 @@ def test_every_wanted_response_has_its_own_seed(data):
     assert len({each["seed"] for each in sampling}) == len(rows)
     assert [each["temperature"] for each in sampling[:4]] == [0.0, 0.7, 0.7, 0.7]
     assert "difficulty" in rows[0]["extra_info"]
+
+
+def test_the_longest_prompt_of_the_data_fits_a_model_of_no_run_and_its_response_the_context(tmp_path):
+    """Unless the length is named; tokens are those of the model's tokenizer, as SmolLM2's prompts were too long."""
+    prompts = [[{"role": "user", "content": ")(" * half}] for half in (5, 100)]
+    pq.write_table(pa.table({"prompt": prompts}), tmp_path / "test.parquet")
+    cfg = OmegaConf.create({"model": str(BASE), "overrides": []})
+    lengths = {"max_prompt_length": 128, "max_response_length": 9999}
+    for overrides, prompt, response in (([], 200, 256), (["data.max_prompt_length=128"], 128, 9999)):
+        training = OmegaConf.create({"data": lengths, "actor_rollout_ref": {"model": {"custom_chat_template": None}}})
+        cfg.overrides = overrides
+        evaluate.make_room_for_prompts(training, cfg, BASE, [tmp_path / "test.parquet"])
+        assert (training.data.max_prompt_length, training.data.max_response_length) == (prompt, response)
 
 
 def test_responses_of_commands_that_were_killed_are_kept(tmp_path):

@@ -1,6 +1,7 @@
 """Damaged files: each is named in one line before anything starts. What kills processes is in benchmarks/faults.py."""
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -11,9 +12,11 @@ from configurations import compose
 from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
-from verl_recipes.run.checkpoints import last_checkpoint, remove_old
+from verl_recipes.run.checkpoints import TRACKER, checkpoint_error, last_checkpoint, remove_old, sealing
 from verl_recipes.run.folder import RunFolder, cut_half_line
+from verl_recipes.run.hashes import SUMS, deciding_files, seal, write_sums
 from verl_recipes.run.preflight import check_code, check_model, check_parquet, check_prompt, check_resume, check_tags
+from verl_recipes.run.weights import to_hugging_face
 
 ROOT = CONFIGS.parent
 TIMES = 25
@@ -64,13 +67,26 @@ def test_a_damaged_file_of_a_model_is_named(tmp_path, name, kind):
     refusals(model / name, lambda: check_model(str(model)), kind)
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
-def test_a_model_that_brings_code_is_refused_unless_it_is_trusted(tmp_path, name):
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "model.safetensors"]
+)
+def test_a_flipped_bit_in_a_model_with_recorded_hashes_is_named(tmp_path, name):
+    """A run's model/ and an export have them."""
     model = tmp_path / "model"
+    shutil.copytree(ROOT / "assets" / "tiny_base", model)
+    write_sums(model, deciding_files(model))
+    refusals(model / name, lambda: check_model(str(model)), "flipped")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("inside", [".", "huggingface", "actor/huggingface"])
+def test_a_model_that_brings_code_is_refused_unless_it_is_trusted(tmp_path, inside, name):
+    """Of a checkpoint of verl's, the folder or its actor."""
+    model = tmp_path / "model" / inside
     shutil.copytree(ROOT / "assets" / "tiny_base", model)
     content = json.loads((model / name).read_text())
     (model / name).write_text(json.dumps(content | {"auto_map": {"AutoTokenizer": ["code.Tokenizer", None]}}))
-    settings = OmegaConf.create({"path": str(model), "trust_remote_code": False})
+    settings = OmegaConf.create({"path": str(tmp_path / "model"), "trust_remote_code": False})
     with pytest.raises(UserError, match=rf"{name} asks to run code"):
         check_code(settings)
     settings.trust_remote_code = True
@@ -125,6 +141,91 @@ def test_a_damaged_checkpoint_is_named_with_the_way_to_the_one_before(checkpoint
     file.write_bytes(b"")
     with pytest.raises(UserError, match=r"echo 4 > \S+latest_checkpointed_iteration.txt` to go on after step 4"):
         check_resume(cfg, RunFolder(checkpoints.parent), 8)
+
+
+KINDS = [  # of files in a checkpoint of verl's
+    *("actor/model_world_size_2_rank_0.pt", "actor/optim_world_size_2_rank_1.pt"),
+    *("actor/extra_state_world_size_2_rank_0.pt", "actor/fsdp_config.json", "actor/huggingface/config.json"),
+    *("actor/huggingface/model.safetensors", "critic/model_world_size_2_rank_0.pt", "data.pt"),
+]
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    """Two checkpoints with a file of each kind, small and of random bytes, and their recorded hashes."""
+    dice = random.Random(0)
+    for step in (4, 8):
+        for name in KINDS:
+            file = tmp_path / "checkpoints" / f"global_step_{step}" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(dice.randbytes(1000))
+        seal(tmp_path / "checkpoints" / f"global_step_{step}")
+    (tmp_path / "checkpoints" / TRACKER).write_text("8")
+    return tmp_path / "checkpoints"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_flipped_bit_in_any_file_of_a_checkpoint_ends_a_resume_with_the_way_to_the_one_before(sealed, cfg, name):
+    run, file = RunFolder(sealed.parent), sealed / "global_step_8" / name
+    refusals(file, lambda: check_resume(cfg, run, 8), "flipped")
+    file.unlink()
+    with pytest.raises(UserError, match=rf"{name} is missing; `echo 4 > .* to go on after step 4"):
+        check_resume(cfg, run, 8)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_flipped_bit_in_what_an_evaluation_or_an_export_takes_is_named_with_the_checkpoint_before(sealed, name):
+    """Of the optimizer and the critic they take nothing, and read nothing."""
+    actor, file = sealed / "global_step_8" / "actor", sealed / "global_step_8" / name
+    before, content = check_model(str(actor)), file.read_bytes()
+    file.write_bytes(damaged(content, "flipped", random.Random(0)))
+    if any(part in name for part in ("optim", "extra", "critic", "data.pt")):
+        assert check_model(str(actor)) == before
+        return
+    with pytest.raises(UserError, match=rf"{name} is damaged .*; take the checkpoint before, \S+/global_step_4$"):
+        check_model(str(actor))
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
+        to_hugging_face(actor, sealed.parent / "model", sealed.parent / "log.txt")
+    assert not (sealed.parent / "model").exists()
+
+
+def test_a_damaged_list_of_hashes_is_named(sealed, cfg):
+    sums = sealed / "global_step_8" / SUMS
+    sums.write_text("nonsense\n" + sums.read_text())
+    with pytest.raises(UserError, match=r"SHA256SUMS, line 1 is damaged; delete that file"):
+        check_resume(cfg, RunFolder(sealed.parent), 8)
+
+
+def test_the_hashes_are_those_that_sha256sum_checks(sealed):
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", SUMS], cwd=sealed / "global_step_8", check=True)
+
+
+def test_hashes_are_written_while_verl_runs_of_what_counts_and_anew_of_what_is_saved_again(sealed):
+    """And a half-written file of the last step, or a checkpoint that verl removes, does not end that."""
+    again, new = sealed / "global_step_8", sealed / "global_step_12"
+    (sealed / TRACKER).write_text("4")
+    with sealing(sealed):
+        assert not (again / SUMS).exists()
+        (again / "data.pt").write_bytes(b"of the step done again")
+        shutil.copytree(again, new)
+        (sealed / TRACKER).write_text("")
+        (sealed / TRACKER).write_text("8")
+    assert checkpoint_error(again) == ""
+    assert (again / SUMS).exists()
+    assert not (new / SUMS).exists()
+
+
+def test_what_identifies_a_model_is_its_content_and_no_date(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "assets" / "tiny_base", model)
+    before, file = check_model(str(model)), model / "model.safetensors"
+    os.utime(file, ns=(0, 0))
+    assert check_model(str(model)) == before
+    date, content = file.stat(), file.read_bytes()
+    file.write_bytes(damaged(content, "flipped", random.Random(0), len(content) // 2))
+    os.utime(file, ns=(date.st_atime_ns, date.st_mtime_ns))
+    differ = {name for name, digest in check_model(str(model)).items() if before[name] != digest}
+    assert differ == {"model.safetensors"}
 
 
 def test_fewer_steps_than_are_done_are_refused(checkpoints, cfg):

@@ -103,6 +103,22 @@ def test_other_content_under_the_same_name_is_refused(run, config, name):
         check_unchanged(run, config, FACTS | {name: {key: "other"}})
 
 
+def test_a_hubs_model_of_another_revision_is_refused_if_both_are_known(tmp_path, config):
+    run = RunFolder(tmp_path)
+    write_whole(run.config, OmegaConf.to_yaml(config))
+    known, other, unknown = (
+        FACTS | {"model": {"revision": "a"}},
+        FACTS | {"model": {"revision": "b"}},
+        FACTS | {"model": {}},
+    )
+    for before, now in ((known, known), (known, unknown), (unknown, known)):
+        run.write_mark("run", **before)
+        check_unchanged(run, config, now)
+    run.write_mark("run", **known)
+    with pytest.raises(UserError, match=r"model\.revision was a and is b now"):
+        check_unchanged(run, config, other)
+
+
 def test_more_steps_are_refused_if_the_learning_rate_follows_them(run, config):
     cosine = changed(config, "trainer.total_training_steps")
     cosine["actor_rollout_ref"]["actor"]["optim"]["lr_scheduler_type"] = "cosine"

@@ -41,7 +41,9 @@ def refused(tmp_path, monkeypatch):
 
     def refuse(message, *overrides, run_dir=tmp_path / "run"):
         monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", ["train", f"run_dir={quoted(run_dir)}", *overrides])
+        monkeypatch.setattr(
+            sys, "argv", ["train", f"run_dir={quoted(run_dir)}", "force=true", *overrides]
+        )  # however full it is
         with pytest.raises(UserError) as error:
             train.main()
         assert message in str(error.value)
@@ -217,6 +219,6 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(read_only, refused, sma
 
 def test_a_taken_run_folder_is_one_line(tmp_path, small_data, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["train", f"run_dir={tmp_path / 'run'}", *small_data])
+    monkeypatch.setattr(sys, "argv", ["train", f"run_dir={tmp_path / 'run'}", "force=true", *small_data])
     with RunFolder(tmp_path / "run").locked(), pytest.raises(UserError, match="another command is using"):
         train.main()

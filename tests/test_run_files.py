@@ -279,7 +279,7 @@ def test_verl_is_started_again_as_often_as_asked_but_not_after_an_alarm(tmp_path
     monkeypatch.setattr(train, "start_verl", stops)
     cfg = OmegaConf.create({"trainer": {"total_training_steps": 4, "restarts": 2}, "data": {"val_batch_size": None}})
     with pytest.raises(UserError, match="verl stopped"):
-        train.train(cfg, RunFolder(tmp_path), Console(quiet=True))
+        train.train(cfg, RunFolder(tmp_path), Console(quiet=True), problems=1)
     assert len(calls) == starts
 
 

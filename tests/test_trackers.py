@@ -40,6 +40,26 @@ Path("logged").touch()
 tracking.finish()
 Path("finished").touch()
 """
+# The same with the shield of a run's replay buffer. A scheduler ends wandb's service, and the step goes on to its end.
+SHIELDED = """
+import psutil
+from verl.utils.tracking import Tracking
+from verl_recipes.in_verl.trainer_link import TrainerLink
+class Trainer:
+    logger = Tracking("project", "run", ["wandb", "file"], config={"trainer": {}})
+    def refill(self):
+        pass
+trainer = Trainer()
+for step in range(4):
+    TrainerLink({"refill_fn": trainer.refill}).shield_trackers()
+    if step == 3:
+        services = psutil.Process().children(recursive=True)
+        for service in services:
+            service.terminate()
+        psutil.wait_procs(services)
+    trainer.logger.log({"reward/acc": 0.5}, step=step)
+print("went on", flush=True)
+"""
 # verl_recipes/train.py with a stand-in for verl: a shell script that does its last step, and then ends in some way.
 STARTED = """
 import sys
@@ -177,6 +197,23 @@ def test_a_server_that_ends_in_the_midst_holds_no_step_up(tmp_path, address, tra
             with suppress(ProcessLookupError):
                 os.killpg(run.pid, signal.SIGKILL)
             run.wait()
+
+
+def test_wandbs_service_that_a_scheduler_ends_costs_wandbs_lines_and_no_step_and_can_be_synced(tmp_path, address):
+    """Its service takes SIGTERM although it is blocked: Go unblocks what a program asks to be told of."""
+    environment = environment_of(address) | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    environment |= {"VERL_FILE_LOGGER_PATH": str(tmp_path / "metrics.jsonl")}
+    command = [sys.executable, "-c", SHIELDED]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=120)
+    assert "wandb misses step 3: ConnectionResetError" in run.stdout, run.stderr
+    assert "went on" in run.stdout
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    with serving("wandb", address, tmp_path):
+        sync = ["wandb", "sync", folder]
+        done = subprocess.run(sync, env=environment, capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def started(tmp_path, script, *overrides):

@@ -38,7 +38,7 @@ from rich.table import Table
 from rich.text import Text as Plain
 
 from data_prep.cli import CONFIGS, Checked, Count, Number, PathText, Seed, Text, UserError, command, compose, quoted
-from data_prep.folder import file_sha256
+from data_prep.render import load_tokenizer, render
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.evaluation import measure, summarize, what_is_missing
 from verl_recipes.measure.intervals import CONFIDENCE
@@ -46,17 +46,12 @@ from verl_recipes.measure.problems import OUT, set_name
 from verl_recipes.reporting.text import interval
 from verl_recipes.run.fingerprint import differences, flat, provenance, read_config
 from verl_recipes.run.folder import RunFolder, as_lines, read_json, read_lines, write_json, write_whole
-from verl_recipes.run.preflight import (
-    check_code,
-    check_model,
-    check_parquet,
-    check_prompt,
-    check_space,
-    check_tags,
-    manifest_beside,
-)
+from verl_recipes.run.hashes import is_checkpoint
+from verl_recipes.run.preflight import check_data, check_start, manifest_beside
+from verl_recipes.run.reward import check_reward
 from verl_recipes.run.start import say, start_verl
-from verl_recipes.run.weights import find_weights, hugging_face, is_checkpoint, run_of
+from verl_recipes.run.trackers import check_trackers
+from verl_recipes.run.weights import find_weights, hugging_face, run_of
 from verl_recipes.settings import configuration  # noqa: F401  registers the resolvers
 from verl_recipes.settings.schema import Name
 
@@ -98,16 +93,11 @@ def find_data(data: str | ListConfig) -> list[Path]:
     return files
 
 
-def identity(cfg: DictConfig, weights: Path, files: Sequence[Path]) -> dict[str, Any]:
-    """Everything that the responses depend on. Weights count by size and time, as a checksum of 70 GB takes minutes."""
-    tensors = sorted([*weights.glob("*.safetensors"), *weights.glob("*.pt")])
-    sizes = {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in tensors}
+def identity(cfg: DictConfig, model: dict[str, str], files: dict[str, str]) -> dict[str, Any]:
+    """Everything that the responses depend on: the settings, and the content of model and data (run/preflight.py)."""
     config: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     names = ("model", "n", "temperature", "greedy", "seed", "hardware", "max_prompt_length", "overrides")
-    return {name: config[name] for name in names} | {
-        "weights": sizes,
-        "files": {str(file): file_sha256(file) for file in files},
-    }
+    return {name: config[name] for name in names} | {"weights": model, "files": files}
 
 
 def rows_to_answer(files: Sequence[Path], n: int, temperature: float, greedy: bool, seed: int) -> list[Row]:
@@ -197,6 +187,24 @@ def training_config(cfg: DictConfig, weights: Path, files: Sequence[Path], out: 
     return training
 
 
+def make_room_for_prompts(training: DictConfig, cfg: DictConfig, weights: Path, files: Sequence[Path]) -> None:
+    """Let the longest prompt of the data fit, if the lengths are those of a model that belongs to no run.
+
+    Its tokenizer and template decide how long a prompt is. verl would end at the first that is too long, minutes later.
+    """
+    named = {each.lstrip("+").partition("=")[0] for each in cfg.overrides}
+    if run_of(Path(cfg.model)) or {"recipe", PROMPT_LENGTH} & named:
+        return
+    folder = weights / "huggingface" if is_checkpoint(weights) else weights
+    template = training.actor_rollout_ref.model.custom_chat_template
+    tokenizer = load_tokenizer(str(folder), {"name": "null", "chat_template": template})
+    prompts = [prompt for file in files for prompt in pq.read_table(file, columns=["prompt"])["prompt"].to_pylist()]
+    longest = max(len(render(tokenizer, prompt)[1]) for prompt in prompts)
+    training.data.max_prompt_length = max(training.data.max_prompt_length, longest)
+    if RESPONSE_LENGTH not in named:
+        training.data.max_response_length = longest_response(folder, training.data.max_prompt_length)
+
+
 def seconds_of_sampling(out: RunFolder) -> float:
     """Seconds that verl's finished batches took."""
     events = read_lines(out.events)
@@ -221,17 +229,14 @@ def begin(cfg: DictConfig, out: RunFolder, wanted: Row, console: Console) -> Non
 def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
     """Sample what is missing, score, measure and write; returns the summary."""
     files, weights = find_data(cfg.data), find_weights(Path(cfg.model))
-    names = [str(file) for file in files]
-    check_parquet(names, "data")
     training = training_config(cfg, weights, files, out)
-    check_prompt(names, training.actor_rollout_ref.model.custom_chat_template)
-    if not is_checkpoint(weights):
-        check_model(str(weights))
-        check_tags(str(weights))
-    check_space(training, out.path, trains=False)
-    check_code(training.actor_rollout_ref.model)
+    check_trackers(training.trackers)
+    check_reward(training)
+    data = check_data(training, "data", [str(file) for file in files])
+    model = check_start(training, out.path, trains=False)
+    make_room_for_prompts(training, cfg, weights, files)
     with out.locked():
-        begin(cfg, out, identity(cfg, weights, files), console)
+        begin(cfg, out, identity(cfg, model, data.sha256), console)
         if out.summary.exists():
             say(console, f"{out.path} is complete; fresh=true starts it anew")
             summary: Row = read_json(out.summary, "fresh=true starts anew")

@@ -5,6 +5,7 @@
     generation_config.json     the sampling and the longest response of training
     tokenizer*, chat_template.jinja  with the template that the prompt needs
     prompt.json                the prompt's messages, for verl_recipes.play
+    SHA256SUMS                 `sha256sum -c SHA256SUMS` checks the weights and what decides how they are used
 
 transformers and `vllm serve` load it.
 """
@@ -13,7 +14,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
@@ -21,11 +22,13 @@ from rich.console import Console
 
 from data_prep.cli import Checked, Text, UserError, command
 from data_prep.folder import replaced
+from data_prep.hub import in_one_clause
 from verl_recipes.reporting.text import interval
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.fingerprint import provenance
 from verl_recipes.run.folder import RunFolder, read_json, read_lines
-from verl_recipes.run.preflight import check_model
+from verl_recipes.run.hashes import deciding_files, write_sums
+from verl_recipes.run.preflight import check_export
 from verl_recipes.run.start import say
 from verl_recipes.run.weights import find_weights, hugging_face, run_of
 
@@ -106,22 +109,24 @@ def export(path: Path, out: Path, dtype: str) -> None:
     run, step = find_run(path)
     if out.exists():
         raise UserError(f"{out} exists; name another folder with out=")
+    training = OmegaConf.load(run.config)
+    assert isinstance(training, DictConfig)
+    weights = find_weights(path)
+    exported = OmegaConf.merge(training, {"actor_rollout_ref": {"model": {"path": str(weights)}}})
+    check_export(cast(DictConfig, exported), out, dtype)
     import torch  # not at the top: a mistake in the command should not cost seconds
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    training = OmegaConf.load(run.config)
-    assert isinstance(training, DictConfig)
     with replaced(out) as folder, tempfile.TemporaryDirectory() as scratch:
-        source = hugging_face(find_weights(path), Path(scratch) / "merged", Path(scratch) / "log.txt")
-        check_model(str(source))
+        source = hugging_face(weights, Path(scratch) / "merged", Path(scratch) / "log.txt")
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
         model.generation_config.update(**generation_settings(training))
         model.save_pretrained(folder)
         # Copied, not saved by transformers: it would write another pre-tokenizer beside a qwen2 model.
-        weights = ("*.safetensors*", "*.bin*", "config.json", "generation_config.json", "README.md")
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*weights), dirs_exist_ok=True)
+        others = ("*.safetensors*", "*.bin*", "config.json", "generation_config.json", "README.md")
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*others), dirs_exist_ok=True)
         texts = {"README.md": model_card(run, step, training, out.name, dtype)}
         if (template := training.actor_rollout_ref.model.custom_chat_template) is not None:
             texts["chat_template.jinja"] = template
@@ -130,19 +135,23 @@ def export(path: Path, out: Path, dtype: str) -> None:
             texts["prompt.json"] = json.dumps(prompt, indent=2, ensure_ascii=False) + "\n"
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
+        write_sums(folder, deciding_files(folder))
 
 
 def upload(folder: Path, repository: str, private: bool) -> str:
     """Upload the folder; returns the address of the model."""
+    import httpx
     from huggingface_hub import HfApi
 
     api = HfApi()
     try:
         api.create_repo(repository, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repository, folder_path=folder).repo_url)
-    except (OSError, ValueError) as error:  # huggingface_hub's errors are both, or one of them
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder} was written, and upload={repository} failed: {reason}") from None
+    except (OSError, ValueError, ImportError, httpx.HTTPError, httpx.InvalidURL) as error:  # its own, or of a proxy
+        again = f"`hf upload {repository} {folder}` tries again"
+        raise UserError(
+            f"{folder} was written, and upload={repository} failed: {in_one_clause(error)}; {again}"
+        ) from None
 
 
 @command("export", Keys)

@@ -35,18 +35,18 @@ from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.cluster import RETURN, check_nodes, in_job
 from verl_recipes.run.fingerprint import check_unchanged, facts_of, provenance
 from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, write_json, write_whole
-from verl_recipes.run.preflight import check_parquet, check_resume, preflight
+from verl_recipes.run.preflight import Inputs, check_resume, preflight
 from verl_recipes.run.start import VerlStoppedError, say, start_verl
 from verl_recipes.run.weights import to_hugging_face
 from verl_recipes.settings.schema import TrainKeys
 
 
-def begin(cfg: DictConfig, run: RunFolder, console: Console) -> None:
+def begin(cfg: DictConfig, run: RunFolder, console: Console, inputs: Inputs) -> None:
     """Mark the folder as this run's, or check that it already is."""
     if cfg.fresh:
         run.empty(partial(say, console))
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    facts = facts_of(config)
+    facts = facts_of(config, inputs)
     check_unchanged(run, config, facts)
     run.write_mark("run", **facts)
     write_whole(run.config, OmegaConf.to_yaml(config))
@@ -67,10 +67,14 @@ def await_return(cfg: DictConfig, run: RunFolder) -> None:
             raise UserError(f"{str(error).removeprefix('error: ')}; {again}") from None
 
 
-def train(cfg: DictConfig, run: RunFolder, console: Console) -> None:
-    """Continue the run up to its last step, and measure the model of that step."""
+def train(cfg: DictConfig, run: RunFolder, console: Console, problems: int) -> None:
+    """Continue the run up to its last step, and measure the model of that step.
+
+    Args:
+        problems: of the test set.
+    """
     steps, done = cfg.trainer.total_training_steps, last_checkpoint(run.checkpoints)
-    responses = cfg.eval_n * check_parquet(cfg.data.val_files, "data.val_files") if cfg.data.val_batch_size else 1
+    responses = cfg.eval_n * problems if cfg.data.val_batch_size else 1
     base, trained = (run.samples_of("validation", step) for step in (0, steps))
     if 0 < done < steps:
         say(console, f"continuing {run.path} after step {done}")
@@ -187,11 +191,11 @@ def is_complete(cfg: DictConfig, run: RunFolder) -> bool:
 @command("train", TrainKeys)
 def main(cfg: DictConfig) -> None:
     console, run = Console(), RunFolder(cfg.run_dir, cfg.trainer.default_local_dir)
-    preflight(cfg, run)
+    inputs = preflight(cfg, run)
     if in_job():
         check_nodes(cfg)
     with run.locked():
-        begin(cfg, run, console)
+        begin(cfg, run, console, inputs)
         if is_complete(cfg, run):
             say(console, f"{run.path} is complete; fresh=true starts it anew, trainer.total_training_steps=N goes on")
             show(run, console)
@@ -199,7 +203,7 @@ def main(cfg: DictConfig) -> None:
         started, earlier, resumed_from = time.time(), cut_half_line(run.events), last_checkpoint(run.checkpoints)
         if resumed_from:
             check_resume(cfg, run, resumed_from)
-        train(cfg, run, console)
+        train(cfg, run, console, inputs.val.rows)
 
         def spent(trained: float) -> dict[str, Any]:
             seconds = stage_seconds(read_lines(run.events)[earlier:], started, trained)

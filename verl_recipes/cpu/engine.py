@@ -11,8 +11,8 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine import EngineRegistry
 
+from verl_recipes.cpu.sampling import kept_share
 from verl_recipes.in_verl.engines import PolicyEngine, ValueEngine
-from verl_recipes.settings.configuration import SAMPLING
 from verl_recipes.settings.sizes import MICRO_BATCH
 
 Loss = Callable[..., Any] | None
@@ -54,12 +54,6 @@ def agreement(responses: torch.Tensor, rollout: torch.Tensor, log_probs: torch.T
             "The rollout engine does not hold the actor's weights, and training on its samples would corrupt the model."
         )
     return value
-
-
-def kept_share() -> float:
-    """The least share of the probability that sampling keeps; 0 if it is unknown, as with top_k."""
-    top_p, top_k = (float(each) for each in os.environ.get(SAMPLING, "1,-1").split(","))
-    return 0.0 if top_k > 0 else top_p
 
 
 def use_all_cores() -> None:

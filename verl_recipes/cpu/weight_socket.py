@@ -16,6 +16,8 @@ import torch
 from verl.workers.rollout.utils import ensure_async_iterator
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 
+from verl_recipes.cpu import sampling
+
 PIECE = "/piece"  # the end of a piece's name; no parameter's name has a slash
 
 
@@ -56,6 +58,7 @@ class CPUServerAdapter(ServerAdapter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.zmq_handle = own_address(self.zmq_handle)
+        sampling.note(self.config.top_p, self.config.top_k)
 
     async def update_weights(self, weights: Any, *args: Any, **kwargs: Any) -> None:
         bucket = self.config.checkpoint_engine.update_weights_bucket_megabytes << 20

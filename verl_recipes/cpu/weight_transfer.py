@@ -14,6 +14,8 @@ import torch
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
 
+from verl_recipes.cpu import sampling
+
 TIMEOUT = timedelta(minutes=5)
 Weights = Iterator[tuple[str, torch.Tensor]]
 
@@ -22,8 +24,10 @@ Weights = Iterator[tuple[str, torch.Tensor]]
 class GlooCheckpointEngine(CheckpointEngine):
     """Rank 0 of the trainer broadcasts each tensor to all rollout ranks."""
 
-    def __init__(self, bucket_size: int, is_master: bool = False) -> None:
+    def __init__(self, bucket_size: int, is_master: bool = False, top_p: float = 1.0, top_k: int = -1) -> None:
+        """top_p and top_k are those of training; `engine_kwargs` in configs/topology/split.yaml passes them."""
         self.is_master = is_master
+        sampling.note(top_p, top_k)
 
     def prepare(self) -> tuple[str, int] | None:
         """The address of the master's store, to which the others connect."""

@@ -75,6 +75,7 @@ class CountdownReplayBuffer(ReplayBuffer):
         split = "validation" if partition_id == "val" else partition_id
         self.note("generating", split, global_steps)
         self.end_if_asked()
+        self.link.shield_trackers()
         if self.trainer_mode == "sync":
             self.link.wait_for_rollouts()
         batch, metrics = super().sample(global_steps, partition_id, batch_size)

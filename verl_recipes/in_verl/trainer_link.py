@@ -6,6 +6,28 @@ tests/test_trainer_link.py fails if verl changes one of these names.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+OURS = ("console", "file")  # verl's own, which a run cannot do without
+
+
+class Tracker:
+    """One of verl's trackers. If it fails, it misses a step; verl alone would end the run, before the next checkpoint.
+
+    wandb's service is such a case: it ends on the SIGTERM that a scheduler sends to every process.
+    """
+
+    def __init__(self, name: str, tracker: Any) -> None:
+        self.name, self.tracker = name, tracker
+
+    def log(self, data: Mapping[str, Any], step: int) -> None:
+        try:
+            self.tracker.log(data=data, step=step)
+        except Exception as error:  # whatever its package raises
+            print(f"{self.name} misses step {step}: {error!r}", flush=True)
+
+    def finish(self, **arguments: Any) -> None:
+        """Not shielded: no step comes after it, and the command reports what fails here (run/start.py)."""
+        self.tracker.finish(**arguments)
+
 
 class TrainerLink:
     """verl's trainer (verl.trainer.ppo.v1.trainer_base.PPOTrainer), as its replay buffer sees it."""
@@ -19,6 +41,13 @@ class TrainerLink:
         wait: Callable[[], None] | None = getattr(self.trainer.agent_loop_manager, "wait", None)
         if wait:
             wait()
+
+    def shield_trackers(self) -> None:
+        """Let no tracker end the run."""
+        trackers: dict[str, Any] = self.trainer.logger.logger
+        for name, tracker in trackers.items():
+            if name not in OURS and not isinstance(tracker, Tracker):
+                trackers[name] = Tracker(name, tracker)
 
     def save_this_step(self) -> None:
         """Make the trainer save after the present step: it reads `save_freq` after each step."""

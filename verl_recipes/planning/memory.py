@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from data_prep.cli import UserError
-from verl_recipes.planning.model import BYTES, facts, find_model, needs_critic
+from verl_recipes.planning.model import BYTES, check_hub, facts, find_model, needs_critic
 from verl_recipes.planning.tracking import Pass, cached
 from verl_recipes.settings.configuration import gpus_of, is_split, longest, needs_reference
 from verl_recipes.settings.sizes import MICRO_BATCH
@@ -27,6 +27,7 @@ def shape_of(cfg: DictConfig) -> dict[str, Any]:
     path = cfg.actor_rollout_ref.model.path
     if folder := find_model(path):
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    check_hub(path)
     from transformers import AutoConfig
 
     try:

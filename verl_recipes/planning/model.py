@@ -80,28 +80,34 @@ def find_model(path: str) -> Path | None:
     return None
 
 
-def check_hub(name: str) -> None:
+def check_hub(name: str) -> str | None:
     """Raise UserError if the Hugging Face Hub, or the mirror in HF_ENDPOINT, does not answer or lacks the model.
+
+    Returns the model's commit, if the hub says one.
+
 
     Hugging Face's own libraries would retry silently for minutes.
     """
     if from_modelscope():
-        return
+        return None
     import httpx
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
+    from data_prep import hub
+
     try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=10)
+        return get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=hub.TIMEOUT).commit_hash
     except HfHubHTTPError as error:
         raise UserError(
             f"{constants.ENDPOINT} refuses {name} ({str(error).splitlines()[0]}): check the name, or log in with "
             "`hf auth login` if the model requires it"
         ) from None
-    except (OSError, httpx.HTTPError, ImportError) as error:  # ImportError: a SOCKS proxy without the package for it
+    # The latter three are of a proxy: SOCKS without the package for it, or an address that is none.
+    except (OSError, httpx.HTTPError, ImportError, ValueError, httpx.InvalidURL) as error:
         raise UserError(
-            f"{constants.ENDPOINT} does not answer, so {name} cannot be downloaded ({error}); set HF_ENDPOINT "
-            "to a mirror (https://hf-mirror.com in China), or actor_rollout_ref.model.path to a folder"
+            f"{constants.ENDPOINT} does not answer, so {name} cannot be downloaded ({hub.in_one_clause(error)}); set "
+            "HF_ENDPOINT to a mirror (https://hf-mirror.com in China), or actor_rollout_ref.model.path to a folder"
         ) from None
 
 

@@ -138,3 +138,8 @@ def needs(cfg: DictConfig, run_dir: Path, trains: bool = True) -> list[Need]:
     """Everything that a run needs of this machine; `trains` is false for a run that only evaluates."""
     count = parameter_count(cfg)
     return [memory(cfg, count, trains), *disks(cfg, run_dir, count, trains)]
+
+
+def export_needs(cfg: DictConfig, out: Path, dtype: str) -> list[Need]:
+    """What a copy of a run's model in another precision needs of the disk."""
+    return [Need(f"disk at {_existing(out)}", float(parameter_count(cfg) * BYTES[dtype]), free_disk(out))]

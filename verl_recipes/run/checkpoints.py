@@ -1,11 +1,17 @@
 """The checkpoints of a run, as verl writes them: which exist, which are whole, and how to continue from one."""
 
+import os
 import shutil
+import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_prep.cli import UserError
+from verl_recipes.run.hashes import SUMS, changed, compared, seal
 
+LOOK = 1.0  # seconds between two looks for a new checkpoint
 TRACKER = "latest_checkpointed_iteration.txt"  # verl writes the step into it when a checkpoint is whole
 
 
@@ -16,7 +22,12 @@ def checkpoint_steps(checkpoints: Path) -> list[int]:
 
 
 def checkpoint_error(checkpoint: Path) -> str:
-    """Which file of a checkpoint is damaged or missing, as a sentence; "" for none. torch's files hold checksums."""
+    """Which file of a checkpoint is damaged or missing, as a sentence; "" for none.
+
+    By its SHA256SUMS, or if it was not written any more, by the checksums that torch keeps in its files.
+    """
+    if (checkpoint / SUMS).is_file():
+        return changed(checkpoint)
     ranks = list((checkpoint / "actor").glob("model_world_size_*_rank_*.pt"))
     world = int(ranks[0].name.split("_")[3]) if ranks else 1
     expected = [checkpoint / "actor" / f"model_world_size_{world}_rank_{rank}.pt" for rank in range(world)]
@@ -32,12 +43,33 @@ def checkpoint_error(checkpoint: Path) -> str:
     return ""
 
 
+def last_whole(checkpoints: Path, below: float = float("inf")) -> int:
+    """The step of the newest whole checkpoint of a step less than `below`, 0 if there is none."""
+    steps = (step for step in checkpoint_steps(checkpoints) if step < below)
+    return next((step for step in steps if not checkpoint_error(checkpoints / f"global_step_{step}")), 0)
+
+
 def how_to_continue(checkpoints: Path, below: float = float("inf")) -> str:
     """The command that makes a run continue from its newest whole checkpoint of a step below `below`."""
-    for step in checkpoint_steps(checkpoints):
-        if step < below and not checkpoint_error(checkpoints / f"global_step_{step}"):
-            return f"`echo {step} > {checkpoints / TRACKER}` to go on after step {step}"
+    if step := last_whole(checkpoints, below):
+        return f"`echo {step} > {checkpoints / TRACKER}` to go on after step {step}"
     return "fresh=true to start anew"
+
+
+def actor_identity(actor: Path) -> dict[str, str]:
+    """The hash of each file of a checkpoint's `actor` that decides what the model computes.
+
+    Raises:
+        UserError: a file is not what SHA256SUMS records; the message names the checkpoint before.
+    """
+    hashes, wrong = compared(actor)
+    if wrong:
+        checkpoint = actor.absolute().parent
+        step = checkpoint.name.removeprefix("global_step_")
+        before = last_whole(checkpoint.parent, int(step)) if step.isdecimal() else 0
+        name = checkpoint.parent / f"global_step_{before}"
+        raise UserError(f"{wrong}; {f'take the checkpoint before, {name}' if before else 'take another checkpoint'}")
+    return hashes
 
 
 def last_checkpoint(checkpoints: Path) -> int:
@@ -57,3 +89,45 @@ def remove_old(checkpoints: Path, keep: int | None) -> None:
     older = [step for step in checkpoint_steps(checkpoints) if step <= last]
     for step in older[keep:] if keep and keep > 0 else []:
         shutil.rmtree(checkpoints / f"global_step_{step}", ignore_errors=True)
+
+
+def seal_new(checkpoints: Path) -> None:
+    """Write the hashes of each whole checkpoint that has none yet."""
+    last = last_checkpoint(checkpoints)
+    for step in checkpoint_steps(checkpoints):
+        folder = checkpoints / f"global_step_{step}"
+        if step <= last and not (folder / SUMS).exists():
+            seal(folder)
+
+
+@contextmanager
+def sealing(checkpoints: Path) -> Iterator[None]:
+    """Meanwhile, write the hashes of each checkpoint once verl has saved it, beside training and not within a step.
+
+    At the end the block waits for those that are left, unless it ends by Ctrl-C.
+    """
+    last, ended, patient = last_checkpoint(checkpoints), threading.Event(), True
+    for step in checkpoint_steps(checkpoints):
+        if step > last:  # it does not count, and is saved again
+            (checkpoints / f"global_step_{step}" / SUMS).unlink(missing_ok=True)
+
+    def work() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # training goes first
+        while True:
+            over = ended.wait(LOOK)
+            with suppress(OSError, UserError):  # verl removes a checkpoint, or is writing the step of the last one
+                seal_new(checkpoints)
+            if over:
+                break
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        patient = False
+        raise
+    finally:
+        ended.set()
+        if patient:
+            thread.join()

@@ -7,7 +7,7 @@ run.json. A difference ends the command, unless the key is one of MAY_CHANGE.
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ import yaml
 from data_prep.cli import CONFIGS, UserError
 from data_prep.folder import file_sha256
 from verl_recipes.run.folder import RunFolder
+from verl_recipes.run.preflight import Inputs
 
 # Keys that may change when a run continues. They decide how long the run is, what is kept and reported, and how the
 # work is spread over the machine; numbers change only by rounding. docs/reliability.md lists them; a test compares.
@@ -53,18 +54,6 @@ def provenance() -> dict[str, Any]:
     except OSError:  # no such program
         commit = None
     return {"versions": versions(), "git_commit": commit or None}
-
-
-def hashes(files: str | Sequence[str]) -> dict[str, str]:
-    """SHA-256 of each of one or several files."""
-    return {str(name): file_sha256(Path(name)) for name in ([files] if isinstance(files, str) else files)}
-
-
-def model_hashes(path: str) -> dict[str, str]:
-    """SHA-256 of each file of a local model that its output depends on; empty for a model that is not local."""
-    folder = Path(path)
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.json"), *folder.glob("*.jinja")]
-    return {file.name: file_sha256(file) for file in sorted(files)}
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -108,14 +97,14 @@ def read_config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def facts_of(config: dict[str, Any]) -> dict[str, Any]:
+def facts_of(config: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     """What the numbers of a run depend on besides its configuration."""
     reward = config["reward"]["custom_reward_function"]["path"] or ""
     return {
-        "train_files": hashes(config["data"]["train_files"]),
-        "val_files": hashes(config["data"]["val_files"]),
-        "model": model_hashes(config["actor_rollout_ref"]["model"]["path"]),
-        "reward": hashes([reward] if Path(reward).is_file() else []),  # the user's own function
+        "train_files": inputs.train.sha256,
+        "val_files": inputs.val.sha256,
+        "model": inputs.model,
+        "reward": {reward: file_sha256(Path(reward))} if Path(reward).is_file() else {},  # the user's own function
         "versions": versions(),
     }
 
@@ -133,6 +122,8 @@ def check_unchanged(folder: RunFolder, config: dict[str, Any], facts: dict[str, 
     before = comparable(read_config(folder.config))
     found = differences(before, comparable(config))
     mark = folder.read_mark()
+    if not (mark.get("model") and facts.get("model")):  # a hub's model whose revision was or is not known
+        facts = {name: value for name, value in facts.items() if name != "model"}
     found += differences(*(dict(flat({name: side.get(name, {}) for name in facts})) for side in (mark, facts)))
     optim = config["actor_rollout_ref"]["actor"]["optim"]
     steps, was = config["trainer"]["total_training_steps"], before.get("trainer.total_training_steps")

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
@@ -12,9 +12,10 @@ from safetensors import SafetensorError, safe_open
 from data_prep.cli import UserError
 from data_prep.folder import file_sha256
 from verl_recipes.planning.model import check_hub, find_model
-from verl_recipes.planning.space import needs
-from verl_recipes.run.checkpoints import checkpoint_error, checkpoint_steps, how_to_continue
+from verl_recipes.planning.space import Need, export_needs, needs
+from verl_recipes.run.checkpoints import actor_identity, checkpoint_error, checkpoint_steps, how_to_continue
 from verl_recipes.run.folder import RunFolder, is_marked, read_json
+from verl_recipes.run.hashes import is_checkpoint, model_identity
 from verl_recipes.run.reward import check_reward
 from verl_recipes.run.trackers import check_trackers
 from verl_recipes.settings.configuration import check_choice
@@ -22,8 +23,23 @@ from verl_recipes.settings.configuration import check_choice
 COLUMNS = {"data_source", "prompt", "reward_model"}
 
 
-def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "python -m data_prep") -> int:
-    """Number of rows in the parquet files of a configuration key, after checking that verl can read them.
+class DataFiles(NamedTuple):
+    """The parquet files of a configuration key: their rows in all, and the SHA-256 of each."""
+
+    rows: int
+    sha256: dict[str, str]
+
+
+class Inputs(NamedTuple):
+    """What a run reads: its data, and the model by `check_model`."""
+
+    train: DataFiles
+    val: DataFiles
+    model: dict[str, str]
+
+
+def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "python -m data_prep") -> DataFiles:
+    """The parquet files of a configuration key, after checking that verl can read them. Each is read once.
 
     Args:
         files: one or several.
@@ -33,7 +49,7 @@ def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "p
     import pyarrow as pa  # takes a fifth of a second, which a refused key should not cost
     import pyarrow.parquet as pq
 
-    rows = 0
+    rows, sha256 = 0, {}
     for name in [files] if isinstance(files, str) else files or []:
         path = Path(name)
         if not path.is_file():
@@ -42,11 +58,12 @@ def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "p
             raise UserError(f"{key}: {path} does not exist{make}")
         try:
             metadata = pq.read_metadata(path)
-            columns = set(pq.read_schema(path).names)
+            columns = set(metadata.schema.to_arrow_schema().names)
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{key}: {path} is not a whole parquet file ({str(error).splitlines()[0]})") from None
         said = manifest_beside(path).get("files", {}).get(path.name, {}).get("sha256")
-        if said and said != file_sha256(path):
+        sha256[str(name)] = file_sha256(path)
+        if said and said != sha256[str(name)]:
             raise UserError(
                 f"{key}: {path} is not the file that its manifest.json records; make it again with `{made_by}`, or "
                 "delete the manifest if you changed the data yourself"
@@ -56,7 +73,7 @@ def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "p
         rows += metadata.num_rows
     if rows == 0:
         raise UserError(f"{key}: no rows in {files}")
-    return rows
+    return DataFiles(rows, sha256)
 
 
 def command_that_makes(file: str, made_by: str) -> str:
@@ -88,12 +105,21 @@ def check_prompt(files: str | Sequence[str] | None, template: str | None) -> Non
             )
 
 
-def check_model(path: str) -> None:
-    """Raise UserError if a file of the model is damaged, or if no hub that answers has the model."""
+def check_model(path: str) -> dict[str, str]:
+    """Raise UserError if a file of the model is damaged, or if no hub that answers has the model.
+
+    Args:
+        path: a folder, the `actor` of a checkpoint of verl's, or a hub's name.
+
+    Returns:
+        What identifies the model: the SHA-256 of its files, or the commit of a hub's, {} if that is not known.
+    """
+    if is_checkpoint(Path(path)):
+        return actor_identity(Path(path))
     folder = find_model(path)
     if folder is None:
-        check_hub(path)
-        return
+        commit = check_hub(path)
+        return {"revision": commit} if commit else {}
     for file in [*folder.glob("*.json"), *folder.glob("*.safetensors")]:
         if not os.access(file, os.R_OK):
             raise UserError(f"{file} cannot be read by this user: give yourself read permission (chmod, or its owner)")
@@ -105,13 +131,14 @@ def check_model(path: str) -> None:
                 pass
         except SafetensorError as error:
             raise UserError(f"{file} is damaged ({error}); fetch or export the model again") from None
+    return model_identity(folder) if Path(path).exists() else {"revision": folder.name}  # a snapshot of the cache
 
 
 def check_tags(path: str) -> None:
     """Raise UserError if a tag of the prompts is a special token: verl removes those before it scores a response."""
     from data_prep.render import TAGS, special_tags_advice
 
-    folder = find_model(path)
+    folder = Path(path) / "huggingface" if is_checkpoint(Path(path)) else find_model(path)
     file = folder / "tokenizer.json" if folder else None
     if file is None or not file.is_file():
         return  # loading the tokenizer itself would take seconds
@@ -185,23 +212,55 @@ def check_verl_keys(cfg: DictConfig, rows: int) -> None:
 
 def check_space(cfg: DictConfig, run_dir: Path, trains: bool = True) -> None:
     """Raise UserError if the machine lacks memory or disk for the run, unless force=true."""
-    short = [str(each) for each in needs(cfg, run_dir, trains) if each.free < each.need]
-    if short and not cfg.force:
-        raise UserError(f"{'; '.join(short)}; force=true starts it all the same")
+    if (short := lacking(needs(cfg, run_dir, trains))) and not cfg.force:
+        raise UserError(f"{short}; force=true starts it all the same")
 
 
-def preflight(cfg: DictConfig, run: RunFolder) -> None:
-    """Raise UserError for what would fail later."""
+def lacking(needed: Sequence[Need]) -> str:
+    """What is needed and not free, as clauses; "" for nothing."""
+    return "; ".join(str(each) for each in needed if each.free < each.need)
+
+
+def check_data(cfg: DictConfig, key: str, files: Any) -> DataFiles:
+    """Data files that training or an evaluation reads, and the prompt that they were made with."""
+    found = check_parquet(files, key, cfg.data.made_by)
+    check_prompt(files, cfg.actor_rollout_ref.model.custom_chat_template)
+    return found
+
+
+def check_start(cfg: DictConfig, folder: Path, trains: bool = True) -> dict[str, str]:
+    """What training and an evaluation ask of model and machine; what identifies the model, as `check_model` has it."""
+    check_space(cfg, folder, trains)
+    return check_weights(cfg.actor_rollout_ref.model)
+
+
+def check_weights(model: DictConfig) -> dict[str, str]:
+    """What any use of a model asks of it; what identifies it, as `check_model` has it."""
+    check_code(model)
+    check_tags(model.path)
+    return check_model(model.path)
+
+
+def check_export(cfg: DictConfig, out: Path, dtype: str) -> None:
+    """What an export asks of model and disk.
+
+    Args:
+        cfg: of the run, with the weights to export as its model.
+        out: the folder to write.
+        dtype: of the weights in it.
+    """
+    check_weights(cfg.actor_rollout_ref.model)
+    if short := lacking(export_needs(cfg, out, dtype)):
+        raise UserError(f"{short}; name a folder on a larger disk with out=")
+
+
+def preflight(cfg: DictConfig, run: RunFolder) -> Inputs:
+    """Raise UserError for what would fail later in a run; what it reads."""
     check_choice(cfg)
     check_place(run)
     check_trackers(cfg.trackers)
     check_reward(cfg)
-    rows = check_parquet(cfg.data.train_files, "data.train_files", cfg.data.made_by)
-    check_parquet(cfg.data.val_files, "data.val_files", cfg.data.made_by)
-    check_verl_keys(cfg, rows)
-    for files in (cfg.data.train_files, cfg.data.val_files):
-        check_prompt(files, cfg.actor_rollout_ref.model.custom_chat_template)
-    check_model(cfg.actor_rollout_ref.model.path)
-    check_space(cfg, run.path)
-    check_code(cfg.actor_rollout_ref.model)
-    check_tags(cfg.actor_rollout_ref.model.path)
+    train = check_data(cfg, "data.train_files", cfg.data.train_files)
+    val = check_data(cfg, "data.val_files", cfg.data.val_files)
+    check_verl_keys(cfg, train.rows)
+    return Inputs(train, val, check_start(cfg, run.path))

@@ -9,13 +9,12 @@ from rich.console import Console
 
 from data_prep.cli import UserError
 from verl_recipes.measure.batch import component_metrics
-from verl_recipes.run.checkpoints import last_checkpoint, remove_old
+from verl_recipes.run.checkpoints import last_checkpoint, remove_old, sealing
 from verl_recipes.run.cluster import in_job, join_cluster
 from verl_recipes.run.folder import RunFolder, as_lines, cut_half_line, read_lines, write_whole
 from verl_recipes.run.log import last_error
 from verl_recipes.run.progress import Progress
 from verl_recipes.run.supervise import run_verl
-from verl_recipes.settings.configuration import SAMPLING
 
 NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
 SENDING = 120  # seconds after its last step in which verl may send what is left to the trackers' servers, and end
@@ -78,8 +77,7 @@ def environment_of(cfg: DictConfig, run: RunFolder) -> dict[str, str]:
     if environment.get("SWANLAB_MODE") in ("offline", "local", "disabled"):
         environment["SWANLAB_API_KEY"] = ""  # with a key verl logs in, even if nothing is sent
     if cfg.trainer.device == "cpu":
-        rollout = cfg.actor_rollout_ref.rollout
-        environment |= {"VERL_PLATFORM": "cpu", SAMPLING: f"{rollout.top_p},{rollout.top_k}"}
+        environment["VERL_PLATFORM"] = "cpu"
     return environment
 
 
@@ -103,7 +101,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     already = run.log.stat().st_size if run.log.exists() else 0
     first, steps = last_checkpoint(run.checkpoints), cfg.trainer.total_training_steps
     try:
-        with Progress(console, run, first, steps, batches) as progress:
+        with sealing(run.checkpoints), Progress(console, run, first, steps, batches) as progress:
 
             def watch() -> None:
                 progress.update()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from data_prep.cli import UserError
 from data_prep.folder import replaced
-from verl_recipes.run.checkpoints import last_checkpoint
+from verl_recipes.run.checkpoints import actor_identity, last_checkpoint
 from verl_recipes.run.folder import RunFolder, is_marked, read_json
+from verl_recipes.run.hashes import deciding_files, is_checkpoint, write_sums
 
 
 def run_of(path: Path) -> RunFolder | None:
@@ -36,24 +37,26 @@ def find_weights(path: Path) -> Path:
     return path / "actor" if (path / "actor").is_dir() else path
 
 
-def is_checkpoint(path: Path) -> bool:
-    """Whether this is the `actor` of a checkpoint of verl's."""
-    return (path / "fsdp_config.json").exists()
-
-
 def to_hugging_face(actor: Path, model: Path, log: Path) -> None:
     """Write the actor of a checkpoint of verl's to the folder `model` in Hugging Face's format, whole or not at all."""
-    lora = (actor / "lora_train_meta.json").exists()
+    actor_identity(actor)
     with replaced(model) as folder:
-        if not lora and list((actor / "huggingface").glob("*.safetensors")):  # save_contents has hf_model
+        if (actor / "lora_train_meta.json").exists() or not list((actor / "huggingface").glob("*.safetensors")):
+            merge(actor, folder, log)
+        else:  # save_contents has hf_model
             shutil.copytree(actor / "huggingface", folder, dirs_exist_ok=True)
-            return
-        calls = [["verl.model_merger", "merge", "--backend=fsdp", f"--local_dir={actor}", f"--target_dir={folder}"]]
-        calls += [["verl_recipes.run.merge_lora", str(folder)]] if lora else []
-        for call in calls:
-            with log.open("a", encoding="utf-8") as output:
-                if subprocess.run([sys.executable, "-m", *call], stdout=output, stderr=output).returncode:
-                    raise UserError(f"{call[0]} failed on {actor}; see {log}")
+        write_sums(folder, deciding_files(folder))
+
+
+def merge(actor: Path, folder: Path, log: Path) -> None:
+    """Fill a folder with the merged weights of all ranks, and of a LoRA adapter and its base."""
+    lora = (actor / "lora_train_meta.json").exists()
+    calls = [["verl.model_merger", "merge", "--backend=fsdp", f"--local_dir={actor}", f"--target_dir={folder}"]]
+    calls += [["verl_recipes.run.merge_lora", str(folder)]] if lora else []
+    for call in calls:
+        with log.open("a", encoding="utf-8") as output:
+            if subprocess.run([sys.executable, "-m", *call], stdout=output, stderr=output).returncode:
+                raise UserError(f"{call[0]} failed on {actor}; see {log}")
 
 
 def hugging_face(path: Path, scratch: Path, log: Path) -> Path:

@@ -12,7 +12,6 @@ from data_prep import SHIPPED
 from data_prep.cli import UserError
 
 PYTHON = "COUNTDOWN_ZERO_PYTHON"  # environment variable: the executable that asks cpu/forkserver.py for a process
-SAMPLING = "COUNTDOWN_ZERO_SAMPLING"  # environment variable: top_p,top_k of training, for the guard of cpu/engine.py
 
 
 def package_dir(name: str) -> str:
