@@ -42,6 +42,8 @@ Path("finished").touch()
 """
 # The same with the shield of a run's replay buffer. A scheduler ends wandb's service, and the step goes on to its end.
 SHIELDED = """
+import time
+from pathlib import Path
 import psutil
 from verl.utils.tracking import Tracking
 from verl_recipes.in_verl.trainer_link import TrainerLink
@@ -53,6 +55,9 @@ trainer = Trainer()
 for step in range(4):
     TrainerLink({"refill_fn": trainer.refill}).shield_trackers()
     if step == 3:
+        (file,) = Path("wandb").glob("offline-run-*/run-*.wandb")
+        while b"reward/acc" not in file.read_bytes():  # wandb writes a step when it gets the next, and not at once
+            time.sleep(0.05)
         services = psutil.Process().children(recursive=True)
         for service in services:
             service.terminate()
@@ -212,8 +217,8 @@ def test_wandbs_service_that_a_scheduler_ends_costs_wandbs_lines_and_no_step_and
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     with serving("wandb", address, tmp_path):
         sync = ["wandb", "sync", folder]
-        done = subprocess.run(sync, env=environment, capture_output=True, encoding="utf-8", timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
+        done = subprocess.run(sync, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=120)
+    assert "Finished syncing" in done.stdout + done.stderr
 
 
 def started(tmp_path, script, *overrides):
