@@ -1,9 +1,9 @@
-"""python benchmarks/bare_loop.py [key=value ...]: the tiny run as a bare PyTorch loop, the limit to set verl beside.
+"""python benchmarks/bare_loop.py [key=value ...]: the tiny run as a bare PyTorch loop, the limit for verl.
 
-GRPO (arXiv 2402.03300) as configs/recipe/tiny.yaml sets it, with the same model, prompts, samples, lengths, optimizer
-and reward, in one process: no Ray, no vLLM, no FSDP, no checkpoint. Prompts are prefilled once and their cache is
-repeated for the group; responses that ended leave the batch; log-probabilities are computed in micro-batches of like
-length. It prints a line a step and, last, the median seconds of a step and the held-out mean@8.
+GRPO (arXiv 2402.03300) with the settings of configs/recipe/tiny.yaml: the same model, prompts, samples, lengths,
+optimizer and reward, in one process without Ray, vLLM, FSDP or checkpoints. Prompts are prefilled once and their cache
+is repeated for the group. Finished responses leave the batch. Log-probabilities are computed in micro-batches of
+similar length. It prints a line for each step, and at the end the median seconds of a step and the held-out mean@8.
 
 Keys: steps, seed, lr, optimizer (a class of torch.optim), reward (countdown or random), prompts, n.
 """
@@ -27,7 +27,7 @@ from verl_recipes.settings.sizes import MICRO_BATCH
 
 
 def generate(model: Any, prompts: list[list[int]], n: int, most: int, pad: int) -> list[list[int]]:
-    """n responses for each prompt, at temperature 1, each up to its end or `most` tokens; prompt by prompt."""
+    """n responses to each prompt at temperature 1, of at most `most` tokens, in the order of the prompts."""
     end, width = model.config.eos_token_id, max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -60,7 +60,7 @@ def cut(response: list[int], end: int) -> list[int]:
 
 
 def update(model: Any, optimizer: Any, rows: list[tuple[list[int], list[int], float]], pad: int, clip: float) -> float:
-    """One on-policy step over rows of (prompt, response, advantage), a mean over all tokens; the gradient's norm."""
+    """An on-policy update with rows of (prompt, response, advantage), a mean over all tokens. Returns the norm."""
     total = sum(len(response) for _, response, _ in rows)
     rows = sorted(rows, key=lambda row: len(row[0]) + len(row[1]))
     for start in range(0, len(rows), MICRO_BATCH):

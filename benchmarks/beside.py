@@ -1,8 +1,8 @@
 """python benchmarks/beside.py [steps]: the tiny run by verl, by TRL and by a bare PyTorch loop, one after another.
 
-All have the same model, prompts, samples, lengths, optimizer and reward, and both cores; nothing else should run. TRL
-needs the environment that benchmarks/trl_run.py names. Prints the table of benchmarks/beside.md and writes it. Some
-fifteen minutes for the 30 steps of the recipe.
+All have the same model, prompts, samples, lengths, optimizer and reward, and use both cores, so nothing else should
+run. TRL needs the environment that benchmarks/trl_run.py describes. Prints and writes the table of
+benchmarks/beside.md. The 30 steps of the recipe take about fifteen minutes.
 """
 
 import json
@@ -31,14 +31,14 @@ def lines_of(command: list[str]) -> list[dict[str, float]]:
 
 
 def verl(steps: str) -> list[dict[str, float]]:
-    """The same of the run itself; it measures the base model first, which the others do not, here once a problem."""
+    """The same for verl's run, which first measures the base model with one response to each problem."""
     began = time.time()
     short = ["eval_n=1", f"trainer.total_training_steps={steps}", f"trainer.save_freq={steps}"]
     command = [sys.executable, "-m", "verl_recipes.train", f"run_dir={RUN}", "fresh=true", *short]
     subprocess.run(command, cwd=ROOT, check=True)
     events = read_lines(RUN / "samples" / "events.jsonl")
     ended = [event["time"] - began for event in events if event["event"] == "generating"]
-    ended = ended[2:]  # what follows the base model's measurement and the first step's start: the next step's
+    ended = ended[2:]  # without the measurement and the first step: a step ends when the next one starts
     rows = [line["data"] for line in read_lines(RUN / "metrics.jsonl") if "training/global_step" in line["data"]]
     names = {"acc": "reward/acc", "tokens": "response_length/mean", "step_s": "timing_s/step"}
     return [
@@ -61,7 +61,7 @@ def main(steps: str = "30") -> None:
         "TRL's GRPOTrainer": lines_of([str(python), "benchmarks/trl_run.py", str(RUN), steps]),
         "bare PyTorch loop": lines_of([sys.executable, "benchmarks/bare_loop.py", f"steps={steps}"]),
     }
-    # Training prompts come up once, so their accuracy is that of problems not seen; three steps are 768 responses.
+    # Each training problem occurs once, so this is the accuracy on unseen problems. Three steps are 768 responses.
     limit = statistics.median(line["step_s"] for line in runs["bare PyTorch loop"])
     text = "| | first step ended, s | a step, s (median) | of the bare loop's | half of three steps right, s | "
     text += "response tokens, last steps |\n| --- | --- | --- | --- | --- | --- |\n"

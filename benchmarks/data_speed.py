@@ -1,14 +1,14 @@
-"""python benchmarks/data_speed.py [speed] [growth] [solver]: what the data step costs, against `datasets.map`.
+"""python benchmarks/data_speed.py [speed] [growth] [solver]: the cost of the data step, compared with `datasets.map`.
 
-speed   490,364 different problems of the public set's shape in one parquet file, to train and test parquet: by
-        `datasets.map` over a function of one row, as TinyZero does it; by `python -m data_prep` without the solver; and
-        with it. The work alone, from opening the source to the last file, and the whole command with Python's start and
-        imports; the median of five, by turns.
+speed   Turns 490,364 different problems like the public set's, in one parquet file, into train and test parquet: by
+        `datasets.map` with a function of one row, as TinyZero does; by `python -m data_prep` without the solver; and
+        with it. Measures the work from opening the source to the last file, and the whole command; the median of five
+        rounds.
 growth  0.1, 1 and 10 million rows of four random numbers and a random target (1% occur twice), without and with the
-        solver: seconds, and the largest memory of all processes together (proportional set size, ten looks a second).
-solver  the solver alone, on the same 490,364 problems, on all cores.
+        solver: seconds, and the peak memory of all processes together (proportional set size, ten samples a second).
+solver  The solver alone, on the same 490,364 problems, on all cores.
 
-Writes benchmarks/data_<name>.md, which docs/data.md repeats. Files go to a temporary folder, some 2 GB.
+Writes benchmarks/data_<name>.md, which docs/data.md repeats. Needs 2 GB in a temporary folder.
 """
 
 import os
@@ -63,7 +63,7 @@ for split, places in (("train", range(train)), ("test", range(train, len(rows)))
     part.to_parquet(f"{out}/{split}.parquet")
 print(perf_counter() - started)
 """
-# `python -m data_prep`, with the time that is left when Python and Hydra are ready.
+# `python -m data_prep`, which also prints the seconds after Python and Hydra are ready.
 OURS = """
 import sys
 from time import perf_counter
@@ -88,8 +88,8 @@ def make_source(path: Path, numbers: np.ndarray, count: np.ndarray, target: np.n
 
 
 def timed(command: list[str], home: Path, weigh: bool = False) -> tuple[float, float, str]:
-    """Seconds that a command takes; if it is to be weighed (which slows it), the memory in GiB that it needs most, with
-    its children; and what it prints."""
+    """The seconds that a command takes; its peak memory in GiB with its children, if `weigh` (which slows it down); and
+    what it prints."""
     environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     started, most = perf_counter(), 0
     process = psutil.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

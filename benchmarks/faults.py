@@ -1,14 +1,15 @@
-"""python benchmarks/faults.py [times [fault ...]]: faults injected into runs on purpose; nothing may be lost.
+"""python benchmarks/faults.py [times [fault ...]]: injects faults into runs; nothing may be lost.
 
 First the CASES below, once each. Then the processes of a run are killed (`kill -9`) one after another, each kind once,
-some steps apart and at any moment of a step, a checkpoint's saving included, with `trainer.restarts` set; `times` such
-runs (3), each with an order of its own. Two kinds are killed a second time within the start that follows. `command` is
-the command that a person typed, killed with its whole process group and typed again. The workers of verl's own agent
-loop are killed in a run that uses it. An undisturbed run stands beside all of them: the prompts of every step must be
-the same, none repeated and none left out, every step must be there once, and a run must end at its last step with
-nothing left on the machine. Writes the table of benchmarks/faults.md, of all faults since runs/faults/ was made.
-About 45 seconds a kill on two cores. The disk is a tmpfs and the nodes have network namespaces (root); the clock needs
-`cc`.
+some steps apart and at any moment of a step, also while a checkpoint is saved, with `trainer.restarts` set. There are
+`times` (3) such runs, each in another order. Two kinds are killed a second time during the restart. `command` is the
+command that a person typed; it is killed with its whole process group and typed again. The workers of verl's own agent
+loop are killed in a run that uses it.
+
+Every run is compared with an undisturbed one: the prompts of every step must be the same, every step must be there
+once, and the run must end at its last step with nothing left on the machine. Writes the table of benchmarks/faults.md,
+with all faults since runs/faults/ was made. A kill takes about 45 seconds on two cores. The disk (a tmpfs) and the
+nodes (network namespaces) need root; the clock needs `cc`.
 """
 
 import json
@@ -36,8 +37,8 @@ from verl_recipes.run.supervise import abandoned_scratch
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, TABLE = ROOT / "runs" / "faults", ROOT / "benchmarks" / "faults.md"
-RECOVERED = RUNS / "recovered.json"  # of each fault, the seconds until a new step
-KINDS = {  # what a process of this kind has in its command line
+RECOVERED = RUNS / "recovered.json"  # for each fault, the seconds until a new step
+KINDS = {  # a part of the command line of such a process
     "verl's driver": "verl.trainer.main_ppo",
     "trainer": "ray::TaskRunner",
     "training worker": "ray::WorkerDict",
@@ -55,7 +56,7 @@ LOOP_KINDS = {"reward worker": "ray::RewardLoopWorker", "agent loop worker": "ra
 APART = 4  # steps for each kill
 MARK = "COUNTDOWN_ZERO_FAULTS"  # in the environment of a run's processes
 PATIENCE = 600  # seconds without a new step after which a run counts as hung
-# Adam, as its state has to survive as well.
+# Adam, because its state must survive too.
 SHORT = ["prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.save_freq=2"]
 SHORT += ["actor_rollout_ref.actor.optim.optimizer=AdamW", "actor_rollout_ref.actor.optim.lr=1e-4"]
 RESTARTS = "trainer.restarts=9999"
@@ -98,7 +99,7 @@ def fresh(name: str, folder: Path = RUNS) -> Path:
 
 
 def last_step(run_dir: Path) -> int:
-    """The last training step that the run has finished, 0 where there is none."""
+    """The last training step that the run has finished, 0 if there is none."""
     files = [run_dir / "metrics.jsonl", run_dir / "metrics.part.jsonl"]
     lines = [line for file in files if file.exists() for line in file.read_text().splitlines(keepends=True)]
     return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
@@ -111,7 +112,7 @@ def starts_of(run_dir: Path) -> int:
 
 def is_saving(run_dir: Path) -> bool:
     """Whether there is a checkpoint's folder that verl does not count yet."""
-    folder, counted = run_dir / "checkpoints", last_checkpoint(run_dir)
+    folder, counted = run_dir / "checkpoints", last_checkpoint(run_dir / "checkpoints")
     return any(int(path.name.removeprefix("global_step_")) > counted for path in folder.glob("global_step_*"))
 
 
@@ -136,7 +137,7 @@ def of_kind(command: psutil.Popen, kind: str) -> psutil.Process | None:
 
 
 def wait_until(condition: Callable[[], Any], command: psutil.Popen, run_dir: Path) -> Any:
-    """Until the condition holds, and what it returned; ends the program where the run ends before or hangs."""
+    """Wait until the condition holds; returns its value. Exits if the run ends before that, or hangs."""
     deadline = time.monotonic() + PATIENCE
     while not (value := condition()):
         if command.poll() is not None:
@@ -152,13 +153,13 @@ def wait_for_step(command: psutil.Popen, run_dir: Path, step: int) -> None:
 
 
 def kill(command: psutil.Popen) -> None:
-    """The command that a person typed, with its process group."""
+    """Kill the command that a person typed, with its process group."""
     os.killpg(command.pid, signal.SIGKILL)
     command.wait()
 
 
 def ends_whole(command: psutil.Popen, run_dir: Path, steps: int, prompts: bool = True) -> None:
-    """The run ends at its last step, every step is there once, with the prompts of the undisturbed run."""
+    """Assert that the run ends at its last step, with every step once and the prompts of the undisturbed run."""
     assert command.wait() == 0, f"see {log_of(run_dir)}"
     lines = [line["step"] for line in read_lines(run_dir / "metrics.jsonl") if "training/global_step" in line["data"]]
     assert lines == list(range(1, steps + 1)), "a step is missing or there twice"
@@ -171,7 +172,7 @@ def ends_whole(command: psutil.Popen, run_dir: Path, steps: int, prompts: bool =
 
 
 def is_of(process: psutil.Process, run_dir: Path) -> bool:
-    """Whether a run's command started a process, itself or by others."""
+    """Whether a process descends from a run's command."""
     return (process.info["environ"] or {}).get(MARK) == str(run_dir) and process.status() != psutil.STATUS_ZOMBIE
 
 
@@ -181,7 +182,7 @@ def prompts_of(run_dir: Path, step: int) -> list[str]:
 
 
 def kills(faults: list[str], name: str, *overrides: str) -> list[tuple[str, float]]:
-    """Kill processes of one run, and return for each the kind and the seconds until a new step."""
+    """Kill processes of one run; returns the kind and the seconds until a new step for each."""
     steps, run_dir, recovered = APART * (len(faults) + 1), fresh(name), []
     command = start(run_dir, steps, RESTARTS, *overrides)
     for number, kind in enumerate(faults):
@@ -220,7 +221,7 @@ def kills(faults: list[str], name: str, *overrides: str) -> list[tuple[str, floa
 
 
 def disk_full(name: str, left: int, steps: int = 6) -> float:
-    """All but `left` bytes of the disk are gone in mid-run; with more room the same command goes on."""
+    """During a run the disk fills up to `left` bytes; with more room the same command continues."""
     disk = RUNS / name
     disk.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2g", "tmpfs", disk], check=True)
@@ -246,9 +247,9 @@ def disk_full(name: str, left: int, steps: int = 6) -> float:
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-# Of every process: the wall clock is behind by the seconds that a file holds, and waits until a time of day (over 1e9,
-# where a monotonic clock is not) end by that clock. Waits that had begun before do not become longer, as they would
-# with a clock that is really set back. (libfaketime 0.9.10 fails in Python's `time.sleep`: "Invalid argument".)
+# In every process, the wall clock is behind by the number of seconds in a file. Waits until a time of day (over 1e9,
+# which a monotonic clock never reaches) use that clock. Unlike with a clock that is really set back, waits that began
+# earlier do not become longer. (libfaketime 0.9.10 fails in Python's `time.sleep`: "Invalid argument".)
 CLOCK = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -322,14 +323,14 @@ long syscall(long number, ...) {
 
 
 def clock_back(steps: int = 6) -> None:
-    """An hour back, for every process at once, in mid-run."""
+    """During a run the clock is set back by an hour, for every process at once."""
     run_dir, library, behind = fresh("clock"), RUNS / "clock.so", RUNS / "clock_behind"
     command = ["cc", "-shared", "-fPIC", "-O1", "-x", "c", "-o", library, "-"]
     subprocess.run(command, input=CLOCK, text=True, check=True)
     behind.write_bytes(bytes(8))
     run = start(run_dir, steps, LD_PRELOAD=str(library), CLOCK=str(behind))
     wait_for_step(run, run_dir, 2)
-    with behind.open("r+b") as file:  # in its place: the processes map it
+    with behind.open("r+b") as file:  # overwritten in place, because the processes map it
         file.write((3600).to_bytes(8, sys.byteorder))
     ends_whole(run, run_dir, steps)
     times = [event["time"] for event in read_lines(run_dir / "samples" / "events.jsonl")]
@@ -348,7 +349,7 @@ def last_evaluation(steps: int = 4) -> float:
 
 
 def more_steps(steps: int = 4) -> None:
-    """A run that is complete is asked for more."""
+    """A complete run is continued with more steps."""
     run_dir = fresh("more_steps")
     ends_whole(start(run_dir, steps), run_dir, steps)
     ends_whole(start(run_dir, steps + 2), run_dir, steps + 2)
@@ -360,7 +361,7 @@ def epoch_end() -> None:
     command = start(run_dir, 6, few)
     wait_for_step(command, run_dir, 3)
     kill(command)
-    assert last_checkpoint(run_dir) == 2
+    assert last_checkpoint(run_dir / "checkpoints") == 2
     ends_whole(start(run_dir, 6, few), run_dir, 6, prompts=False)
     epochs = [prompts_of(run_dir, step) + prompts_of(run_dir, step + 1) for step in (1, 3, 5)]
     assert [len(set(epoch)) for epoch in epochs] == [16, 16, 16], "a prompt is missing in an epoch"
@@ -377,7 +378,7 @@ def two_at_once(steps: int = 4) -> None:
 
 
 def ports_taken(steps: int = 4) -> None:
-    """Somebody has the usual ports of Ray (head, client, dashboard), vLLM's server and torch's store."""
+    """The usual ports of Ray (head, client, dashboard), vLLM's server and torch's store are taken."""
     run_dir = fresh("ports")
     with ExitStack() as taken:
         for port in (6379, 10001, 8265, 8000, 29500):
@@ -410,7 +411,7 @@ def of_two_nodes(name: str, fault: Callable[..., psutil.Popen], steps: int = 6) 
 
 
 def silent(cluster: Any, command: psutil.Popen, run_dir: Path, _: object) -> psutil.Popen:
-    """The second node's network is gone, and nobody is told; it comes back when the run says that a node is missing."""
+    """The second node's network goes silent; it comes back when the run says that a node is missing."""
     cluster.link("down")
     wait_until(lambda: "the Ray cluster has nodes of [1] GPUs" in log_of(run_dir).read_text(), command, run_dir)
     cluster.link("up")
@@ -420,7 +421,7 @@ def silent(cluster: Any, command: psutil.Popen, run_dir: Path, _: object) -> psu
 
 
 def head_dies(cluster: Any, command: psutil.Popen, run_dir: Path, submit: Callable[[], psutil.Popen]) -> psutil.Popen:
-    """All processes of the head's node, and the job with them; the cluster is started anew, and the job submitted."""
+    """The head's node dies, and the job with it. The cluster is restarted, and the job is submitted again."""
     for node in (0, 1):
         cluster.kill_node(node)
     cluster.start_both()
@@ -445,7 +446,7 @@ CASES: dict[str, Callable[[], float | None]] = {
 
 
 def record(name: str, seconds: float | None) -> None:
-    """Add a fault to those of before, and write the table anew."""
+    """Add a fault to the recorded ones, and write the table."""
     recovered: dict[str, list[float | None]] = json.loads(RECOVERED.read_text()) if RECOVERED.exists() else {}
     recovered.setdefault(name, []).append(seconds)
     RECOVERED.write_text(json.dumps(recovered, indent=2))

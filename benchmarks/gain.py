@@ -1,7 +1,7 @@
 """python benchmarks/gain.py [seed ...]: the gain of the tiny run for several seeds, and of the random-reward control.
 
-Runs what README's first command runs, once a seed, and once more with `reward=random`; writes the table of benchmarks/
-gain.md, which README repeats. Some five minutes a run on two cores. A run that is complete is read, not repeated.
+Does the run of README's first command once for each seed, and once with `reward=random`. Writes the table of
+benchmarks/gain.md, which README repeats. A run takes about five minutes on two cores. Complete runs are not repeated.
 """
 
 import json
@@ -16,7 +16,7 @@ COLUMNS = ["run", "mean@8", "pass@8", "response tokens", "candidates", "truncate
 
 
 def row(name: str) -> list[str]:
-    """What a complete run says, a cell a column; before and after with an arrow between them."""
+    """A complete run's cells; values before and after training are joined by an arrow."""
     run_dir = ROOT / "runs" / name
     summary = json.loads((run_dir / "summary.json").read_text())
     base, trained = summary["base"], summary["trained"]

@@ -1,7 +1,7 @@
-"""What runs on a GPU took beside what plan said: python benchmarks/gpu_check.py RUN...
+"""python benchmarks/gpu_check.py RUN...: compares runs on a GPU with their plan, for launch/gpu_check.sh.
 
-For launch/gpu_check.sh. Memory is torch's of the training process (verl's perf/ metrics), so plan's context, vLLM and
-fragments are left out of it; seconds are means over the steps after the first.
+Memory is torch's in the training process (verl's perf/ metrics), so plan's context, vLLM and fragments are left out.
+Seconds are means over the steps after the first.
 """
 
 import json
@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from verl_recipes.planning.estimate import estimate
 from verl_recipes.planning.memory import GIB
 
-TIMES = {  # part of plan's: verl's metrics
+TIMES = {  # verl's metrics for each part of plan
     "generate": ["timing_s/gen"],
     "old log-probabilities": ["timing_s/old_log_prob"],
     "reference": ["timing_s/ref"],

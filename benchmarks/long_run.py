@@ -1,9 +1,9 @@
 """python benchmarks/long_run.py [hours]: what grows in a run of two hours on a CPU.
 
-The tiny recipe at a learning rate that leaves the responses' length as it is, ended by SIGTERM after the time. Once a
-minute: memory (sum of proportional set sizes), processes, open files, shared-memory segments, the bytes of log.txt and
-of Ray's scratch folder. Writes the table of benchmarks/long_run.md: the first minutes left out, the medians of the
-first and the last quarter. Afterwards nothing of the run may be left.
+The tiny recipe, at a learning rate that does not change the responses' length, is ended by SIGTERM after the time. Once
+a minute this measures memory (sum of proportional set sizes), processes, open files, shared-memory segments, and the
+bytes of log.txt and of Ray's scratch folder. Writes the table of benchmarks/long_run.md: the medians of the first and
+the last quarter, without the first minutes. Afterwards nothing of the run may be left.
 """
 
 import shutil

@@ -1,9 +1,9 @@
-"""Plan's memory beside memory measured: verl's own CPU engine trains one mini-batch of the tiny model in this process.
+"""Compares planned with measured memory: verl's own CPU engine trains one mini-batch of the tiny model in this process.
 
     python benchmarks/plan_memory.py        writes benchmarks/plan_memory.md
 
-Measured is every allocation of torch's CPU allocator, summed up over time, as torch.profiler records them; the
-resident set of a process would be mostly Python and libraries. Both sides have AdamW, whose moments count, and the same
+The measurement sums up all allocations of torch's CPU allocator over time, as torch.profiler records them; the resident
+set of a process would be mostly Python and libraries. Both sides have AdamW, because of its moments, and the same
 micro-batches, of the greatest length.
 """
 

@@ -1,8 +1,8 @@
 """python benchmarks/recipes_train.py [name ...]: each recipe trains two real steps on the tiny model, on a CPU.
 
-8 prompts a step and 64 tokens a response: this shows that every algorithm runs and its losses are finite, not that it
-learns. Writes the table of benchmarks/recipes_train.md; a row that is not asked for stays as it is.
-One to two minutes a row on two cores.
+With 8 prompts a step and 64 tokens a response, this shows that every algorithm runs with finite losses, not that it
+learns. Writes the table of benchmarks/recipes_train.md; rows that are not named stay. A row takes one to two minutes on
+two cores.
 """
 
 import json

@@ -1,8 +1,8 @@
 """python benchmarks/report_opening.py [RUN ...]: how large a report is, how long it takes to make and to open.
 
-Without an argument, for a run with 100,000 samples of 2,000 characters, made here. Opens the page seven times in
-headless Chromium, each in a new context, and prints medians: until the page has loaded (all text, filters and the first
-samples are there), and until the first chart is drawn.
+Without an argument it makes a run with 100,000 samples of 2,000 characters. It opens the page seven times in headless
+Chromium, each time in a new context, and prints the median seconds until the page has loaded (with all text, filters
+and the first samples), and until the first chart is drawn.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""python benchmarks/results.py measure|page: the results page, every number of it from a file in benchmarks/results.
+"""python benchmarks/results.py measure|page: makes the results page from the files in benchmarks/results.
 
 measure [runs=FOLDER]  evaluates the tiny base, the runs of the tiny recipe in FOLDER (default: runs; made by
                        benchmarks/gain.py) and the more-SFT control, on the test problems and on five sets out of
@@ -56,7 +56,7 @@ def evaluation(name: str, runs: str) -> list[str]:
 
 
 def run(module: str, arguments: list[str]) -> float:
-    """Run one of the project's commands; its seconds."""
+    """Run one of the project's commands; returns its seconds."""
     started = time.time()
     print(f"\n{command(module, arguments)}", flush=True)
     subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, check=True)

@@ -1,14 +1,14 @@
 """python benchmarks/reward_cost.py [RUN]: what a verdict costs.
 
-1. Responses a second, beside TinyZero's scorer (two regular expressions and an eval), on the same responses of about
-   1,500 characters, in turns in one process.
-2. Milliseconds for hostile responses of 16,384 tokens' length (at four characters a token) and of a million characters,
-   for the latter with all components too. The last column is what one character of the long one costs over what one of
-   a thousand does: not much above 1 where the cost is linear.
-3. The time of an import, in a fresh interpreter.
+1. Responses a second, compared with TinyZero's scorer (two regular expressions and an eval), on the same responses of
+   about 1,500 characters, in turns in one process.
+2. Milliseconds for hostile responses of 16,384 tokens (at four characters a token) and of a million characters, the
+   latter also with all components. The last column divides the cost of a character of the longest response by that of a
+   thousand characters: it is about 1 if the cost is linear.
+3. The time of an import in a new interpreter.
 4. For a run's folder: the reward's share of its steps.
 
-Each figure is a median: of 21 rounds for 1, of 11 calls for 2, of 11 processes for 3, over the steps from the second on
+Each figure is a median: of 21 rounds for 1, of 11 calls for 2, of 11 processes for 3, and of all steps but the first
 for 4.
 """
 

@@ -1,10 +1,10 @@
-"""python benchmarks/scale.py: how a step grows, and rollouts inside verl beside vLLM called directly.
+"""python benchmarks/scale.py: how a step grows, and rollouts inside verl compared with direct calls of vLLM.
 
-The tiny run with a learning rate of 0, so that its responses stay as long as they are: eight steps with the recipe's 32
-prompts, and six with 128. After a run as many vLLM engines as it had ranks, each in a process of its own, answer the
-same prompts with the same sampling, at the same time: three times, of which the median counts. Then models of three
-sizes with random weights, which write until they are cut, and three lengths. Prints the tables of benchmarks/scale.md
-and writes them. Some twenty minutes on two cores, with nothing else running.
+The tiny run has a learning rate of 0, so that its responses keep their length: eight steps with the recipe's 32
+prompts, and six with 128. After each run, as many vLLM engines as it had ranks, each in its own process, answer the
+same prompts with the same sampling at the same time. This is done three times, and the median counts. Then come models
+of three sizes with random weights, which write until they are cut, and three lengths. Prints and writes the tables of
+benchmarks/scale.md. Takes about twenty minutes on two cores, with nothing else running.
 """
 
 import multiprocessing
@@ -39,7 +39,7 @@ def run(name: str, steps: int, *overrides: str) -> tuple[Path, list[dict[str, fl
 
 
 def random_model(hidden: int, layers: int) -> tuple[Path, float]:
-    """A model of the tiny one's kind with random weights, and its million parameters."""
+    """A model like the tiny one with random weights, and its parameters in millions."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     tiny, path = ROOT / "assets" / "tiny_base", ROOT / "runs" / "scale" / "models" / f"{hidden}x{layers}"
@@ -71,7 +71,7 @@ def growth() -> str:
 
 
 def engine(rank: int, ranks: int, batches: int, cfg: Any, together: Any, answers: Any) -> None:
-    """One vLLM engine, which answers its share of each batch when all engines are ready."""
+    """One vLLM engine; it answers its share of each batch when all engines are ready."""
     from transformers import AutoTokenizer
     from vllm import LLM, SamplingParams
 
@@ -111,7 +111,7 @@ def direct(run_dir: Path, batches: int = BATCHES) -> float:
     spawn = multiprocessing.get_context("spawn")
     together, answers = spawn.Barrier(ranks), spawn.Queue()
     processes = [spawn.Process(target=engine, args=(i, ranks, batches, cfg, together, answers)) for i in range(ranks)]
-    with patch.dict(os.environ, PlatformCPU().rollout_env_vars()):  # before a process loads OpenMP, so here
+    with patch.dict(os.environ, PlatformCPU().rollout_env_vars()):  # must be set before a process loads OpenMP
         for process in processes:
             process.start()
     said = [answers.get(timeout=300) for _ in range(ranks * batches)]
@@ -126,7 +126,7 @@ def direct(run_dir: Path, batches: int = BATCHES) -> float:
 
 def main() -> None:
     pairs, steps = [], []
-    for _ in range(3):  # the machine is not as fast at one time as at another
+    for _ in range(3):  # the speed of the machine varies
         run_dir, lines = run("32", BATCHES, "prompts=32")
         steps.append(statistics.median(line["timing_s/step"] for line in lines))
         pairs.append((direct(run_dir), inside(run_dir, lines)))

@@ -1,10 +1,10 @@
-"""The tiny run in TRL's GRPOTrainer, to set verl beside: same model, prompts, samples, lengths, optimizer and reward.
+"""The tiny run in TRL's GRPOTrainer, for a comparison: same model, prompts, samples, lengths, optimizer and reward.
 
-TRL wants other packages than verl, so it lives in an environment of its own:
+TRL needs other packages than verl, so it has an environment of its own:
   python -m venv .venv-trl && .venv-trl/bin/pip install torch==2.13.0 transformers==5.9.0 trl==1.16.0 omegaconf
   .venv-trl/bin/python benchmarks/trl_run.py runs/tiny-seed0 [steps]
 
-The settings are those of a run folder's config.yaml. It prints a line a step and, last, the median seconds of one.
+The settings come from a run folder's config.yaml. It prints a line for each step, and at the end the median seconds.
 """
 
 import json

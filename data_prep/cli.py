@@ -53,6 +53,11 @@ class UserError(SystemExit):
         return type(self), (str(self).removeprefix("error: "),)
 
 
+def as_list(value: Any) -> list[Any]:
+    """The value of a key that takes one text, a list of them, or null."""
+    return [value] if isinstance(value, str) else list(value or [])
+
+
 def _no_bool(value: Any) -> Any:
     """pydantic would read true as 1."""
     if isinstance(value, bool):

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep.clean import Batch
-from data_prep.cli import UserError
+from data_prep.cli import UserError, as_list
 from data_prep.folder import file_sha256
 from data_prep.generate import generate
 from data_prep.hub import MIRROR, hub_fault, in_one_clause, reports_cache
@@ -215,9 +215,8 @@ def is_data(path: Path) -> bool:
 
 def files_of(config: dict[str, Any]) -> list[Path]:
     """The files that `paths` names, those of a folder in the order of their names."""
-    paths = config["paths"]
     files: list[Path] = []
-    for name in [paths] if isinstance(paths, str) else paths:
+    for name in as_list(config["paths"]):
         path = Path(name)
         if not path.exists():
             raise UserError(f"source.paths: {path} does not exist")

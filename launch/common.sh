@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the launch scripts: the environment, then `launch OVERRIDES`: doctor, plan, run. Each stops what follows.
 #   DRY_RUN=1   print the commands and start nothing
-#   SETUP=0     take the Python that is there instead of making an environment (launch/setup.sh)
+#   SETUP=0     use the present Python instead of making an environment (launch/setup.sh)
 #   force=true  among the overrides: start although plan says that the run does not fit
 [ -n "${BASH_VERSION:-}" ] || { echo "error: these scripts need bash: bash $0" >&2; exit 2; }
 set -euo pipefail
@@ -15,6 +15,6 @@ step() {
 
 launch() {
     ulimit -n 65536 2>/dev/null || : # Ray opens thousands of files; doctor says so if this is not allowed
-    # &&, as `set -e` does nothing in a function whose failure the caller looks at
+    # && because `set -e` has no effect in a function whose exit status the caller checks
     step python -m verl_recipes.doctor "$@" && step python -m verl_recipes.plan "$@" && step python -m verl_recipes.train "$@"
 }

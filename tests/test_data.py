@@ -440,7 +440,7 @@ def test_a_generated_problem_depends_on_its_number_and_the_seed_alone():
     assert all((a[40:60] == b).all() for a, b in zip(whole, part, strict=True))
 
 
-def test_a_side_can_be_asked_for():
+def test_problems_can_be_generated_for_one_side_of_the_split():
     preset = SMALL | {"count": [3], "must_use": []}
     for side in (TRAIN, TEST):
         numbers, _, _ = generate(preset, np.arange(50), 5, side=side, held_out_share=0.15)
@@ -524,7 +524,7 @@ def test_a_bad_file_is_named(tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize("name", ["s.csv", "s.jsonl"])
-def test_a_row_that_no_parser_takes_is_rejected(name):
+def test_a_row_that_no_parser_can_read_is_rejected(name):
     csv.field_size_limit(2**17)  # Python's own; some package raises it
     text = {
         "s.csv": [("nums,target", '"[1, 2]",3'), ("nums,target", f"{'9' * 200_000},6")],
@@ -557,7 +557,7 @@ def test_any_integer_is_a_seed():
         assert (generate(preset, np.arange(4), seed)[0] == generate(preset, np.arange(4), seed % 2**64)[0]).all()
 
 
-def test_a_folder_of_somebody_else_is_left_alone(tmp_path):
+def test_a_folder_that_data_prep_did_not_write_is_not_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="was not written by data_prep"):
         prepare(tmp_path)
@@ -787,7 +787,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path):
         prepare(tmp_path / "out", "source=local", f"source.paths={path}")
 
 
-def test_a_data_folder_with_a_file_of_somebody_elses_is_left_alone(tmp_path):
+def test_a_data_folder_that_holds_another_file_is_not_replaced(tmp_path):
     out = tmp_path / "out"
     prepare(out, "train_size=64", "test_size=8", "annotate=no")
     (out / "notes.txt").write_text("mine", encoding="utf-8")

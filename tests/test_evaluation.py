@@ -242,7 +242,7 @@ def test_one_problem_is_played_without_a_question(run_dir, capsys):
     assert "no_answer (reward 0): the thought never ends" in capsys.readouterr().out
 
 
-def test_a_verdict_explains_itself_and_knows_better():
+def test_play_explains_the_verdict_and_shows_a_solution():
     right = play.verdict("</think><answer>(18-11)*25</answer>", [11, 18, 25], 175)
     assert right == "right (reward 1): '(18-11)*25' (characters 16 to 25): its value is 175, the target"
     wrong = play.verdict("</think><answer>8*3</answer>", [3, 3, 8, 8], 24)
@@ -270,7 +270,7 @@ def test_the_results_page_is_what_its_script_makes_of_the_measured_files(name):
 
 
 @pytest.mark.parametrize("name", ["docs/evaluation.md", "docs/zh/evaluation.md"])
-def test_the_evaluation_page_tells_of_every_figure_and_option(name):
+def test_the_evaluation_page_lists_every_figure_and_option(name):
     text = (ROOT / name).read_text()
     figures = measure([sample(0, True), sample(1, False)])["figures"]
     options = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml").keys() - {"name", "defaults", "hydra"}

@@ -261,7 +261,7 @@ def test_a_damaged_number_of_the_last_checkpoint_is_named(checkpoints, text):
         (4, 1, {4, 8}),  # half-written or not wanted, the next one takes its place
     ],
 )
-def test_before_a_resume_what_verl_would_have_removed_goes_and_no_more(checkpoints, counted, keep, left):
+def test_a_resume_removes_only_the_checkpoints_that_verl_would_have_removed(checkpoints, counted, keep, left):
     (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(counted))
     (checkpoints / "global_step_4_good" / "actor").mkdir(parents=True)
     remove_old(checkpoints, keep)
@@ -269,7 +269,7 @@ def test_before_a_resume_what_verl_would_have_removed_goes_and_no_more(checkpoin
     assert found == {"global_step_4_good"} | {f"global_step_{step}" for step in left}
 
 
-def test_nothing_is_removed_where_no_checkpoint_counts(checkpoints):
+def test_nothing_is_removed_without_a_recorded_checkpoint(checkpoints):
     (checkpoints / "latest_checkpointed_iteration.txt").unlink()
     remove_old(checkpoints, 1)
     assert len(list(checkpoints.glob("global_step_*"))) == 2

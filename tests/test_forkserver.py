@@ -80,7 +80,7 @@ def test_a_signal_passes_through_the_executable_in_both_directions(server):
             os.kill(fork, 0)
 
 
-def test_the_server_outlives_who_is_killed_while_asking_and_ends_what_nobody_waits_for(server):
+def test_the_server_survives_callers_that_are_killed_and_ends_their_forks(server):
     python, process = server
     arguments = ["-c", "import time; time.sleep(600)"]
     request = {"arguments": arguments, "environment": dict(os.environ), "folder": "/", "files": [2]}

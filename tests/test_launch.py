@@ -62,7 +62,7 @@ def test_a_script_begins_with_doctor_and_plan_and_its_overrides_come_last_and_co
     check_choice(compose("train", *overrides[:-1]))
 
 
-def test_what_fails_first_stops_the_rest(tmp_path):
+def test_a_command_that_fails_stops_those_after_it(tmp_path):
     (tmp_path / "python").write_text("#!/bin/sh\necho ran $2\ntest $2 != verl_recipes.plan\n")
     (tmp_path / "python").chmod(0o755)
     result = bash("launch/a800_x1.sh", SETUP="0", PATH=f"{tmp_path}:{os.environ['PATH']}")
@@ -71,7 +71,7 @@ def test_what_fails_first_stops_the_rest(tmp_path):
 
 
 @pytest.mark.parametrize("call", ["launch", "(launch) || echo told"])
-def test_nothing_is_trained_after_a_refusal_whoever_looks_at_it(tmp_path, call):
+def test_nothing_is_trained_after_a_refusal_even_if_the_caller_checks_the_status(tmp_path, call):
     (tmp_path / "python").write_text("#!/bin/sh\necho ran $2\ntest $2 != verl_recipes.doctor\n")
     (tmp_path / "python").chmod(0o755)
     result = bash("-c", f"source launch/common.sh; {call}", SETUP="0", PATH=f"{tmp_path}:{os.environ['PATH']}")
@@ -98,7 +98,7 @@ def test_submission_plans_first_and_follows_no_address_but_its_own():
 
 
 @pytest.mark.parametrize("script", ["cpu", "a800_x4", "gpu_check", "ray_submit", "setup"])
-def test_another_shell_than_bash_is_told_so_in_one_line(script):
+def test_a_shell_other_than_bash_is_refused_in_one_line(script):
     result = subprocess.run(
         [shutil.which("dash") or "sh", f"launch/{script}.sh", "http://head:8265"],
         cwd=ROOT,
@@ -219,7 +219,7 @@ def test_doctor_asks_for_the_key_of_a_tracker_and_for_data_and_model(tmp_path, m
     assert [line.state for line in machine.trackers(cfg=cfg)] == ["ok"]
 
 
-def test_a_cluster_without_enough_nodes_is_told_from_one_with():
+def test_a_cluster_without_enough_nodes_is_recognised():
     def node(gpus, alive=True):
         return {"Alive": alive, "Resources": {"GPU": float(gpus)} if gpus else {}}
 

@@ -231,14 +231,14 @@ def test_intervals_of_lengths_and_differences_cover_the_truth_at_their_rate():
     assert abs(covered / 1000 - 0.95) <= 3 * np.sqrt(0.95 * 0.05 / 1000)
 
 
-def test_an_interval_says_how_little_few_problems_tell():
+def test_few_problems_have_wide_intervals():
     assert figure([1.0]) == [1.0, 0.0, 1.0]
     value, low, high = figure([1.0] * 10)
     assert (value, high) == (1.0, 1.0)
     assert 0.5 < low < 0.8
 
 
-def test_what_leaves_zero_to_one_has_an_interval_of_a_mean():
+def test_a_share_outside_0_to_1_has_a_t_interval():
     assert figure([0.0, 2.0, 4.0]) == figure([0.0, 2.0, 4.0], share=False)
 
 
@@ -260,7 +260,7 @@ def test_what_was_measured_on_other_problems_is_not_compared():
         compare([sample(0, True), sample(1, True)], [sample(1, True), sample(2, True)])
 
 
-def test_headlines_are_those_in_distribution_and_kinds_tell_the_rest():
+def test_main_figures_are_in_distribution_and_kinds_show_the_rest():
     easy = [sample(0, True, set="test"), sample(1, False, set="test", reason="syntax")]
     hard = [sample(0, False, set="ood_x", ground_truth={"numbers": [3, 3, 8, 8], "target": 24})]
     figures = measure([*easy, *hard], greedy=[sample(0, True, set="test"), sample(1, True, set="test")])

@@ -123,7 +123,7 @@ def test_lora_trains_adapters_alone():
     assert tracked["parameters"] == pytest.approx(2 * (by_hand(1) + adapters) / 4, rel=0.01)
 
 
-def test_a_plan_is_tracked_once(monkeypatch):
+def test_a_plan_is_tracked_only_once(monkeypatch):
     small = qwen(num_hidden_layers=1)
     first = tracking.cached(small)
     monkeypatch.setattr(tracking, "track", lambda work: pytest.fail("tracked again"))

@@ -217,7 +217,7 @@ def test_a_run_folder_that_cannot_be_written_is_one_line(read_only, refused, sma
     refused(f"cannot write the folder {read_only / 'run'}", *small_data, run_dir=read_only / "run")
 
 
-def test_a_taken_run_folder_is_one_line(tmp_path, small_data, monkeypatch):
+def test_a_run_folder_that_another_command_uses_is_one_line(tmp_path, small_data, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["train", f"run_dir={tmp_path / 'run'}", "force=true", *small_data])
     with RunFolder(tmp_path / "run").locked(), pytest.raises(UserError, match="another command is using"):

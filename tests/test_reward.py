@@ -197,7 +197,7 @@ def test_every_verdict_agrees_with_the_oracle(response):
 
 
 @given(st.binary(max_size=300))
-def test_bytes_as_they_come(data):
+def test_any_bytes_get_the_oracles_verdict(data):
     check(data.decode("utf-8", "surrogateescape"))
     check(data.decode("latin-1"))
 

@@ -115,7 +115,7 @@ def test_without_acc_a_response_is_right_if_its_score_is_1_or_more(returned, acc
 
 
 @pytest.mark.parametrize("acc", [2.0, -1.0, float("nan")])
-def test_an_acc_from_which_no_accuracy_follows_is_an_error(acc):
+def test_an_acc_outside_0_to_1_is_an_error(acc):
     with pytest.raises(ValueError, match="from 0 to 1"):
         scored({"score": 1.0, "acc": acc}, 1.0)
 

@@ -83,7 +83,7 @@ def test_a_resumed_run_keeps_every_step_once(tmp_path):
     ]
 
 
-def test_a_step_that_was_saved_and_not_logged_has_what_its_samples_tell_and_later_its_evaluation(tmp_path):
+def test_a_step_that_was_saved_but_not_logged_gets_the_metrics_of_its_samples_and_later_its_evaluation(tmp_path):
     def line(step, **data):
         return json.dumps({"step": step, "data": data}) + "\n"
 
@@ -144,7 +144,7 @@ def test_what_a_killed_run_left_goes_at_the_next_start_and_no_live_runs_folder(m
     assert segment.name not in supervise.segments()
 
 
-def test_a_process_that_verl_would_wait_for_is_missed_once_it_is_gone(monkeypatch):
+def test_a_dead_process_that_verl_would_wait_for_is_noticed(monkeypatch):
     monkeypatch.setattr(supervise, "DEAD", 0.5)
     name = supervise.WATCHED[0]
     process = subprocess.Popen([name, "600"], executable="sleep")
@@ -179,7 +179,7 @@ def test_orphans_end_too():
     assert not psutil.pid_exists(int(result.stdout))
 
 
-def test_a_second_signal_does_not_cut_the_cleaning_short(tmp_path):
+def test_a_second_signal_does_not_interrupt_the_cleanup(tmp_path):
     """Cleaning that takes a second, and a scheduler that does not wait."""
     endless = tmp_path / "python"
     endless.write_text("#!/bin/sh\ntouch started\nwhile :; do sleep 1; done\n", encoding="utf-8")
@@ -217,7 +217,7 @@ sys.exit(1)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whom", ["command", "group", "everything", "timeout"])
-def test_whomever_a_scheduler_sends_sigterm_verl_and_what_it_started_go_on_to_save(tmp_path, whom):
+def test_verl_goes_on_to_save_whichever_processes_get_sigterm(tmp_path, whom):
     """The command alone; its process group, as `kill -- -PGID`; every process, as Slurm and systemd; `timeout`."""
     (tmp_path / "verl.py").write_text(VERL, encoding="utf-8")
     verl = tmp_path / "python"

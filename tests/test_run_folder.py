@@ -164,7 +164,7 @@ def test_a_folder_with_other_files_becomes_no_run(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"thesis.txt"}
 
 
-def test_a_run_folder_is_held_by_one_command(tmp_path):
+def test_a_run_folder_is_locked_by_one_command(tmp_path):
     run = RunFolder(tmp_path)
     with run.locked(), pytest.raises(UserError, match="another command"), run.locked():
         pass

@@ -47,7 +47,7 @@ def test_known_problems(numbers, target, expression, solutions, additive, fracti
     assert (solution.additive, solution.fraction) == (additive, fraction)
 
 
-def test_what_cannot_be_is_none():
+def test_a_problem_without_a_solution_gives_none():
     assert solve([1, 1, 1], 100) is None
 
 
@@ -100,7 +100,7 @@ def test_the_reachable_targets_are_those_that_have_a_solution(numbers):
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])
-def test_what_is_said_of_a_form_is_what_is_written(k):
+def test_the_fields_of_a_form_describe_its_expression(k):
     for i, (uses, parentheses) in enumerate(zip(forms(k).uses, forms(k).parentheses, strict=True)):
         text = write([11, 22, 33, 44][:k], i)
         assert {SYMBOLS[bit] for bit in range(4) if uses >> bit & 1} == set(text) & set(SYMBOLS), text

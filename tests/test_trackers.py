@@ -145,7 +145,7 @@ def test_a_server_that_takes_the_connection_and_says_nothing_does_not_answer(mon
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "swanlab"])
-def test_the_question_for_an_address_starts_nothing_that_stays(monkeypatch, address, tracker):
+def test_asking_for_a_trackers_address_leaves_no_process(monkeypatch, address, tracker):
     """wandb's service did, and the run ended with its traceback."""
     for name, value in environment_of(address).items():
         monkeypatch.setenv(name, value)
@@ -159,7 +159,7 @@ def test_a_server_that_refuses_does_answer(tmp_path, address):
         assert checks.server_answers(address)  # with status 501: it knows no HEAD
 
 
-def test_an_address_with_a_password_is_refused_without_telling_it(tmp_path):
+def test_an_address_with_a_password_is_refused_without_printing_the_password(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "verl_recipes.train", f"run_dir={tmp_path / 'run'}", "tracker=mlflow"],
         cwd=ROOT,
@@ -174,7 +174,7 @@ def test_an_address_with_a_password_is_refused_without_telling_it(tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL], ids=["hangs", "gone"])
 @pytest.mark.parametrize("tracker", ["wandb", "swanlab", "mlflow"])
-def test_a_server_that_ends_in_the_midst_holds_no_step_up(tmp_path, address, tracker, how):
+def test_a_server_that_dies_during_a_run_delays_no_step(tmp_path, address, tracker, how):
     """With the shipped configuration, but for wandb's minute at the end."""
     more = {"WANDB_FINISH_TIMEOUT": "2", "VERL_FILE_LOGGER_PATH": str(tmp_path / "metrics.jsonl")}
     environment = environment_of(address) | more
@@ -245,7 +245,7 @@ def test_verl_that_waits_for_a_server_after_its_last_step_is_ended_and_the_run_g
     assert "went on" in result.stdout
 
 
-def test_verl_that_fails_after_its_last_step_is_told_of_and_the_run_goes_on(tmp_path):
+def test_verl_that_fails_after_its_last_step_is_reported_and_the_run_goes_on(tmp_path):
     result = started(tmp_path, f"{step(2)}\necho 'mlflow.MlflowException: no connection'\nexit 1")
     assert "verl's last step is done, but then: mlflow.MlflowException: no connection" in result.stdout
     assert "went on" in result.stdout

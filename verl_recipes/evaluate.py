@@ -37,7 +37,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text as Plain
 
-from data_prep.cli import CONFIGS, Checked, Count, Number, PathText, Seed, Text, UserError, command, compose, quoted
+from data_prep.cli import (
+    CONFIGS,
+    Checked,
+    Count,
+    Number,
+    PathText,
+    Seed,
+    Text,
+    UserError,
+    as_list,
+    command,
+    compose,
+    quoted,
+)
 from data_prep.render import load_tokenizer, render
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.evaluation import measure, summarize, what_is_missing
@@ -83,7 +96,7 @@ class Keys(Checked):
 def find_data(data: str | ListConfig) -> list[Path]:
     """The parquet files of a folder of data_prep (test.parquet, ood_*.parquet), or those that were named."""
     if not isinstance(data, str) or not Path(data).is_dir():
-        files = [Path(name) for name in ([data] if isinstance(data, str) else data)]
+        files = [Path(name) for name in as_list(data)]
         if len({file.stem for file in files}) < len(files):
             raise UserError("data: two files have the same name, which is the name of their set in all results")
         return files

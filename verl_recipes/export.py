@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from rich.console import Console
 
-from data_prep.cli import Checked, Text, UserError, command
+from data_prep.cli import Checked, Text, UserError, as_list, command
 from data_prep.folder import replaced
 from data_prep.hub import in_one_clause
 from verl_recipes.reporting.text import interval
@@ -66,8 +66,7 @@ def results(run: RunFolder, steps: list[int]) -> dict[int, dict[str, Any]]:
 
 def data_of(training: DictConfig) -> dict[str, Any]:
     """The manifest of the training data."""
-    files = training.data.train_files
-    manifest = Path(files if isinstance(files, str) else files[0]).parent / "manifest.json"
+    manifest = Path(as_list(training.data.train_files)[0]).parent / "manifest.json"
     return {"files": {}, "source": None} | (read_json(manifest, "make the data again") if manifest.exists() else {})
 
 

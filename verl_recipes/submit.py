@@ -18,7 +18,7 @@ from typing import Any
 
 import verl_recipes.settings.configuration  # noqa: F401  registers Hydra's resolvers
 from data_prep import SHIPPED
-from data_prep.cli import HELP, UserError, compose, in_one_line
+from data_prep.cli import HELP, UserError, as_list, compose, in_one_line
 from verl_recipes.run.preflight import command_that_makes
 from verl_recipes.settings.schema import TrainKeys
 
@@ -35,7 +35,7 @@ def staged(cfg: Any, folder: Path) -> None:
     for name in (*PACKAGES, *beside):
         shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for files in (cfg.data.train_files, cfg.data.val_files):
-        for name in [files] if isinstance(files, str) else files:
+        for name in as_list(files):
             path = Path(name)
             if path.is_absolute():
                 continue

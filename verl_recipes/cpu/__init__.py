@@ -26,10 +26,13 @@ if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         from verl_recipes.cpu import engine  # noqa: F401
 
     @wrapt.when_imported("verl.workers.rollout.replica")
-    def _register_replica(module: object) -> None:
-        from verl_recipes.cpu import rollout
+    def _register_replica(module: Any) -> None:
+        def load_replica() -> Any:
+            from verl_recipes.cpu.vllm_server import CPUReplica  # only when verl needs a replica: it imports vLLM
 
-        rollout.register()
+            return CPUReplica
+
+        module.RolloutReplicaRegistry.register("vllm", load_replica)
 
     @wrapt.when_imported("verl.workers.rollout.base")
     def _register_sender(module: Any) -> None:

@@ -13,6 +13,10 @@ import torch.distributed
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
 
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """What a CPU does for many of a GPU's functions."""
+
+
 def _device_module() -> ModuleType:
     """`torch.cpu` with what verl also expects of `torch.cuda`: memory figures, and caches that do not exist."""
     module = ModuleType("verl_recipes.cpu.device")
@@ -21,13 +25,10 @@ def _device_module() -> ModuleType:
     def resident_bytes(device: Any = None) -> int:
         return int(psutil.Process().memory_info().rss)
 
-    def nothing(*args: Any, **kwargs: Any) -> None:
-        return None
-
     for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
         setattr(module, name, resident_bytes)
     for name in ("empty_cache", "ipc_collect", "reset_peak_memory_stats", "manual_seed", "manual_seed_all"):
-        setattr(module, name, nothing)
+        setattr(module, name, _nothing)
     module.__dict__.update(
         get_device_name=lambda device=None: "CPU",  # a key of verl's table of FLOPS
         get_rng_state=torch.get_rng_state,
@@ -44,6 +45,8 @@ class PlatformCPU(PlatformBase):
     device_name = "cpu"
     vendor_name = "cpu"
     device_module = _device_module()
+    set_device = synchronize = set_allocator_settings = empty_cache = profiler_start = profiler_stop = _nothing
+    cudart = _nothing
 
     def is_available(self) -> bool:
         return True
@@ -57,23 +60,10 @@ class PlatformCPU(PlatformBase):
     def device_count(self) -> int:
         return 1
 
-    def set_device(self, device_index: int) -> None:
-        return
-
-    def synchronize(self, device_index: int | None = None) -> None:
-        return
-
     def manual_seed(self, seed: int) -> None:
         torch.manual_seed(seed)
 
-    def manual_seed_all(self, seed: int) -> None:
-        torch.manual_seed(seed)
-
-    def set_allocator_settings(self, settings: str) -> None:
-        return
-
-    def empty_cache(self) -> None:
-        return
+    manual_seed_all = manual_seed
 
     def get_device_capability(self, device_index: int = 0) -> tuple[int | None, int | None]:
         return None, None
@@ -106,15 +96,6 @@ class PlatformCPU(PlatformBase):
     @contextmanager
     def nvtx_range(self, msg: str) -> Iterator[None]:
         yield
-
-    def profiler_start(self) -> None:
-        return
-
-    def profiler_stop(self) -> None:
-        return
-
-    def cudart(self) -> Any:
-        return None
 
 
 def _gloo(store: Any, rank: int, world_size: int, timeout: timedelta) -> Any:

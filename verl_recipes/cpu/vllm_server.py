@@ -1,4 +1,4 @@
-"""verl's vLLM server and replica, changed for a CPU. Loaded only when verl needs a replica, as it imports vLLM."""
+"""verl's vLLM server and replica, with the engine arguments that a CPU needs."""
 
 import multiprocessing
 import os

@@ -13,11 +13,10 @@ from omegaconf import DictConfig
 
 from data_prep.cli import UserError
 from verl_recipes.planning.model import BYTES, check_hub, facts, find_model, needs_critic
+from verl_recipes.planning.space import GIB
 from verl_recipes.planning.tracking import Pass, cached
 from verl_recipes.settings.configuration import gpus_of, is_split, longest, needs_reference
 from verl_recipes.settings.sizes import MICRO_BATCH
-
-GIB = 2**30
 
 
 def shape_of(cfg: DictConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 
-from data_prep.cli import CONFIGS
+from data_prep.cli import CONFIGS, as_list
 from verl_recipes.planning.memory import kv_bytes_a_token, parameters_of, shape_of
 from verl_recipes.planning.model import facts, needs_critic
 from verl_recipes.planning.space import checkpoint_bytes
@@ -146,7 +146,7 @@ def work_of(cfg: DictConfig, memory: dict[str, dict[str, float]], concurrent: fl
 
 def rows(files: Any) -> int | None:
     """The number of rows in parquet files; None if a file is missing."""
-    names = [files] if isinstance(files, str) else list(files or [])
+    names = as_list(files)
     return sum(pq.read_metadata(name).num_rows for name in names) if all(Path(n).is_file() for n in names) else None
 
 

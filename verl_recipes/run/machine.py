@@ -327,11 +327,11 @@ def data(cfg: Any, **_: Any) -> Iterator[Line]:
     """The data files."""
     if not cfg:
         return
+    from data_prep.cli import as_list
     from verl_recipes.run.preflight import command_that_makes
 
     for key in ("train_files", "val_files"):
-        files = cfg.data[key]
-        for name in [files] if isinstance(files, str) else list(files):
+        for name in as_list(cfg.data[key]):
             command = command_that_makes(name, cfg.data.made_by)
             if Path(name).is_file():
                 yield Line("ok", f"data.{key}: {name}")

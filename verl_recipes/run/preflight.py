@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 
-from data_prep.cli import UserError
+from data_prep.cli import UserError, as_list
 from data_prep.folder import file_sha256
 from verl_recipes.planning.model import check_hub, find_model
 from verl_recipes.planning.space import Need, export_needs, needs
@@ -50,7 +50,7 @@ def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "p
     import pyarrow.parquet as pq
 
     rows, sha256 = 0, {}
-    for name in [files] if isinstance(files, str) else files or []:
+    for name in as_list(files):
         path = Path(name)
         if not path.is_file():
             command = command_that_makes(name, made_by)
@@ -97,7 +97,7 @@ def manifest_beside(path: Path) -> dict[str, Any]:
 
 def check_prompt(files: str | Sequence[str] | None, template: str | None) -> None:
     """Raise UserError if the data was made with another chat template than the run's; its manifest records it."""
-    for name in [files] if isinstance(files, str) else files or []:
+    for name in as_list(files):
         made = manifest_beside(Path(name)).get("configuration", {}).get("prompt")
         if made and made.get("chat_template") != template:
             raise UserError(

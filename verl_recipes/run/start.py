@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from data_prep.cli import UserError
+from data_prep.cli import UserError, as_list
 from verl_recipes.measure.batch import component_metrics
 from verl_recipes.run.checkpoints import last_checkpoint, remove_old, sealing
 from verl_recipes.run.cluster import in_job, join_cluster
@@ -62,7 +62,7 @@ def as_verl_wants(cfg: DictConfig, trainer: dict[str, Any]) -> dict[str, Any]:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["trainer"] |= trainer
     files, validation = config["data"]["val_files"], config["actor_rollout_ref"]["rollout"]["val_kwargs"]
-    config["data"]["val_files"] = ([files] if isinstance(files, str) else files) * validation["n"]
+    config["data"]["val_files"] = as_list(files) * validation["n"]
     validation["n"] = 1
     return config
 
