@@ -131,8 +131,11 @@ def of_kind(command: psutil.Popen, kind: str) -> psutil.Process | None:
                 found.append(process)
         except psutil.Error:
             continue
-    if kind == "fork server":  # the forks that did not name themselves have its command line
+    # The driver has the command line of the server, which it forked, and of the server's forks without another name.
+    if KINDS.get(kind) == "verl.trainer.main_ppo":
         found = [process for process in found if process.ppid() == command.pid]
+    if kind == "fork server":
+        found = [process for process in found if process.parent().ppid() == command.pid]
     return random.choice(found) if found else None
 
 

@@ -65,13 +65,15 @@ class Command:
                 continue
         return found
 
-    def assert_nothing_is_left(self, patience=30):
-        """No process, and with them no Ray session; no shared-memory segment, no folder of temporary files."""
+    def assert_nothing_is_left(self, patience=60):
+        """No process, and with them no Ray session; no shared-memory segment, no folder of temporary files.
+
+        What another test's killed run left is removed by that run's next start, so it is waited for.
+        """
         deadline = time.monotonic() + patience
-        while (left := self.processes()) and time.monotonic() < deadline:
+        while (left := [*self.processes(), *(temporary_files() - self.files)]) and time.monotonic() < deadline:
             time.sleep(0.5)
-        assert not left, [process.cmdline() for process in left]
-        assert temporary_files() <= self.files
+        assert not left, left
 
 
 def train(run_dir, *overrides):

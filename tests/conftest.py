@@ -15,6 +15,14 @@ if "NEW_EXAMPLES" not in os.environ:
     settings.load_profile("same")
 
 
+def pytest_collection_modifyitems(items):
+    """With pytest-xdist one worker runs all tests that look at one run, so that it is made once."""
+    for item in items:
+        if item.get_closest_marker("end_to_end"):
+            shares = {"resumed", "evaluations", "two_nodes"} & set(item.fixturenames)
+            item.add_marker(pytest.mark.xdist_group("runs that tests share" if shares else "runs of their own"))
+
+
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory):
     """Overrides that name a small data set; beside it lie sets out of distribution."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,9 @@ from verl_recipes.cpu.forkserver import HEADER
 from verl_recipes.run.supervise import start_forkserver
 
 pytestmark = pytest.mark.end_to_end
+ENVIRONMENT = os.environ | {"VERL_PLATFORM": "cpu"}
+WORKER = ENVIRONMENT | {"RAY_JOB_ID": "01000000"}  # as Ray starts a worker
+SLEEP = ["-c", "import time; time.sleep(600)"]
 TELL = """
 import json, os, sys
 fd = int(sys.argv[2])
@@ -32,15 +36,12 @@ sys.exit(7)
 
 @pytest.fixture(scope="module")
 def server():
-    """The executable, and the process of the server behind it."""
-    folder, started = Path(tempfile.mkdtemp(dir="/tmp")), []
-    environment = os.environ | {"VERL_PLATFORM": "cpu"}
-    start_forkserver(
-        folder, lambda command, **options: started.append(subprocess.Popen(command, env=environment, **options))
-    )
-    yield folder / "python", started[0]
-    started[0].kill()
-    started[0].wait()
+    """The executable, the process of the server behind it, and one that it forked as it does Ray's services."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    process = start_forkserver(folder / "python", partial(subprocess.Popen, env=ENVIRONMENT))
+    yield folder / "python", process, subprocess.Popen([folder / "python", *SLEEP], env=ENVIRONMENT)
+    process.kill()
+    process.wait()
     shutil.rmtree(folder)
 
 
@@ -48,7 +49,7 @@ def told(python, folder):
     """What a process started with `python` says of itself."""
     reading, writing = os.pipe()
     os.write(writing, b"from the pipe")
-    environment = os.environ | {"ONLY_HERE": "x y", "VERL_PLATFORM": "cpu"}
+    environment = WORKER | {"ONLY_HERE": "x y"}
     command = [python, "-u", "-X", "utf8", "-c", TELL, "a b", str(reading)]
     done = subprocess.run(
         command, cwd=folder, env=environment, input="typed", pass_fds=[reading], capture_output=True, text=True
@@ -68,10 +69,9 @@ def test_a_process_is_as_python_itself_starts_it_but_for_the_imports_that_are_do
 
 
 def test_a_signal_passes_through_the_executable_in_both_directions(server):
-    environment = os.environ | {"VERL_PLATFORM": "cpu"}
     loop = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(600)"
     for send, target in ((signal.SIGTERM, "executable"), (signal.SIGKILL, "fork")):
-        process = subprocess.Popen([server[0], "-c", loop], env=environment, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen([server[0], "-c", loop], env=WORKER, stdout=subprocess.PIPE, text=True)
         fork = int(process.stdout.readline())
         assert fork != process.pid
         os.kill({"executable": process.pid, "fork": fork}[target], send)
@@ -81,48 +81,67 @@ def test_a_signal_passes_through_the_executable_in_both_directions(server):
 
 
 def test_the_server_survives_callers_that_are_killed_and_ends_their_forks(server):
-    python, process = server
-    arguments = ["-c", "import time; time.sleep(600)"]
-    request = {"arguments": arguments, "environment": dict(os.environ), "folder": "/", "files": [2]}
+    python, process, service = server
+    request = {"arguments": SLEEP, "environment": dict(os.environ), "folder": "/", "files": [2]}
     body = json.dumps(request).encode()
     for sent in (b"", HEADER.pack(len(body)), HEADER.pack(len(body)) + body):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(python.with_name("python.socket")))
             if sent:
                 socket.send_fds(connection, [sent], [2])
-    assert subprocess.run([python, "-c", "pass"], env=os.environ | {"VERL_PLATFORM": "cpu"}).returncode == 0
-    assert process.poll() is None
+    assert subprocess.run([python, "-c", "pass"], env=WORKER).returncode == 0
+    assert process.poll() is service.poll() is None
     deadline = time.monotonic() + 30
-    while left := psutil.Process(process.pid).children():
+    while len(left := psutil.Process(process.pid).children()) > 1:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
 
 
 def test_without_its_server_the_executable_is_python(tmp_path):
     """Where the server ends before it has answered, and where nobody listens."""
-    folder, started = Path(tempfile.mkdtemp(dir="/tmp")), []
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    python = folder / "python"
     try:
-        python = start_forkserver(
-            folder, lambda command, **options: started.append(subprocess.Popen(["sleep", "2"], **options))
-        )
+        sleep = start_forkserver(python, lambda command, **options: subprocess.Popen(["sleep", "2"], **options))
         assert told(python, tmp_path) == told(sys.executable, tmp_path)
-        started[0].wait()
+        sleep.wait()
         time.sleep(0.1)
         assert told(python, tmp_path) == told(sys.executable, tmp_path)
     finally:
         shutil.rmtree(folder)
 
 
-def test_a_process_outlives_its_server_and_the_executable_waits_for_it(server):
-    """The last test that has the server."""
-    environment = os.environ | {"VERL_PLATFORM": "cpu"}
+def test_a_worker_outlives_its_server_and_a_service_of_rays_does_not(server):
+    """The last test that has the server: the executable waits for the worker's end."""
     code = "import sys; print('started', flush=True); sys.stdin.read(); print('ended')"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen([server[0], "-c", code], env=environment, text=True, **pipes)
-    assert process.stdout.readline() == "started\n"
+    worker = subprocess.Popen([server[0], "-c", code], env=WORKER, text=True, **pipes)
+    assert worker.stdout.readline() == "started\n"
     server[1].kill()
     server[1].wait()
+    assert server[2].wait(timeout=30) == 1  # how a process ended, only the server could say
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=1)
-    assert process.communicate(timeout=30)[0] == "ended\n"
-    assert process.returncode == 1  # how it ended, only the server could say
+        worker.wait(timeout=1)
+    assert worker.communicate(timeout=30)[0] == "ended\n"
+    assert worker.returncode == 1
+
+
+def test_the_process_that_forks_the_server_goes_on_as_python_with_its_arguments_and_takes_the_server_with_it():
+    """As verl's driver does, whose own `sys.executable` asks the server."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    tell = (
+        "import os, subprocess, sys; print(os.getpid(), sys.argv, subprocess.call([sys.executable, '-c', 'exit(3)']))"
+    )
+    code = ["-c", f"{tell}; print(sys.executable, flush=True); sys.stdin.read()", "a b"]
+    quiet = ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"}
+    start = partial(subprocess.Popen, env=quiet, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        driver = start_forkserver(folder / "python", start, code)
+        assert driver.stdout.readline() == f"{driver.pid} ['-c', 'a b'] 3\n"
+        assert driver.stdout.readline() == f"{folder / 'python'}\n"
+        (server,) = psutil.Process(driver.pid).children()
+        driver.kill()
+        driver.wait()
+        server.wait(timeout=30)
+    finally:
+        shutil.rmtree(folder)

@@ -1,11 +1,12 @@
 """A `python` that starts in milliseconds, because verl, torch and vLLM are already imported.
 
-A run on a CPU starts a dozen processes, mostly one after another, and each would spend ten seconds on the same imports
-(docs/performance.md). Instead one server imports everything once. An executable that takes the arguments of `python`
-(run/supervise.py, start_forkserver) asks it for a fork, and the fork continues with these arguments and with the
-caller's environment, folder and open files. Ray starts its workers with that executable (its
-`runtime_env.py_executable`), and vLLM its engine (`multiprocessing.set_executable`). If the server is gone or has
-failed, the executable runs the real Python instead, and the run is only slower.
+A run on a CPU starts a dozen processes, mostly one after another, and each would spend ten seconds on much the same
+imports (docs/performance.md). The process that becomes verl's driver imports all that does not need Ray, and forks a
+server. An executable that takes the arguments of `python` (run/supervise.py, start_forkserver) asks the server for a
+fork, which goes on with these arguments and with the caller's environment, folder and open files. With that executable
+Ray starts its services (the driver's `sys.executable`) and its workers (the `runtime_env.py_executable`), and vLLM its
+engine (`multiprocessing.set_executable`). If the server is gone or has failed, the executable becomes the real Python,
+and the run is slower and nothing else.
 
 This file is both sides. The executable runs it by path, without site-packages, and imports very little.
 """
@@ -24,11 +25,20 @@ from typing import Any
 
 HEADER = struct.Struct("!I")
 FILES = 250  # Linux passes 253 in one message
-# What the processes of a run import: trainer, training worker, vLLM's server and its engine. Ray reads a part of its
-# environment only when it is loaded (the job and the raylet's process, ray_internal_flag_def.h), so it is imported with
-# the environment of the first caller.
-BEFORE_RAY = ("pandas", "pyarrow", "torch", "transformers", "tensordict", "datasets", "peft", "vllm")
-MODULES = (
+WORKER = "RAY_JOB_ID"  # environment variable that Ray's raylet sets for the workers that it starts
+# What the driver, the trainer, a training worker, vLLM's server and its engine import. Ray reads its job's environment
+# when it is loaded (the job and the raylet's process, ray_internal_flag_def.h), and the first worker brings that.
+BEFORE_RAY = (
+    "pandas",
+    "pyarrow",
+    "torch",
+    "transformers",
+    "tensordict",
+    "datasets",
+    "peft",
+    "vllm.entrypoints.openai.api_server",
+)
+WITH_RAY = (
     "ray._private.workers.default_worker",
     "verl.trainer.main_ppo",
     "verl.trainer.ppo.v1",
@@ -97,6 +107,13 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
         raise
 
 
+def end_with_parent() -> None:
+    """A fork does not have this of its parent."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG (linux/prctl.h)
+
+
 def become(request: dict[str, Any], files: list[int]) -> None:
     """In the fork: take over the caller's files, environment and folder, and run its arguments."""
     import fcntl
@@ -111,6 +128,8 @@ def become(request: dict[str, Any], files: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
+    if "ray" not in sys.modules:  # one of Ray's services, which would outlive the driver
+        end_with_parent()
     import torch
 
     # Repeat what these libraries read from the environment when they were imported.
@@ -143,14 +162,19 @@ def run(arguments: list[str]) -> None:
         runpy.run_path(rest[0], run_name="__main__")
 
 
-def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Fork for every caller; early callers wait for the imports. Returns only in a fork: the request and its files."""
+def load(names: tuple[str, ...]) -> None:
+    """Import modules, and keep collections of garbage in the forks from copying every page."""
     import gc
 
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARN")  # as verl sets it for its workers; vLLM reads it at import
-    for name in BEFORE_RAY:
+    for name in names:
         import_module(name)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the processes that run something
+    gc.collect()
+    gc.freeze()
+
+
+def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Fork for every caller; who comes before the imports are done waits. Returns in a fork: what it is to become."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for those who run something
     selector = selectors.DefaultSelector()
     selector.register(server, selectors.EVENT_READ)
     while True:
@@ -168,14 +192,11 @@ def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 request, files = receive(connection)
             except (OSError, ValueError, struct.error):  # the caller was killed while it asked
                 continue
-            if "ray" not in sys.modules:
+            if "ray" not in sys.modules and WORKER in request["environment"]:
                 os.environ.update(request["environment"])
-                for name in MODULES:
-                    import_module(name)
+                load(WITH_RAY)
                 # For vLLM's engine: Ray brings a copy of this library, and only one of the two finds a process's title.
                 sys.modules["setproctitle"] = sys.modules["ray._raylet"]
-                gc.collect()
-                gc.freeze()  # so that collections in the forks do not copy every page
             child = os.fork()
             if child == 0:
                 selector.close()
@@ -189,9 +210,23 @@ def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
             selector.register(os.pidfd_open(child), selectors.EVENT_READ, (child, connection))
 
 
+def fork_server(server: socket.socket, python: str, arguments: list[str]) -> None:
+    """Fork the server, and go on as `python ARGUMENTS`; without arguments this process is the server."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARN")  # verl's, for its workers; vLLM reads it when it is imported
+    load(BEFORE_RAY)
+    if arguments and os.fork():
+        server.close()  # otherwise a caller would wait for an answer where the server is gone
+        sys.executable = python
+        run(arguments)
+        return
+    if arguments:
+        end_with_parent()
+    become(*serve(server))
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "--serve":
-        become(*serve(socket.socket(fileno=int(sys.argv[2]))))
+        fork_server(socket.socket(fileno=int(sys.argv[2])), sys.argv[3], sys.argv[4:])
     else:  # the executable
         ask(sys.argv[1], sys.argv[2:])
         os.execv(sys.executable, [sys.executable, *sys.argv[2:]])

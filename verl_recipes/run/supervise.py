@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
@@ -62,7 +62,7 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
     """
     where = [f"--config-path={run.path.resolve()}", f"--config-name={run.verl_config.stem}"]
     quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *where, *quiet]
+    command = ["-m", "verl.trainer.main_ppo", *where, *quiet]
     deadline = float("inf")
 
     def terminated(*_: object) -> None:
@@ -79,10 +79,11 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
             environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else LOCAL)
             begin = partial(start, environment=environment, output=output)
             if environment.get("VERL_PLATFORM") == "cpu" and not in_job():
-                python = start_forkserver(scratch, begin)
-                environment[PYTHON] = str(python)
+                environment[PYTHON] = python = str(scratch / "python")
                 command.append(f"++ray_kwargs.ray_init.runtime_env.py_executable={python}")
-            verl = begin(command)
+                verl = start_forkserver(Path(python), begin, command)
+            else:
+                verl = begin([sys.executable, *command])
             if died := wait_for_end(verl, scratch, watch, lambda: time.monotonic() > deadline):
                 output.write(f"RuntimeError: {died} died, and verl would wait for it for ever\n")
             if run.stop.exists():
@@ -173,16 +174,22 @@ def who_died(watched: dict[psutil.Process, tuple[str, float]]) -> str:
     return next((name for name, seen in watched.values() if now - seen > DEAD), "")
 
 
-def start_forkserver(scratch: Path, start: Callable[..., Any]) -> Path:
-    """Start the server of cpu/forkserver.py with `start`; returns the executable that asks it for a process."""
-    python, address = scratch / "python", scratch / "python.socket"
+def start_forkserver(
+    python: Path, start: Callable[..., subprocess.Popen[bytes]], arguments: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """Start `python ARGUMENTS` with `start`; it forks the server of cpu/forkserver.py, or without arguments becomes it.
+
+    Args:
+        python: becomes the executable that asks the server for processes.
+    """
+    address = python.with_suffix(".socket")
     program = str(Path(__file__).parent.parent / "cpu" / "forkserver.py")
     ask = shlex.join([sys.executable, "-IS", program, str(address)])
-    python.write_text(f'#!/bin/sh\nexec {ask} "$@"\n')
+    python.write_text(f'#!/bin/sh\nexec {ask} "$@"\n', encoding="utf-8")
     python.chmod(0o755)
     with socket.create_server(str(address), family=socket.AF_UNIX, backlog=64) as server:
-        start([sys.executable, "-P", program, "--serve", str(server.fileno())], pass_fds=[server.fileno()])
-    return python
+        command = [sys.executable, "-P", program, "--serve", str(server.fileno()), str(python), *arguments]
+        return start(command, pass_fds=[server.fileno()])
 
 
 def is_terminated(pid: int) -> bool:
