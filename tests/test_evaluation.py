@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from test_measure import sample
 
-from data_prep.cli import CONFIGS, UserError, check
+from data_prep.cli import CONFIGS, UserError, check, quoted
 from verl_recipes import evaluate, export, play
 from verl_recipes.measure.evaluation import measure
 from verl_recipes.reporting.text import interval
@@ -278,16 +278,16 @@ def test_the_evaluation_page_lists_every_figure_and_option(name):
         assert f"`{each}`" in text or f"{each}=" in text
 
 
-EVALUATION = ["n=2", "batch=8", "data.max_response_length=64"]
-
-
 @pytest.fixture(scope="module")
-def evaluations(run_dir, data, tmp_path_factory):
-    """The same evaluation twice: killed with its process group after the first batch and started again; and whole."""
-    folder = tmp_path_factory.mktemp("evaluations")
+def evaluations(resumed, small_data, tmp_path_factory):
+    """The same evaluation of a run twice: killed with its process group after the first batch and started again; whole.
+
+    Of 48 problems in three sets, each sampled four times and once greedily.
+    """
+    folder, data = tmp_path_factory.mktemp("evaluations"), Path(small_data[0].partition("=")[2]).parent
 
     def start(name):
-        arguments = [f"model={run_dir}", f"data={data}", f"out={folder / name}", *EVALUATION]
+        arguments = [f"model={quoted(resumed['run_dir'])}", f"data={data}", f"out={folder / name}", "n=4", "batch=16"]
         return Command(sys.executable, "-m", "verl_recipes.evaluate", *arguments)
 
     written = folder / "killed" / "samples" / "validation" / "0.jsonl"
@@ -300,36 +300,48 @@ def evaluations(run_dir, data, tmp_path_factory):
     for name in ("killed", "whole"):
         commands[name] = start(name)
         assert commands[name].wait() == 0, commands[name].output
+        commands[name].assert_nothing_is_left()
     return {"folder": folder, "before": before, "output": commands["killed"].output}
 
 
 @pytest.mark.end_to_end
 def test_a_killed_evaluation_continues_and_one_seed_gives_one_result(evaluations):
     folder, before = evaluations["folder"], evaluations["before"]
-    assert before in (24, 48, 72)  # whole batches of 8 problems, each sampled twice and once greedily
-    kept = int(re.search(r"(\d+) of 108\s+responses are there", evaluations["output"])[1])
+    assert before in (80, 160)  # whole batches
+    kept = int(re.search(r"(\d+) of 240\s+responses are there", evaluations["output"])[1])
     assert kept >= before  # a worker may finish one batch more before it notices that it is alone
-    assert kept % 24 == 0
-    for kind, rows in (("validation", 72), ("greedy", 36)):
+    assert kept % 80 == 0
+    for kind, rows in (("validation", 192), ("greedy", 48)):
         texts = [(folder / name / "samples" / kind / "0.jsonl").read_text() for name in ("killed", "whole")]
         assert texts[0] == texts[1]
         assert len(texts[0].splitlines()) == rows
     killed, whole = (json.loads((folder / name / "summary.json").read_text()) for name in ("killed", "whole"))
     assert {key: killed[key] for key in killed if key != "cost"} == {key: whole[key] for key in whole if key != "cost"}
     assert killed["cost"]["response tokens"] == whole["cost"]["response tokens"]
-    assert whole["by"]["set"].keys() == {"test", "ood_needs_product"}
+    assert whole["by"]["set"].keys() == {"test", "ood_5_numbers", "ood_needs_product"}
     assert {path.name for path in (folder / "killed" / "samples").iterdir()} == {"events.jsonl", "greedy", "validation"}
 
 
 @pytest.mark.end_to_end
-def test_a_server_of_the_exported_model_writes_what_the_rollout_engine_wrote(evaluations, exported):
+def test_evaluate_measures_a_run_as_the_run_measured_itself(evaluations, resumed):
+    theirs = json.loads((resumed["run_dir"] / "summary.json").read_text())["trained"]
+    whole = json.loads((evaluations["folder"] / "whole" / "summary.json").read_text())
+    ours = whole["by"]["set"]["test"]
+    assert ours["problems"] == theirs["problems"] == 16
+    assert abs(ours["response_tokens"] - theirs["response_tokens"]) < 8
+    assert whole["pass@4"] >= whole["pass@2"] >= whole["mean@4"] == pytest.approx(whole["pass@1"])
+
+
+@pytest.mark.end_to_end
+def test_a_server_of_the_exported_model_writes_what_the_rollout_engine_wrote(evaluations, resumed, tmp_path):
+    export.export(resumed["run_dir"], tmp_path / "model", "float32")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ["--host=127.0.0.1", f"--port={port}", "--enforce-eager", "--max-model-len=512", "--dtype=float32"]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1"}
     vllm = str(Path(sys.executable).with_name("vllm"))
-    server = Command("env", *map("=".join, environment.items()), vllm, "serve", exported["float32"], *options)
+    server = Command("env", *map("=".join, environment.items()), vllm, "serve", tmp_path / "model", *options)
     try:
         address = f"http://127.0.0.1:{port}"
 
@@ -343,7 +355,7 @@ def test_a_server_of_the_exported_model_writes_what_the_rollout_engine_wrote(eva
         rows = read_lines(evaluations["folder"] / "whole" / "samples" / "greedy" / "0.jsonl")
         for row in rows:
             content = {"role": "user", "content": row["prompt"]}
-            body = {"model": str(exported["float32"]), "messages": [content], "temperature": 0, "max_tokens": 64}
+            body = {"model": str(tmp_path / "model"), "messages": [content], "temperature": 0, "max_tokens": 64}
             request = urllib.request.Request(
                 f"{address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
             )

@@ -36,12 +36,17 @@ sys.exit(7)
 
 @pytest.fixture(scope="module")
 def server():
-    """The executable, the process of the server behind it, and one that it forked as it does Ray's services."""
+    """The executable, verl's driver (here it only waits), the server, and a fork as one of Ray's services is one."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    process = start_forkserver(folder / "python", partial(subprocess.Popen, env=ENVIRONMENT))
-    yield folder / "python", process, subprocess.Popen([folder / "python", *SLEEP], env=ENVIRONMENT)
-    process.kill()
-    process.wait()
+    tell = "import os, sys; print(os.getpid(), sys.argv, sys.executable, flush=True); sys.stdin.read()"
+    quiet, pipe = ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"}, subprocess.PIPE
+    start = partial(subprocess.Popen, env=quiet, stdin=pipe, stdout=pipe, text=True)
+    driver = start_forkserver(folder / "python", start, ["-c", tell, "a b"])
+    assert driver.stdout.readline() == f"{driver.pid} ['-c', 'a b'] {folder / 'python'}\n"
+    service = subprocess.Popen([folder / "python", *SLEEP], env=ENVIRONMENT)
+    yield folder / "python", driver, psutil.Process(driver.pid).children()[0], service
+    driver.kill()
+    driver.wait()
     shutil.rmtree(folder)
 
 
@@ -81,7 +86,7 @@ def test_a_signal_passes_through_the_executable_in_both_directions(server):
 
 
 def test_the_server_survives_callers_that_are_killed_and_ends_their_forks(server):
-    python, process, service = server
+    python, _, process, service = server
     request = {"arguments": SLEEP, "environment": dict(os.environ), "folder": "/", "files": [2]}
     body = json.dumps(request).encode()
     for sent in (b"", HEADER.pack(len(body)), HEADER.pack(len(body)) + body):
@@ -90,9 +95,10 @@ def test_the_server_survives_callers_that_are_killed_and_ends_their_forks(server
             if sent:
                 socket.send_fds(connection, [sent], [2])
     assert subprocess.run([python, "-c", "pass"], env=WORKER).returncode == 0
-    assert process.poll() is service.poll() is None
+    assert process.is_running()
+    assert service.poll() is None
     deadline = time.monotonic() + 30
-    while len(left := psutil.Process(process.pid).children()) > 1:
+    while len(left := process.children()) > 1:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
 
@@ -111,37 +117,17 @@ def test_without_its_server_the_executable_is_python(tmp_path):
         shutil.rmtree(folder)
 
 
-def test_a_worker_outlives_its_server_and_a_service_of_rays_does_not(server):
+def test_the_server_ends_with_the_driver_and_rays_services_with_the_server_and_a_worker_ends_by_itself(server):
     """The last test that has the server: the executable waits for the worker's end."""
+    python, driver, process, service = server
     code = "import sys; print('started', flush=True); sys.stdin.read(); print('ended')"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    worker = subprocess.Popen([server[0], "-c", code], env=WORKER, text=True, **pipes)
+    worker = subprocess.Popen([python, "-c", code], env=WORKER, text=True, **pipes)
     assert worker.stdout.readline() == "started\n"
-    server[1].kill()
-    server[1].wait()
-    assert server[2].wait(timeout=30) == 1  # how a process ended, only the server could say
+    driver.kill()
+    process.wait(timeout=30)
+    assert service.wait(timeout=30) == 1  # how a process ended, only the server could say
     with pytest.raises(subprocess.TimeoutExpired):
         worker.wait(timeout=1)
     assert worker.communicate(timeout=30)[0] == "ended\n"
     assert worker.returncode == 1
-
-
-def test_the_process_that_forks_the_server_goes_on_as_python_with_its_arguments_and_takes_the_server_with_it():
-    """As verl's driver does, whose own `sys.executable` asks the server."""
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))
-    tell = (
-        "import os, subprocess, sys; print(os.getpid(), sys.argv, subprocess.call([sys.executable, '-c', 'exit(3)']))"
-    )
-    code = ["-c", f"{tell}; print(sys.executable, flush=True); sys.stdin.read()", "a b"]
-    quiet = ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "ERROR"}
-    start = partial(subprocess.Popen, env=quiet, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        driver = start_forkserver(folder / "python", start, code)
-        assert driver.stdout.readline() == f"{driver.pid} ['-c', 'a b'] 3\n"
-        assert driver.stdout.readline() == f"{folder / 'python'}\n"
-        (server,) = psutil.Process(driver.pid).children()
-        driver.kill()
-        driver.wait()
-        server.wait(timeout=30)
-    finally:
-        shutil.rmtree(folder)

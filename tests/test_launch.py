@@ -392,10 +392,36 @@ def samples_of(run_dir, *keys):
 
 @pytest.fixture(scope="module")
 def on_two(two_nodes, tmp_path_factory, small_data):
-    """The run folder over two nodes, where everything on the second was killed after step 3, and it came back."""
-    folder = tmp_path_factory.mktemp("two")
-    run_dir, output = folder / "run", folder / "output.txt"
-    command = two_nodes.submission(f"run_dir={run_dir}", "trainer.restarts=2", *TWO_NODES, *RESUMED, *small_data)
+    """The folder of a run of two steps over two nodes, and the command that made it."""
+    run_dir = tmp_path_factory.mktemp("two") / "run"
+    arguments = [f"run_dir={run_dir}", *TWO_NODES, *RESUMED, *small_data]
+    result = two_nodes.submit(*arguments, "trainer.total_training_steps=2")
+    assert result.returncode == 0, result.stdout + result.stderr
+    return run_dir, arguments
+
+
+@pytest.mark.end_to_end
+def test_a_run_over_two_nodes_has_a_rank_on_each_and_steps_as_on_one(two_nodes, on_two, resumed):
+    """For as long as the other run was not killed: vLLM's sampling is not in a checkpoint."""
+    run_dir, _ = on_two
+    for node in (0, 1):
+        logs = (two_nodes.folder / str(node)).glob("session_latest/logs/worker-*.out")
+        assert any(":actor_name:WorkerDict" in log.read_text() for log in logs), node
+    assert len(list((run_dir / "checkpoints/global_step_2/actor").glob("model_world_size_2_rank_*.pt"))) == 2
+    assert len(steps_of(run_dir)[:2]) == 2
+    for data, there in zip(steps_of(run_dir)[:2], steps_of(resumed["run_dir"])[:2], strict=True):
+        assert 0 < data["actor/grad_norm"] == pytest.approx(there["actor/grad_norm"], rel=1e-4)
+    assert min(data[name] for data in steps_of(run_dir) for name in AGREEMENT if name in data) >= 0.999
+    same = [samples_of(folder, "prompt", "response")[:2] for folder in (run_dir, resumed["run_dir"])]
+    assert same[0] == same[1]
+
+
+@pytest.mark.long
+@pytest.mark.end_to_end
+def test_a_node_that_dies_is_waited_for_and_no_step_is_lost_or_repeated(two_nodes, on_two, resumed, tmp_path):
+    """The run goes on to a fourth step; everything on the second node is killed after the third, and it comes back."""
+    (run_dir, arguments), output = on_two, tmp_path / "output.txt"
+    command = two_nodes.submission(*arguments, "trainer.restarts=2")
 
     def wait_for(condition, seconds=600):
         deadline = time.monotonic() + seconds
@@ -416,25 +442,6 @@ def on_two(two_nodes, tmp_path_factory, small_data):
         assert client.wait(timeout=600) == 0, output.read_text()
     finally:
         client.kill()
-    return run_dir
-
-
-@pytest.mark.end_to_end
-def test_a_run_over_two_nodes_has_a_rank_on_each_and_steps_as_on_one(two_nodes, on_two, resumed):
-    """Until the node died, and that run was killed: vLLM's sampling is not in a checkpoint."""
-    for node in (0, 1):
-        logs = (two_nodes.folder / str(node)).glob("session_latest/logs/worker-*.out")
-        assert any(":actor_name:WorkerDict" in log.read_text() for log in logs), node
-    assert len(list((on_two / "checkpoints/global_step_4/actor").glob("model_world_size_2_rank_*.pt"))) == 2
-    for data, there in zip(steps_of(on_two)[:2], steps_of(resumed["run_dir"])[:2], strict=True):
-        assert 0 < data["actor/grad_norm"] == pytest.approx(there["actor/grad_norm"], rel=1e-4)
-    assert min(data[name] for data in steps_of(on_two) for name in AGREEMENT if name in data) >= 0.999
-    same = [samples_of(run_dir, "prompt", "response")[:2] for run_dir in (on_two, resumed["run_dir"])]
-    assert same[0] == same[1]
-
-
-@pytest.mark.end_to_end
-def test_a_node_that_dies_is_waited_for_and_no_step_is_lost_or_repeated(on_two, resumed):
-    assert [data["training/global_step"] for data in steps_of(on_two)] == [1, 2, 3, 4]
-    assert samples_of(on_two, "prompt") == samples_of(resumed["run_dir"], "prompt")
-    assert json.loads((on_two / "summary.json").read_text())["steps"] == 4
+    assert [data["training/global_step"] for data in steps_of(run_dir)] == [1, 2, 3, 4]
+    assert samples_of(run_dir, "prompt") == samples_of(resumed["run_dir"], "prompt")
+    assert json.loads((run_dir / "summary.json").read_text())["steps"] == 4

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.end_to_end
 VOCABULARY = 150_000  # with 128 columns in fp32 the embedding has 77 MB, more than a bucket of weights
 
 
-@pytest.fixture(params=["llama", "qwen2", "qwen3"])
+@pytest.fixture(params=["llama", *(pytest.param(name, marks=pytest.mark.long) for name in ("qwen2", "qwen3"))])
 def model(request, tmp_path):
     """A folder with a random model, saved in bf16 as most are; Llama's head is not tied to its embedding."""
     torch = pytest.importorskip("torch")
