@@ -9,6 +9,8 @@ import pytest
 from commands import RESUMED, ROOT, listeners, metrics_of, titles, train, workers_of
 from hypothesis import settings
 
+from verl_recipes.run.folder import read_lines
+
 # The same examples each time, so that a change is judged by the change; tests/run.sh --all draws new ones.
 settings.register_profile("same", derandomize=True)
 if "NEW_EXAMPLES" not in os.environ:
@@ -36,7 +38,7 @@ def small_data(tmp_path_factory):
 def resumed(tmp_path_factory, small_data):
     """A run of 4 steps, saved every 2, killed with its whole process group after step 3 and started again.
 
-    There, after step 3 once more, the training worker alone is killed, and the run goes on by itself. Two steps are an
+    There, in step 3 once more, the training worker alone is killed, and the run goes on by itself. Two steps are an
     epoch, so the run is twice resumed at the end of one.
     """
     run_dir = tmp_path_factory.mktemp("runs") / "resumed [1] 中文='~ {x}"  # a path as people have them
@@ -49,8 +51,10 @@ def resumed(tmp_path_factory, small_data):
     first.wait_for(third_step_is_done)
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.communicate()
+    events = run_dir / "samples" / "events.jsonl"
+    before = len(read_lines(events))
     second = train(run_dir, *arguments, "trainer.restarts=1")
-    second.wait_for(lambda: workers_of(second) and third_step_is_done())  # the first run's metrics are gone by then
+    second.wait_for(lambda: any(event["split"] == "train" for event in read_lines(events)[before:]))
     worker = workers_of(second)[0]
     names, parent, listening = set(titles(second).values()), worker.parent().cmdline(), listeners(second)
     worker.kill()
