@@ -24,7 +24,7 @@ def checkpoint_steps(checkpoints: Path) -> list[int]:
 def checkpoint_error(checkpoint: Path) -> str:
     """Which file of a checkpoint is damaged or missing, as a sentence; "" for none.
 
-    By its SHA256SUMS, or if it was not written any more, by the checksums that torch keeps in its files.
+    SHA256SUMS decides. If the run was killed before it was written, the checksums in torch's files do.
     """
     if (checkpoint / SUMS).is_file():
         return changed(checkpoint)
@@ -107,9 +107,10 @@ def sealing(checkpoints: Path) -> Iterator[None]:
     At the end the block waits for those that are left, unless it ends by Ctrl-C.
     """
     last, ended, patient = last_checkpoint(checkpoints), threading.Event(), True
-    for step in checkpoint_steps(checkpoints):
-        if step > last:  # it does not count, and is saved again
-            (checkpoints / f"global_step_{step}" / SUMS).unlink(missing_ok=True)
+    for sums in checkpoints.glob(f"global_step_*/{SUMS}"):
+        step = sums.parent.name.removeprefix("global_step_")
+        if step.isdecimal() and int(step) > last:  # it does not count, and is saved again
+            sums.unlink(missing_ok=True)
 
     def work() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # training goes first
