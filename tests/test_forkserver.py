@@ -85,6 +85,14 @@ def test_a_signal_passes_through_the_executable_in_both_directions(server):
             os.kill(fork, 0)
 
 
+def test_two_forks_draw_different_ids_from_rays_random_numbers(server):
+    """From those of one state two agent loop workers would give their tasks one id, and vLLM's servers would die."""
+    code = "from ray import WorkerID; print(WorkerID.from_random().hex())"
+    environment = os.environ | {"VERL_PLATFORM": "cpu"}
+    drawn = [subprocess.check_output([server[0], "-c", code], env=environment, text=True) for _ in range(2)]
+    assert drawn[0] != drawn[1]
+
+
 def test_the_server_survives_callers_that_are_killed_and_ends_their_forks(server):
     python, _, process, service = server
     request = {"arguments": SLEEP, "environment": dict(os.environ), "folder": "/", "files": [2]}

@@ -19,7 +19,8 @@ import signal
 import socket
 import struct
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -162,6 +163,23 @@ def run(arguments: list[str]) -> None:
         runpy.run_path(rest[0], run_name="__main__")
 
 
+@contextmanager
+def rays_numbers_untouched() -> Iterator[None]:
+    """Import modules without a draw from Ray's random numbers, of whose state every fork has a copy.
+
+    Ray's ids come from them. It draws one for every class that becomes an actor's, as some of verl's do when they are
+    imported. After that, two forks would give their tasks the same ids, and an actor that gets two tasks of one id dies
+    ("Check failed: erased == 1").
+    """
+    from types import SimpleNamespace
+
+    actor: Any = import_module("ray.actor")
+    kind = actor.ActorClassID
+    actor.ActorClassID = SimpleNamespace(from_random=lambda: kind(os.urandom(kind.size())))
+    yield
+    actor.ActorClassID = kind
+
+
 def load(names: tuple[str, ...]) -> None:
     """Import modules, and keep collections of garbage in the forks from copying every page."""
     import gc
@@ -194,7 +212,8 @@ def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 continue
             if "ray" not in sys.modules and WORKER in request["environment"]:
                 os.environ.update(request["environment"])
-                load(WITH_RAY)
+                with rays_numbers_untouched():
+                    load(WITH_RAY)
                 # For vLLM's engine: Ray brings a copy of this library, and only one of the two finds a process's title.
                 sys.modules["setproctitle"] = sys.modules["ray._raylet"]
             child = os.fork()
