@@ -7,16 +7,15 @@ byte is allocated; Qwen2.5-3B takes 20 s on a CPU.
 
 import hashlib
 import json
-import os
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from inspect import getsource
-from pathlib import Path
 from types import MethodType
 from typing import Any
 
 from verl_recipes.planning.model import BYTES
+from verl_recipes.settings.configuration import user_cache
 
 PIECE = 512  # tokens; verl.utils.experimental.torch_functional.FusedLinearForPPO's chunk_size
 
@@ -50,8 +49,7 @@ def cached(work: Pass) -> dict[str, float]:
     import torch
 
     key = json.dumps([asdict(work), torch.__version__, getsource(sys.modules[__name__])])
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = home / "countdown-zero" / "plan" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    path = user_cache("plan") / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError):  # it is not there, or a plan that was killed left a part of it
         return json.loads(path.read_text(encoding="utf-8"))
     result = track(work)

@@ -9,6 +9,7 @@ CONSEQUENCES = (
     "no materializable trajectories",
     "Received an empty list as keys",
     "Engine core init",
+    "EngineCore encountered",
 )
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

@@ -1,5 +1,6 @@
 """One start of verl in the folder of a run: the configuration that verl gets, its end, and its metrics."""
 
+import os
 import signal
 import time
 from typing import Any
@@ -15,6 +16,7 @@ from verl_recipes.run.folder import RunFolder, as_lines, cut_half_line, read_lin
 from verl_recipes.run.log import last_error
 from verl_recipes.run.progress import Progress
 from verl_recipes.run.supervise import run_verl
+from verl_recipes.settings.configuration import user_cache
 
 NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
 SENDING = 120  # seconds after its last step in which verl may send what is left to the trackers' servers, and end
@@ -76,9 +78,17 @@ def environment_of(cfg: DictConfig, run: RunFolder) -> dict[str, str]:
         environment |= tracker.environment
     if environment.get("SWANLAB_MODE") in ("offline", "local", "disabled"):
         environment["SWANLAB_API_KEY"] = ""  # with a key verl logs in, even if nothing is sent
-    if cfg.trainer.device == "cpu":
-        environment["VERL_PLATFORM"] = "cpu"
-    return environment
+    return environment | ({"VERL_PLATFORM": "cpu"} if cfg.trainer.device == "cpu" else kept_kernels())
+
+
+def kept_kernels() -> dict[str, str]:
+    """Environment variables by which compiled kernels outlive a run; what this process has set stays.
+
+    verl turns vLLM's cache off, as engines that started together once wrote over each other's files. Since torch 2.10
+    each is written whole. Inductor's cache would lie in the scratch folder; vLLM's and Triton's lie below the home.
+    """
+    kept = {"VLLM_DISABLE_COMPILE_CACHE": "0", "TORCHINDUCTOR_CACHE_DIR": str(user_cache("inductor"))}
+    return {name: os.environ.get(name, value) for name, value in kept.items()}
 
 
 def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int = 1, **trainer: Any) -> None:

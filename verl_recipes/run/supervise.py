@@ -42,6 +42,8 @@ LOCAL = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # verl waits for ever for an engine that died while it received weights, and for the responses of a dead agent loop.
 WATCHED = ("VLLM::EngineCore", "ray::AgentLoopWorker")
 DEAD = 60  # seconds; at a normal end they stop only some seconds before verl
+# It waits for ever for room in Ray as well. A start on two cores takes half of this, so Ray is rarely asked.
+ROOM = 90  # seconds from the start until Ray is asked what is pending; the same answer twice, so far apart, ends verl
 SHARED = Path("/dev/shm")
 SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names there
 
@@ -57,8 +59,8 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
             (verl_recipes/in_verl/sampler.py).
 
     Returns:
-        verl's exit status; 1 if one of the processes WATCHED died. Any exception, Ctrl-C and SIGTERM included, first
-        ends verl.
+        verl's exit status; 1 if verl would have waited for ever: one of the processes WATCHED died, or Ray has no room
+        for the run. Any exception, Ctrl-C and SIGTERM included, first ends verl.
     """
     where = [f"--config-path={run.path.resolve()}", f"--config-name={run.verl_config.stem}"]
     quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
@@ -84,8 +86,10 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
                 verl = start_forkserver(Path(python), begin, command)
             else:
                 verl = begin([sys.executable, *command])
-            if died := wait_for_end(verl, scratch, watch, lambda: time.monotonic() > deadline):
-                output.write(f"RuntimeError: {died} died, and verl would wait for it for ever\n")
+            already = size_of(run.events)
+            is_late, is_going = lambda: time.monotonic() > deadline, lambda: size_of(run.events) > already
+            if why := wait_for_end(verl, scratch, watch, is_late, is_going):
+                output.write(f"RuntimeError: {why}\n")
             if run.stop.exists():
                 sys.exit(128 + signal.SIGTERM)
             return 1 if verl.returncode is None else verl.returncode
@@ -141,18 +145,33 @@ def start(
     )
 
 
+def size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def wait_for_end(
-    verl: subprocess.Popen[bytes], scratch: Path, watch: Callable[[], None], is_late: Callable[[], bool]
+    verl: subprocess.Popen[bytes],
+    scratch: Path,
+    watch: Callable[[], None],
+    is_late: Callable[[], bool],
+    is_going: Callable[[], bool],
 ) -> str:
-    """Wait until verl ends or is late. Returns the name of a process of WATCHED that died, "" for none."""
+    """Wait until verl ends or is late, or would wait for ever. Returns why it would, "" if it would not.
+
+    Args:
+        is_going: whether its first rollouts have begun.
+    """
     watched: dict[psutil.Process, tuple[str, float]] = {}
+    asked = [(time.monotonic(), "")]
     for look in count():
         if verl.poll() is not None or is_late():
             break
         if look % 25 == 0:
             note_segments(scratch)
             if died := who_died(watched):
-                return died
+                return f"{died} died, and verl would wait for it for ever"
+            if not is_going() and (lack := what_lacks(asked)):
+                return lack
         end_services(verl.pid)
         watch()
         time.sleep(0.2)
@@ -167,11 +186,54 @@ def who_died(watched: dict[psutil.Process, tuple[str, float]]) -> str:
     """
     now = time.monotonic()
     for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            title = " ".join(process.cmdline())
-            if name := next(filter(title.startswith, WATCHED), ""):
-                watched[process] = name, now
+        title = " ".join(cmdline_of(process))
+        if name := next(filter(title.startswith, WATCHED), ""):
+            watched[process] = name, now
     return next((name for name, seen in watched.values() if now - seen > DEAD), "")
+
+
+def what_lacks(asked: list[tuple[float, str]]) -> str:
+    """What Ray has no room for, now and ROOM seconds ago; "" for nothing.
+
+    Args:
+        asked: when Ray was asked and its answers, with the start of verl first; this function keeps it.
+    """
+    since, before = asked[-1]
+    if time.monotonic() - since < ROOM:
+        return ""
+    asked.append((time.monotonic(), said := pending()))
+    advice = "" if in_job() else "; these CPUs are logical, and ray_kwargs.ray_init.num_cpus= raises them"
+    return f"{said}, and verl would wait for ever{advice}" if said and said == before else ""
+
+
+def pending() -> str:
+    """The line of run/pending.py for this run's Ray, asked in a process of its own; "" also if there is no answer."""
+    address, environment = os.environ.get("RAY_ADDRESS", ""), dict(os.environ)
+    if not in_job():
+        address, environment = own_ray()
+    if address:
+        command = [sys.executable, "-m", "verl_recipes.run.pending", address]
+        with suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=60)
+            return done.stdout.strip()
+    return ""
+
+
+def own_ray() -> tuple[str, dict[str, str]]:
+    """The address of the Ray that runs below this process, "" for none; and its raylet's environment, for its token."""
+    for process in psutil.Process().children(recursive=True):
+        line = " ".join(cmdline_of(process))
+        if match := re.search(r"raylet\b.* --gcs-address=(\S+)", line):
+            with suppress(psutil.Error):
+                return match[1], process.environ()
+    return "", {}
+
+
+def cmdline_of(process: psutil.Process) -> list[str]:
+    """Its command line; [] if it has ended."""
+    with suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 def start_forkserver(

@@ -1,5 +1,6 @@
 """What Hydra's groups cannot express: arithmetic between them, and which of them do not go together."""
 
+import os
 from functools import cache
 from importlib.util import find_spec
 from math import gcd
@@ -20,6 +21,11 @@ def package_dir(name: str) -> str:
     if spec is None or spec.origin is None:
         raise UserError(f"{name} is not installed here; `bash launch/cpu.sh` makes an environment that has it")
     return str(Path(spec.origin).parent)
+
+
+def user_cache(name: str) -> Path:
+    """The folder of this user's for what is kept from run to run."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "countdown-zero" / name
 
 
 @cache
@@ -56,6 +62,18 @@ def attention() -> str:
     return "flash_attention_2" if find_spec("flash_attn") else "torch_varlen"
 
 
+def ray_cpus(gpus: int, storage_units: int) -> int:
+    """The logical CPUs of Ray on a machine with this many GPUs, however many the machine has: verl waits for them.
+
+    verl 0.9.1 asks for three a GPU, TransferQueue for one a storage unit and one for its controller. Eight more are for
+    actors that start: each holds one until it runs.
+
+    >>> ray_cpus(1, 8)
+    20
+    """
+    return 3 * gpus + storage_units + 1 + 8
+
+
 OmegaConf.register_new_resolver("asset", asset, replace=True)
 OmegaConf.register_new_resolver("attention", attention, replace=True)
 OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
@@ -65,6 +83,7 @@ OmegaConf.register_new_resolver("multiply", lambda a, b: float(f"{a * b:.12g}"),
 OmegaConf.register_new_resolver("divide", lambda a, b: a // b, replace=True)
 OmegaConf.register_new_resolver("subtract", lambda a, b: a - b, replace=True)
 OmegaConf.register_new_resolver("gcd", gcd, replace=True)
+OmegaConf.register_new_resolver("ray_cpus", ray_cpus, replace=True)
 OmegaConf.register_new_resolver("from_count", from_count, replace=True)
 OmegaConf.register_new_resolver("generating_gpus", lambda gpus: max(1, gpus // 4), replace=True)
 
