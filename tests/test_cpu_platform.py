@@ -109,7 +109,7 @@ def test_the_private_names_we_lean_on_are_as_they_were_read():
     assert 'attn_implementation="flash_attention_2"' in inspect.getsource(model.load_valuehead_model)
     assert model._architecture_to_auto_class["ForTokenClassification"] is AutoModelForTokenClassification
     assert "tie_word_embeddings" in inspect.getsource(fsdp_utils._select_fsdp2_wrap_targets)
-    # cpu/weight_socket.py moves the socket by which verl sends and receives, where its name begins as here.
+    # in_verl/weight_socket.py moves the socket by which verl sends and receives, where its name begins as here.
     for place in (vllm_rollout.ServerAdapter.__init__, vLLMColocateWorkerExtension._get_zmq_handle):
         assert 'f"ipc:///tmp/rl-colocate-zmq-{job_id}-replica-' in inspect.getsource(place)
     assert list(inspect.signature(vLLMColocateWorkerExtension._get_zmq_handle).parameters) == ["self"]
@@ -121,7 +121,7 @@ def test_the_private_names_we_lean_on_are_as_they_were_read():
 
 def test_the_guard_stops_a_run_whose_rollouts_come_from_other_weights():
     pytest.importorskip("verl")
-    from verl_recipes.cpu.engine import agreement, correlation
+    from verl_recipes.in_verl.agreement import IN_BF16, agreement, correlation
 
     def nested(rows):
         return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
@@ -135,11 +135,18 @@ def test_the_guard_stops_a_run_whose_rollouts_come_from_other_weights():
     with pytest.raises(RuntimeError, match="rollout and actor disagree"):
         agreement(responses, nested([row.flip(0) for row in ours]), actor)
     assert correlation(torch.zeros(4), torch.zeros(4)) == 1.0  # greedy rollouts: not defined
+    # In bf16 the same weights may differ by more, and others are still found.
+    near = nested([row + torch.tensor([0.35, -0.3, 0.1][: len(row)]) for row in ours])
+    with pytest.raises(RuntimeError, match=r"under 0\.99"):
+        agreement(responses, near, actor)
+    assert IN_BF16 < agreement(responses, near, actor, least=IN_BF16) < 0.99
+    with pytest.raises(RuntimeError, match=r"under 0\.95"):
+        agreement(responses, nested([row.flip(0) for row in ours]), actor, least=IN_BF16)
 
 
 def test_the_guard_knows_that_top_p_makes_probabilities_larger():
     pytest.importorskip("verl")
-    from verl_recipes.cpu import engine
+    from verl_recipes.in_verl import agreement as guard
 
     torch.manual_seed(0)
     logits = torch.randn(200, 50) * 3
@@ -155,7 +162,7 @@ def test_the_guard_knows_that_top_p_makes_probabilities_larger():
         edge = torch.zeros(1)
         whole = torch.nested.as_nested_tensor([torch.cat([edge, actor, edge])], layout=torch.jagged)
         said = torch.nested.as_nested_tensor([said], layout=torch.jagged)
-        return engine.agreement(said, said, whole, share)
+        return guard.agreement(said, said, whole, share)
 
     assert agree(said, actor, 0.7) > 0.999
     assert agree(said, actor, 0.0) > 0.999  # of top_k the share is not known
@@ -170,7 +177,8 @@ def test_the_guard_gets_top_p_and_top_k_from_verls_own_configuration(monkeypatch
     from verl.workers.config import RolloutConfig
     from verl.workers.rollout.vllm_rollout import ServerAdapter
 
-    from verl_recipes.cpu import engine, sampling, weight_socket, weight_transfer
+    from verl_recipes.cpu import weight_socket, weight_transfer
+    from verl_recipes.in_verl import sampling
 
     def sender(self, config):
         self.config, self.zmq_handle = config, "ipc:///tmp/x"
@@ -180,11 +188,11 @@ def test_the_guard_gets_top_p_and_top_k_from_verls_own_configuration(monkeypatch
     for top_p, top_k, share in ((0.7, -1, 0.7), (1.0, 20, 0.0), (1, -1, 1.0)):
         monkeypatch.setattr(sampling, "_kept", None)
         weight_socket.CPUServerAdapter(RolloutConfig(name="vllm", top_p=top_p, top_k=top_k))
-        assert engine.kept_share() == share
+        assert sampling.kept_share() == share
         monkeypatch.setattr(sampling, "_kept", None)
         split.top_p, split.top_k = top_p, top_k
         weight_transfer.GlooCheckpointEngine(0, **split.checkpoint_engine.engine_kwargs.gloo)
-        assert engine.kept_share() == share
+        assert sampling.kept_share() == share
 
 
 @pytest.mark.slow

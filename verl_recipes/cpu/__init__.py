@@ -12,6 +12,7 @@ import signal
 from multiprocessing import resource_tracker
 from typing import Any
 
+import verl_recipes.in_verl  # noqa: F401  what it registers is registered before what this module puts in its place
 from verl_recipes.cpu import platform  # noqa: F401  registers the platform `cpu`
 
 # A run's processes block SIGTERM (run/supervise.py). Python before 3.13 unblocks it, besides SIGINT, in a process that
@@ -36,7 +37,6 @@ if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
 
     @wrapt.when_imported("verl.workers.rollout.base")
     def _register_sender(module: Any) -> None:
-        # A private name of verl 0.9.1, which has no public way to this registry (tests/test_cpu_platform.py checks it).
         module._ROLLOUT_REGISTRY["vllm", "async"] = "verl_recipes.cpu.weight_socket.CPUServerAdapter"
 
     @wrapt.when_imported("verl.checkpoint_engine")

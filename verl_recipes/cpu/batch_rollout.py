@@ -8,7 +8,7 @@ reward worker, and puts them into TransferQueue at once. The trainer finds the s
 `actor_rollout_ref.rollout.agent.agent_loop_manager_class` names the manager (configs/hardware/cpu.yaml). Agents with
 several turns, tools or images need verl's own manager. So does an asynchronous trainer that sends weights while
 responses are being written (`trainer.v1.separate_async.num_warmup_batches` over 0, or dynamic sampling with
-topology=split). Then set that key to null, `reward.num_workers=1` and `agent.num_workers=1`.
+topology=split). Then set that key to null, and `reward.num_workers=1`.
 """
 
 import asyncio

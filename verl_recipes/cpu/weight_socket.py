@@ -1,14 +1,11 @@
-"""How a training rank sends new weights to its vLLM engine: the address of the socket, and tensors in pieces.
+"""How a training rank sends new weights to its vLLM engine: by the run's own socket, and tensors in pieces.
 
-verl 0.9.1 names the socket only by Ray's job number, in /tmp, and every Ray cluster counts its jobs from 1. So two runs
-on one machine removed each other's socket, and waited for ever or received the other's weights.
 
 Without a GPU, verl sends weights through shared memory, and no tensor may be larger than its bucket. A real model's
 embedding is larger: 113 MB for SmolLM2-135M. So such a tensor is sent in pieces, and the bucket stays small enough for
 the 64 MB of shared memory that a container has by default.
 """
 
-import os
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
@@ -16,14 +13,10 @@ import torch
 from verl.workers.rollout.utils import ensure_async_iterator
 from verl.workers.rollout.vllm_rollout import ServerAdapter
 
-from verl_recipes.cpu import sampling
+from verl_recipes.in_verl import sampling
+from verl_recipes.in_verl.weight_socket import own_address
 
 PIECE = "/piece"  # the end of a piece's name; no parameter's name has a slash
-
-
-def own_address(handle: str) -> str:
-    """verl's address of the socket, with the run's folder (TMPDIR, set by run/supervise.py) instead of /tmp."""
-    return handle.replace("ipc:///tmp/", f"ipc://{os.environ.get('TMPDIR', '/tmp')}/")
 
 
 async def in_pieces(weights: Any, size: int) -> AsyncIterator[tuple[str, torch.Tensor]]:

@@ -14,7 +14,7 @@ import torch
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore
 from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
 
-from verl_recipes.cpu import sampling
+from verl_recipes.in_verl import sampling
 
 TIMEOUT = timedelta(minutes=5)
 Weights = Iterator[tuple[str, torch.Tensor]]

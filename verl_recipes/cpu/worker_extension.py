@@ -7,17 +7,14 @@ After loading, vLLM's linear layers on a CPU keep only a packed copy of their we
 
 import torch
 from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
-from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
-from verl_recipes.cpu.weight_socket import joined, own_address
+from verl_recipes.cpu.weight_socket import joined
+from verl_recipes.in_verl.weight_socket import WorkerExtension
 
 
-class CPUWorkerExtension(vLLMColocateWorkerExtension):
+class CPUWorkerExtension(WorkerExtension):
     """Loads whole models. A LoRA adapter is loaded by verl's own code."""
-
-    def _get_zmq_handle(self) -> str:
-        return own_address(super()._get_zmq_handle())
 
     def update_weights_from_ipc(
         self, peft_config: dict | None = None, base_sync_done: bool = False, use_shm: bool = False

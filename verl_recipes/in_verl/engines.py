@@ -6,8 +6,10 @@ import torch
 from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithValueHead
 
+from verl_recipes.in_verl.agreement import Guarded
 
-class PolicyEngine(FSDPEngineWithLMHead):
+
+class PolicyEngine(Guarded, FSDPEngineWithLMHead):
     """Policy and reference."""
 
     def _build_fsdp_module(self, module: torch.nn.Module) -> torch.nn.Module:

@@ -34,7 +34,9 @@ from verl_recipes.measure.batch import component_metrics
 from verl_recipes.measure.rows import scored
 from verl_recipes.run.folder import RunFolder, append_line, as_lines, write_whole
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.05  # between two looks for finished rollouts, if there are few
+POLL_SHARE = 0.1  # of the time at most may go into looking, as 8,192 keys take a good part of a second
+POLL_MOST = 2.0  # seconds, verl's own interval
 FIELDS = ["prompts", "responses", "reward_model", "data_source", "extra_info", "extra_fields", "rm_scores"]
 
 
@@ -46,6 +48,15 @@ def for_json(value: Any) -> Any:
 def as_float(value: Any) -> Any:
     """A number or a one-element tensor as a float: verl's own reward managers mix both."""
     return float(value) if isinstance(value, int | torch.Tensor) and not isinstance(value, bool) else value
+
+
+def next_look(took: float) -> float:
+    """Seconds until the next look for finished rollouts, after one that took so many.
+
+    >>> next_look(0.001), next_look(0.05), next_look(1.0)
+    (0.05, 0.45, 2.0)
+    """
+    return min(max(POLL_SECONDS, round(took * (1 / POLL_SHARE - 1), 6)), POLL_MOST)
 
 
 class CountdownReplayBuffer(ReplayBuffer):
@@ -70,6 +81,12 @@ class CountdownReplayBuffer(ReplayBuffer):
         self.tokenizer = AutoTokenizer.from_pretrained(sampler_kwargs["tokenizer"])
         self.rows: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
         self.history: dict[int, dict[str, float]] = {}  # metrics of the training steps
+
+    def _sync_metadata_from_transfer_queue(self) -> None:
+        """One look of verl's at every key; the next follows after nine times as long."""
+        began = time.monotonic()
+        super()._sync_metadata_from_transfer_queue()
+        self.poll_interval = next_look(time.monotonic() - began)
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, float]]:
         split = "validation" if partition_id == "val" else partition_id

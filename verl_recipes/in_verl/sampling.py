@@ -1,10 +1,11 @@
-"""How much of the probability training's sampling keeps, for the guard of engine.py.
+"""How much of the probability training's sampling keeps, for the guard of agreement.py.
 
 verl gives a training engine nothing of the rollout's configuration. What sends weights lives in the same process and
-gets it: weight_socket.py, and with `topology=split` weight_transfer.py. So it holds for verl's stock command too.
+gets it: weight_socket.py, and with `topology=split` cpu/weight_transfer.py. So it holds for verl's stock command too.
+With `topology=split` on GPUs, where verl's own code sends, it stays unknown.
 """
 
-_kept = 1.0
+_kept = 0.0
 
 
 def note(top_p: float, top_k: int) -> None:

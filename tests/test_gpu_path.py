@@ -1,0 +1,108 @@
+"""What a run on GPUs does differently from one on a CPU, as far as no GPU is needed to see it."""
+
+import doctest
+import importlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+from configurations import compose
+
+from verl_recipes.run import start, supervise
+from verl_recipes.run.folder import RunFolder
+
+
+@pytest.mark.parametrize(
+    "module", ["run.pending", "settings.configuration", pytest.param("in_verl.sampler", marks=pytest.mark.slow)]
+)
+def test_the_examples_in_docstrings_hold(module):
+    result = doctest.testmod(importlib.import_module(f"verl_recipes.{module}"))
+    assert result.failed == 0 < result.attempted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hardware", ["h100", "a800_x8", "rtx4090_x2"])
+def test_ray_has_the_logical_cpus_that_verl_waits_for_however_few_the_machine_has(hardware):
+    """Three a GPU for verl's pools, one a storage unit and the controller of TransferQueue, and one for what starts."""
+    cfg = compose("train", f"hardware={hardware}")
+    units = cfg.transfer_queue.backend.SimpleStorage.num_data_storage_units
+    assert cfg.ray_kwargs.ray_init.num_cpus > 3 * cfg.gpus + units + 1
+
+
+@pytest.mark.slow
+def test_ray_itself_says_what_it_has_no_room_for():
+    """A real cluster, a placement group that is too large, and the same question as of a run's own Ray."""
+    code = (
+        "import ray, sys\n"
+        "from ray.util.placement_group import placement_group\n"
+        "ray.init('local', num_cpus=2, include_dashboard=False)\n"
+        "placement_group([{'CPU': 3}])\n"
+        "sys.stdin.read()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # Ray's sockets bear no longer path
+        environment = os.environ | {"RAY_TMPDIR": folder}
+        with subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes) as cluster:
+            deadline = time.monotonic() + 120
+            while not (said := supervise.pending()) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            cluster.communicate()
+    assert said == "Ray has no room for 3 CPU: it has 2 CPU, of which 2 CPU are free"
+
+
+def test_a_start_for_which_ray_has_no_room_ends_once_it_said_so_twice(monkeypatch):
+    monkeypatch.setattr(supervise, "ROOM", 0)
+    answers = ["A", "", "B", "C", "C"]
+    monkeypatch.setattr(supervise, "pending", lambda: answers.pop(0))
+    asked = [(0.0, "")]
+    assert [supervise.what_lacks(asked) for _ in range(4)] == [""] * 4
+    line = "C, and verl would wait for ever; these CPUs are logical, and ray_kwargs.ray_init.num_cpus= raises them"
+    assert supervise.what_lacks(asked) == line
+
+
+@pytest.mark.slow
+def test_compiled_kernels_outlive_a_run_and_a_users_own_settings_stay(monkeypatch, tmp_path):
+    """verl turns vLLM's cache off unless the environment says otherwise, and TMPDIR is the run's scratch folder."""
+    cfg, run = compose("train", "hardware=h100"), RunFolder(tmp_path)
+    for name in ("VLLM_DISABLE_COMPILE_CACHE", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    environment = start.environment_of(cfg, run)
+    assert environment["TORCHINDUCTOR_CACHE_DIR"] == f"{tmp_path}/cache/countdown-zero/inductor"
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    from verl.trainer.constants_ppo import PPO_RAY_RUNTIME_ENV, get_ppo_ray_runtime_env
+
+    assert PPO_RAY_RUNTIME_ENV["env_vars"]["VLLM_DISABLE_COMPILE_CACHE"] == "1"
+    assert "VLLM_DISABLE_COMPILE_CACHE" not in get_ppo_ray_runtime_env()["env_vars"]
+    assert os.environ["VLLM_DISABLE_COMPILE_CACHE"] == "0"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/mine")
+    assert start.environment_of(cfg, run)["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
+
+
+@pytest.mark.slow
+def test_rank_and_engine_meet_at_a_socket_in_the_runs_own_folder_if_both_are_this_projects(monkeypatch, tmp_path):
+    """verl's address is by Ray's job number alone, so two runs on one machine would have the same."""
+    from verl.workers.config import RolloutConfig
+    from verl.workers.rollout.vllm_rollout import ServerAdapter
+    from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+
+    from verl_recipes.in_verl import weight_socket
+
+    handle = "ipc:///tmp/rl-colocate-zmq-01-replica-0-rank-0.sock"
+
+    def sender(self, config):
+        self.config, self.zmq_handle = config, handle
+
+    monkeypatch.setattr(ServerAdapter, "__init__", sender)  # the real ones ask a running Ray for its job
+    monkeypatch.setattr(vLLMColocateWorkerExtension, "_get_zmq_handle", lambda self: handle)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    kwargs = compose("train", "hardware=h100").actor_rollout_ref.rollout.engine_kwargs
+    own = handle.replace("/tmp", str(tmp_path))
+    assert weight_socket.OwnServerAdapter(RolloutConfig(name="vllm", engine_kwargs=dict(kwargs))).zmq_handle == own
+    assert object.__new__(weight_socket.WorkerExtension)._get_zmq_handle() == own
+    # With stock verl's configuration the engine's end is verl's, and so is the rank's.
+    assert weight_socket.OwnServerAdapter(RolloutConfig(name="vllm")).zmq_handle == handle
