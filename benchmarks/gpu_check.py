@@ -1,19 +1,42 @@
-"""python benchmarks/gpu_check.py RUN...: compares runs on a GPU with their plan, for launch/gpu_check.sh.
+"""The stages of launch/gpu_check.sh. Each keeps a JSON file that is whole at every moment: a machine may go at any.
 
-Memory is torch's in the training process (verl's perf/ metrics), so plan's context, vLLM and fragments are left out.
-Seconds are means over the steps after the first.
+python benchmarks/gpu_check.py card FILE LENGTH...            the card, versions, attention against sdpa
+python benchmarks/gpu_check.py model FOLDER NAME [KEY=VALUE]  random weights of the shape of configs/model/NAME.yaml
+python benchmarks/gpu_check.py run FILE SECONDS STEPS ...     a training command, ended after so many seconds or steps
+python benchmarks/gpu_check.py report FOLDER                  report.md of all files in it
+python benchmarks/gpu_check.py entry_points FOLDER            what an installed project has, for PYTHONPATH
 """
 
-import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
 import sys
+import time
+import tomllib
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from omegaconf import OmegaConf
 
+from verl_recipes.measure.intervals import figure
+from verl_recipes.measure.problems import by_problem
 from verl_recipes.planning.estimate import estimate
 from verl_recipes.planning.memory import GIB
+from verl_recipes.reporting.metrics import AGREEMENT, read_metrics
+from verl_recipes.reporting.text import interval
+from verl_recipes.run.folder import RunFolder, read_json, read_lines, write_json, write_whole
+from verl_recipes.run.supervise import size_of
 
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "vllm", "verl", "transformers", "ray", "flash-attn", "triton")
+HEADS = {"0.5B": (14, 2, 64), "1.5B": (12, 2, 128), "3B": (16, 2, 128), "7B": (28, 4, 128)}  # Qwen2.5's: q, kv, width
+SMI = ["nvidia-smi", "--query-gpu=memory.used,utilization.gpu,power.draw", "--format=csv,noheader,nounits"]
 TIMES = {  # verl's metrics for each part of plan
     "generate": ["timing_s/gen"],
     "old log-probabilities": ["timing_s/old_log_prob"],
@@ -23,29 +46,281 @@ TIMES = {  # verl's metrics for each part of plan
     "weights, sleep and wake": ["timing_s/update_weights"],
     "step": ["timing_s/step"],
 }
-NOT_TORCHS = ("context", "vllm asleep", "fragments")
+NOT_TORCHS = ("context", "vllm asleep", "fragments")  # of plan's memory: not in what torch's allocator reports
+FIGURES = {  # of the steps after the first, as means
+    "seconds a step": "timing_s/step",
+    "generate, s": "timing_s/gen",
+    "update, s": "timing_s/update_actor",
+    "tokens a second": "perf/throughput",
+    "response tokens": "response_length/mean",
+    "right": "reward/acc",
+    "torch's memory at its peak, GiB": "perf/max_memory_allocated_gb",
+}
 
 
-def rows(run: Path) -> list[tuple[str, float, float]]:
-    """(what, plan's, measured) of a run folder."""
-    lines = [json.loads(line)["data"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    steps = [data for data in lines if "training/global_step" in data]
-    found = estimate(OmegaConf.load(run / "config.yaml"))
-    passes = [parts for phase, parts in found["memory"].items() if phase not in ("generate", "weights to vllm")]
-    planned = max(sum(size for name, size in parts.items() if name not in NOT_TORCHS) for parts in passes)
-    result = [("GiB at the peak of training", planned / GIB, max(d["perf/max_memory_allocated_gb"] for d in steps))]
+def said(command: list[str]) -> str:
+    """What a command prints; why there is nothing."""
+    try:
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return repr(error)
+
+
+def card(file: Path, lengths: list[int]) -> int:
+    """The card, the versions, and attention for each of HEADS and each length; 1 if it is off by more than bf16 may."""
+    import torch
+
+    found: dict[str, Any] = {"nvidia-smi": said(["nvidia-smi"]), "python": sys.version, "cpus": os.cpu_count()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found |= {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "attention": []}
+    write_json(file, found)
+    for model, heads in HEADS.items():
+        for length in lengths:
+            found["attention"].append({"model": model, "tokens": length} | compared(device, *heads, length))
+            write_json(file, found)
+    worst = max(max(row["output"], row["gradients"]) for row in found["attention"])
+    print(f"card: {found['device']}, attention differs from sdpa by {worst:.4f} at most (of the largest entry)")
+    return int(worst > 0.03)  # bf16 has 8 bits
+
+
+def compared(device: str, heads: int, kv: int, width: int, length: int) -> dict[str, float]:
+    """torch_varlen in bf16, on sequences of `length`, 3 and 1 tokens in one row, against sdpa in fp32 on each alone.
+
+    Returns:
+        The largest difference of outputs and of gradients, as shares of the largest entry; milliseconds of a forward
+        and a backward pass.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+    from verl_recipes.in_verl.attention import torch_varlen
+
+    torch.manual_seed(0)
+    lengths = [length, 3, 1]
+    tokens = sum(lengths)
+    shapes = [(1, count, tokens, width) for count in (heads, kv, kv)]
+    inputs = [torch.randn(shape, device=device, dtype=torch.bfloat16).requires_grad_() for shape in shapes]
+    position_ids = torch.cat([torch.arange(each, device=device) for each in lengths])[None]
+    weight = torch.randn(1, tokens, heads, width, device=device, dtype=torch.bfloat16)
+
+    def ours() -> torch.Tensor:
+        return torch_varlen(torch.nn.Module(), *inputs, None, position_ids=position_ids)[0]
+
+    def reference() -> torch.Tensor:
+        # As many heads of keys as of queries: sdpa then has a kernel that holds no 8,192 x 8,192 scores.
+        whole = [x.float().repeat_interleave(heads // x.shape[1], dim=1) for x in inputs]
+        outputs = [sdpa(*part, is_causal=True) for part in zip(*(x.split(lengths, dim=2) for x in whole), strict=True)]
+        return torch.cat(outputs, dim=2).transpose(1, 2)
+
+    def passes(attention: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        output = attention()
+        return output, list(torch.autograd.grad((output * weight).sum(), inputs))
+
+    (output, gradients), (expected, wanted) = passes(ours), passes(reference)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    for _ in range(3):
+        passes(ours)
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+    @torch.no_grad()
+    def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a.float() - b.float()).abs().max() / b.float().abs().max())
+
+    return {
+        "output": difference(output, expected),
+        "gradients": max(difference(a, b) for a, b in zip(gradients, wanted, strict=True)),
+        "ms": (time.perf_counter() - began) / 3 * 1000,
+    }
+
+
+def model(folder: Path, name: str, changes: list[str]) -> int:
+    """Random weights, and the tiny base's tokenizer with as many more tokens as the vocabulary is larger.
+
+    verl masks vLLM's logits beyond the tokenizer's length, and not the actor's: without these tokens they disagree.
+    """
+    import torch
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    shape = OmegaConf.load(ROOT / "configs/model" / f"{name}.yaml").architecture
+    shape = OmegaConf.merge(shape, OmegaConf.from_dotlist(changes))
+    wanted: dict[str, Any] = OmegaConf.to_container(shape)  # type: ignore[assignment]
+    wanted.pop("parameters")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "assets/tiny_base")
+    more = range(len(tokenizer), wanted["vocab_size"])
+    tokenizer.add_tokens([AddedToken(f"<{number}>", normalized=False) for number in more])
+    assert len(tokenizer) == wanted["vocab_size"]
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    torch.manual_seed(0)
+    network = Qwen2ForCausalLM(Qwen2Config(**wanted, **ids, rope_theta=1e6)).to(torch.bfloat16)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(f"model: {folder} has {sum(each.numel() for each in network.parameters()):,} parameters")
+    return 0
+
+
+def accuracies(run: RunFolder) -> dict[int, list[float]]:
+    """Of every evaluation the accuracy with its interval, by step."""
+    found = {}
+    for path in (run.path / "samples" / "validation").glob("*.jsonl"):
+        groups = by_problem(read_lines(path, skip_damaged=True))
+        found[int(path.stem)] = figure(fmean(row["acc"] for row in rows) for rows in groups.values())
+    return dict(sorted(found.items()))
+
+
+def end_of(path: Path, characters: int) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")[-characters:] if path.exists() else ""
+
+
+def measured(run: RunFolder) -> dict[str, Any]:
+    """All that is to be kept of a run's folder, which may be going on."""
+    return {
+        "steps": read_metrics(run),
+        "accuracy": accuracies(run),
+        "events": read_lines(run.events, skip_damaged=True),
+        "summary": read_json(run.summary, "") if run.summary.exists() else {},
+        "exported": sorted(path.name for path in run.model.glob("*")),
+        "config": end_of(run.config, 1_000_000),
+        "log": end_of(run.log, 20_000),
+    }
+
+
+def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
+    """Run a training command until it ends, or has done `steps` steps (0: any number), or `seconds` are over.
+
+    Returns:
+        0 if it ended well by itself, or was ended after one step or more.
+    """
+    (*_, run_dir) = (part.partition("=")[2] for part in command if part.startswith("run_dir="))
+    folder, began, output = RunFolder(run_dir), time.time(), file.with_suffix(".txt")
+    found: dict[str, Any] = {"command": shlex.join(command), "began": began, "ended": "not yet", "memory": []}
+    seen, trained, nothing = -1, 0, RunFolder(file.parent / "nothing")
+
+    def ours() -> RunFolder:
+        """The run's folder, once the command has emptied it of an earlier run, or has taken that one up."""
+        begun = folder.config.exists() and folder.config.stat().st_mtime >= began
+        return folder if begun else nothing
+
+    def record() -> None:
+        found.update(measured(ours()) | {"seconds": time.time() - began, "output": end_of(output, 3000)})
+        write_json(file, found)
+
+    with output.open("w", encoding="utf-8") as printed:
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed)
+        try:
+            while process.poll() is None and found["ended"] == "not yet":
+                time.sleep(1)
+                if shutil.which(SMI[0]):
+                    found["memory"].append([round(time.time() - began, 1), said(SMI)])
+                trained = sum(step > 0 for step in read_metrics(ours()))
+                if (size := size_of(ours().metrics_part) + size_of(ours().events)) != seen:
+                    seen = size
+                    record()
+                if steps and trained >= steps:
+                    found["ended"] = "by its steps"
+                elif time.time() - began > seconds:
+                    found["ended"] = "by its seconds"
+        finally:
+            process.send_signal(signal.SIGINT)  # the run cleans up behind itself
+            status = process.wait()
+            found["ended"] = found["ended"] if found["ended"] != "not yet" else f"by itself, status {status}"
+            record()
+    output.unlink()
+    well = status == 0 or (trained > 0 and "itself" not in found["ended"])
+    why = "" if well else f"; {found['output'].strip().splitlines()[-1:]}"
+    print(f"{file.stem}: {trained} steps in {found['seconds']:.0f} s, ended {found['ended']}{why}")
+    return 0 if well else 1
+
+
+def beside_plan(found: dict[str, Any]) -> list[list[str]]:
+    """Rows of what plan says of a run and what was measured: memory at the peak of training, seconds of each part."""
+    steps = [data for step, data in found["steps"].items() if int(step) > 0]
+    planned = estimate(OmegaConf.create(found["config"]))
+    passes = [parts for phase, parts in planned["memory"].items() if phase not in ("generate", "weights to vllm")]
+    most = max(sum(size for name, size in parts.items() if name not in NOT_TORCHS) for parts in passes)
+    rows = [("GiB at the peak of training", most / GIB, max(data["perf/max_memory_allocated_gb"] for data in steps))]
     for part, metrics in TIMES.items():
         seen = [sum(data.get(name, 0.0) for name in metrics) for data in steps[1:] or steps]
-        if part in found["seconds"] and any(seen):
-            result.append((f"seconds: {part}", found["seconds"][part], fmean(seen)))
-    return result
+        if part in planned["seconds"] and any(seen):
+            rows.append((f"seconds: {part}", planned["seconds"][part], fmean(seen)))
+    return [[what, f"{plan:.2f}", f"{seen:.2f}", f"{plan / seen - 1:+.0%}"] for what, plan, seen in rows]
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows]) + "\n"
+
+
+def figures_of(found: dict[str, Any]) -> list[list[str]]:
+    """What a reader asks first of a run."""
+    steps = {int(step): data for step, data in found["steps"].items() if int(step) > 0}
+    events = [event["time"] for event in found["events"] if event["time"] > found["began"]]
+    rows = [["ended", found["ended"]], ["seconds", f"{found['seconds']:.0f}"]]
+    rows += [["seconds until the first rollouts", f"{events[0] - found['began']:.0f}"]] if events else []
+    rows += [["accuracy at step " + step, interval(value)] for step, value in found["accuracy"].items()]
+    rows += [["training steps", str(len(steps))]]
+    later = list(steps.values())[1:] or list(steps.values())
+    for what, name in FIGURES.items():
+        if values := [data[name] for data in later if name in data]:
+            rows.append([f"{what}, mean after the first step", f"{fmean(values):.4g}"])
+    if agree := [data[name] for data in steps.values() for name in AGREEMENT if name in data]:
+        rows.append(["agreement of rollout and actor, least", f"{min(agree):.5f}"])
+    if used := [float(row.split(",")[0]) for _, row in found["memory"] if row[:1].isdigit()]:
+        rows.append(["GPU memory in use, most, GiB", f"{max(used) / 1024:.1f}"])
+    return [*rows, ["exported", ", ".join(found["exported"]) or "-"]]
+
+
+def report(folder: Path) -> int:
+    """report.md."""
+    parts = ["# One card\n"]
+    for file in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime):
+        found = read_json(file, "")
+        parts.append(f"## {file.stem}\n")
+        if file.stem == "card":
+            rows = [
+                [row["model"], str(row["tokens"]), *(f"{row[name]:.2g}" for name in ("output", "gradients", "ms"))]
+                for row in found.pop("attention")
+            ]
+            parts.append(table(["", ""], [[name, str(value).replace("\n", "<br>")] for name, value in found.items()]))
+            parts.append(table(["heads of", "tokens", "output off by", "gradients off by", "ms, both passes"], rows))
+            continue
+        parts += [f"`{found['command']}`\n", table(["", "measured"], figures_of(found))]
+        if "recipe=tinyzero_" in found["command"] and any(int(step) > 0 for step in found["steps"]):
+            parts.append(table(["", "plan", "measured", "difference"], beside_plan(found)))
+    write_whole(folder / "report.md", "\n".join(parts))
+    print(f"report: {folder / 'report.md'}")
+    return 0
+
+
+def entry_points(folder: Path) -> int:
+    """A distribution that says of the checkout what pyproject.toml does, for a Python where it is not installed."""
+    info = folder / "countdown_zero-0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [
+        "[verl.plugins]",
+        *(f"{name} = {value}" for name, value in project["entry-points"]["verl.plugins"].items()),
+    ]
+    write_whole(info / "entry_points.txt", "\n".join(lines) + "\n")
+    write_whole(info / "METADATA", f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0\n")
+    return 0
+
+
+def main(what: str, place: str, *rest: str) -> int:
+    path = Path(place)
+    if what == "card":
+        return card(path, [int(each) for each in rest])
+    if what == "model":
+        return model(path, rest[0], list(rest[1:]))
+    if what == "run":
+        return run(path, float(rest[0]), int(rest[1]), list(rest[2:]))
+    return {"report": report, "entry_points": entry_points}[what](path)
 
 
 if __name__ == "__main__":
-    for run in map(Path, sys.argv[1:]):
-        if not (run / "metrics.jsonl").exists():
-            print(f"{run}: no metrics")
-            continue
-        print(f"| {run} | plan | measured | difference |\n| --- | --- | --- | --- |")
-        for what, plan, seen in rows(run):
-            print(f"| {what} | {plan:.1f} | {seen:.1f} | {plan / seen - 1:+.0%} |")
+    sys.exit(main(*sys.argv[1:]))

@@ -1,22 +1,71 @@
 #!/usr/bin/env bash
-# For the first owner of a GPU: two short runs on one card show what no CPU could (flash-attn, vLLM's sleep mode and CUDA
-# graphs, nccl), and what they took beside what plan said. The report is runs/gpu_check.md: attach it to an issue, whether
-# it went well or not.
-#   bash launch/gpu_check.sh [hardware=rtx4090 | hardware=h100] [overrides]     DRY_RUN=1: only print the commands
-export STACK=gpu
+# A quarter of an hour on one card shows what no CPU can: attention, vLLM's sleep mode and CUDA graphs, weights by CUDA IPC,
+# memory, seconds. It begins with what is most worth knowing, and each stage has a bound and a JSON file of its own that is
+# whole at every moment, as a lent machine may go before the end. Nothing is fetched.
+#   bash launch/gpu_check.sh [hardware=h100 | hardware=a800 | hardware=rtx4090 | hardware=cpu] [overrides]
+#   OUT=folder          for the results (runs/gpu_check/results); report.md there is worth an issue, well or not
+#   STAGES="0 1 2"      only these, where one call of a machine is shorter than all of them
+#   DRY_RUN=1           only print the commands             SETUP=0   take the Python that is there
+# hardware=cpu tries the script itself, to its last line, in some minutes.
+case " $* " in *" hardware=cpu "*) STACK=cpu ;; *) STACK=gpu ;; esac
+export STACK
 . "$(dirname "$0")/common.sh"
 
-report=runs/gpu_check.md
-[ "$DRY_RUN" = 1 ] || { mkdir -p runs; exec > >(tee "$report") 2>&1; echo '```'; }
-step nvidia-smi || :
-step python -m data_prep # the tiny data serve both runs
+OUT=${OUT:-runs/gpu_check/results} STAGES=${STAGES:-0 1 2 3 4 report} work=runs/gpu_check
+export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_HOST_IP=127.0.0.1 # a machine without a network has no other address
+[ "$DRY_RUN" = 1 ] || mkdir -p "$OUT" "$work"
+check=(python benchmarks/gpu_check.py)
+if [ "$SETUP" = 0 ]; then # verl finds this project by an entry point, which an installed project has
+    step "${check[@]}" entry_points "$work/site"
+    export PYTHONPATH="$PWD:$PWD/$work/site${PYTHONPATH:+:$PYTHONPATH}"
+fi
+[ -f data/tiny/train.parquet ] || step python -m data_prep
 
-# A stage that fails ends in the report; the next one may still say something.
-common=(hardware=a800 tuning=full fresh=true seed=0 data.train_files=data/tiny/train.parquet data.val_files=data/tiny/test.parquet
-    trainer.total_training_steps=5 trainer.save_freq=5 trainer.val_before_train=true eval_n=1)
-tiny=("${common[@]}" recipe=tiny model=tiny name=gpu_check-tiny)
-small=("${common[@]}" recipe=tinyzero_grpo model=qwen2.5_0.5b name=gpu_check-0.5b prompts=32 updates=1)
-(launch "${tiny[@]}" "$@") || echo "gpu_check: the tiny run failed"
-(launch "${small[@]}" "$@") || { echo "gpu_check: the run of 0.5B failed; the end of its log:"; tail -n 60 runs/gpu_check-0.5b/log.txt || :; }
-step python benchmarks/gpu_check.py runs/gpu_check-tiny runs/gpu_check-0.5b || :
-[ "$DRY_RUN" = 1 ] || { echo '```'; echo "report: $report" >&2; }
+common=(tuning=full fresh=true seed=0 eval_n=4 data.train_files=data/tiny/train.parquet data.val_files=data/tiny/test.parquet
+    trainer.total_training_steps=1000 trainer.save_freq=1000)
+few=(eval_n=1 data.val_max_samples=16) until=240 small=() shape=(qwen2.5_0.5b) lengths=(1 7 128 1000 8192)
+if [ "$STACK" = gpu ]; then
+    common=(hardware=h100 "${common[@]}")
+else
+    mapfile -t as_on_gpus < benchmarks/as_on_gpus.txt
+    common+=("${as_on_gpus[@]}" prompts=8 data.max_response_length=64 "${few[@]}")
+    until=0 small=(prompts=8) lengths=(1 7 128)
+    shape=(tiny num_hidden_layers=2 vocab_size=2000)
+fi
+
+# run NAME SECONDS STEPS OVERRIDES: a run, ended after so many seconds or training steps; 0 steps: it ends itself.
+run() {
+    local name=$1 seconds=$2 steps=$3
+    [ "$STACK" = gpu ] || seconds=$((seconds + 120)) # processes that share two cores start more slowly
+    shift 3
+    step "${check[@]}" run "$OUT/$name.json" "$seconds" "$steps" python -m verl_recipes.train "run_dir=$work/$name" "${common[@]}" "$@" ||
+        { failed+=("$name"); echo "gpu_check: $name failed, see $OUT/$name.json" >&2; }
+}
+
+failed=()
+for stage in $STAGES; do
+    case $stage in
+        0) # card, driver, versions; attention against sdpa in bf16
+            step timeout 60 python -m verl_recipes.doctor "${common[@]}" "$@" || :
+            step timeout 60 "${check[@]}" card "$OUT/card.json" "${lengths[@]}" || failed+=(card) ;;
+        1) # the tiny run: a base accuracy of 0.22 proves that vLLM holds the weights, agreement that it gets new ones
+            run tiny 150 10 recipe=tiny model=tiny "$@" ;;
+        2) # GRPO until the time ends
+            run grpo "$until" 1000 recipe=tiny model=tiny prompts=128 \
+                actor_rollout_ref.rollout.n=16 trainer.test_freq=20 "${small[@]}" "$@" ;;
+        3) # 0.5B, random weights, the recipe's batch: memory of every phase and seconds, beside plan's
+            step "${check[@]}" model "$work/model" "${shape[@]}" || failed+=(model)
+            for recipe in tinyzero_grpo tinyzero_ppo; do
+                run "$recipe" 100 3 "recipe=$recipe" "model=${shape[0]}" "actor_rollout_ref.model.path=$work/model" \
+                    "${few[@]}" "${small[@]}" "$@"
+            done ;;
+        4) # LoRA: a step and a save, then a resume, a step and an export
+            lora=(recipe=tinyzero_grpo model=tiny tuning=lora prompts=8 updates=1 trainer.save_freq=1 "${few[@]}")
+            run lora 60 0 "${lora[@]}" trainer.total_training_steps=1 "$@"
+            run resumed 60 0 "${lora[@]}" trainer.total_training_steps=2 "run_dir=$work/lora" fresh=false "$@" ;;
+        report) step "${check[@]}" report "$OUT" ;;
+        *) die "STAGES=$STAGES: stages are 0 1 2 3 4 report" ;;
+    esac
+done
+[ ${#failed[@]} = 0 ] || die "gpu_check: failed: ${failed[*]}"
+[ "$DRY_RUN" = 1 ] || echo "gpu_check: all of it is in $OUT"

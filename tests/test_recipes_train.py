@@ -15,15 +15,12 @@ from commands import ROOT, Command, metrics_of, train
 from safetensors.torch import load_file
 
 from verl_recipes.reporting.metrics import AGREEMENT
+from verl_recipes.run.folder import read_lines
 
 pytestmark = pytest.mark.end_to_end
 SHORT = ["model=tiny", "prompts=8", "data.max_response_length=64", "eval_n=1", "trainer.total_training_steps=2"]
 TRACKERS = ("wandb", "swanlab", "tensorboard", "mlflow")
-PACKED = [  # verl's way on a GPU, with the attention that is there without flash-attn
-    f"{model}.{key}"
-    for model in ("actor_rollout_ref.model", "critic.model")
-    for key in ("use_remove_padding=true", "override_config.attn_implementation=torch_varlen")
-]
+AS_ON_GPUS = (ROOT / "benchmarks" / "as_on_gpus.txt").read_text(encoding="utf-8").split()
 KEY = "5ec2e7c0de" * 4
 KEYS = ("WANDB_API_KEY", "SWANLAB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN")
 
@@ -42,7 +39,8 @@ def steps_of(run_dir):
 def ppo(tmp_path_factory, small_data):
     """TinyZero's PPO with a KL loss as well, out of distribution, told to all trackers without a network.
 
-    Actor, reference and critic see packed sequences, as on a GPU without flash-attn.
+    As on a GPU without flash-attn: actor, reference and critic see packed sequences, and eight workers of verl's own
+    agent loop answer.
     """
     run_dir, folder = tmp_path_factory.mktemp("runs") / "ppo", Path(small_data[0].partition("=")[2]).parent
     files = ",".join(map(str, sorted(folder.glob("ood_*.parquet"))))
@@ -51,7 +49,7 @@ def ppo(tmp_path_factory, small_data):
     command = Command(
         *("env", "WANDB_MODE=offline", "SWANLAB_MODE=local", *(f"{name}={KEY}" for name in KEYS)),
         *(sys.executable, "-m", "verl_recipes.train"),
-        *(f"run_dir={run_dir}", "recipe=tinyzero_ppo", trackers, *SHORT, *others, *PACKED),
+        *(f"run_dir={run_dir}", "recipe=tinyzero_ppo", trackers, *SHORT, *others, *AS_ON_GPUS),
         "actor_rollout_ref.actor.use_kl_loss=true",
     )
     assert command.wait() == 0, command.output
@@ -72,6 +70,13 @@ def test_tinyzeros_ppo_trains_its_critic_four_times_a_step(ppo):
         assert step["actor/reward_kl_penalty_coeff"] == pytest.approx(0.001)
         assert (step["actor/lr"], step["critic/lr"]) == (pytest.approx(1e-6), pytest.approx(1e-5))
     assert steps_of(ppo)[0]["actor/kl_loss"] < 1e-6  # before the first update the policy is its own reference
+
+
+def test_the_sampler_reads_what_verls_own_agent_loop_wrote_each_prompt_once(ppo):
+    for step in (1, 2):
+        rows = read_lines(ppo / "samples" / "train" / f"{step}.jsonl")
+        assert len({row["prompt_id"] for row in rows}) == len(rows) == 8
+        assert all({"response", "score", "acc", "reason", "truncated"} <= row.keys() for row in rows)
 
 
 def test_a_run_trains_and_is_measured_on_several_files(ppo):

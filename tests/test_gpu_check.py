@@ -1,0 +1,120 @@
+"""launch/gpu_check.sh without a card: what it prints, what a killed check leaves, and all of it on the CPU platform."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from configurations import compose
+
+from data_prep.cli import CONFIGS
+
+ROOT = CONFIGS.parent
+STAGES = ["card", "tiny", "grpo", "tinyzero_grpo", "tinyzero_ppo", "lora", "resumed"]
+# In place of a training command: three steps as verl's file logger writes them, and then nothing for ever.
+TRAINING = """
+import json, pathlib, sys, time
+run = pathlib.Path(sys.argv[1].partition("=")[2])
+run.mkdir()
+time.sleep(0.1)
+(run / "config.yaml").write_text("name: x")
+for step in range(4):
+    with (run / "metrics.part.jsonl").open("a") as file:
+        print(json.dumps({"step": step, "data": {"timing_s/step": 2.0, "reward/acc": step / 4}}), file=file)
+print("something", flush=True)
+time.sleep(600)
+"""
+
+
+def check(*arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "benchmarks/gpu_check.py", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def train(file, seconds, steps, run_dir):
+    return check("run", file, seconds, steps, sys.executable, "-c", TRAINING, f"run_dir={run_dir}")
+
+
+def dry_run(*arguments):
+    command = ["bash", "launch/gpu_check.sh", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"DRY_RUN": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line[2:]) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hardware", ["h100", "cpu"])
+def test_a_dry_run_prints_every_stage_and_each_training_command_composes(hardware):
+    commands = dry_run(f"hardware={hardware}", "seed=7")
+    runs = [command for command in commands if command[:3] == ["python", "benchmarks/gpu_check.py", "run"]]
+    assert [command[3].rpartition("/")[2].removesuffix(".json") for command in runs] == STAGES[1:]
+    for command in runs:
+        assert command[6:9] == ["python", "-m", "verl_recipes.train"]
+        cfg = compose("train", *command[9:])
+        assert (cfg.seed, cfg.card.name) == (7, hardware)
+        assert (cfg.actor_rollout_ref.model.lora_rank > 0) == cfg.run_dir.endswith("lora")
+
+
+@pytest.mark.slow
+def test_a_check_that_is_killed_leaves_what_was_measured_until_then(tmp_path):
+    file = tmp_path / "tiny.json"
+    process = train(file, 600, 0, tmp_path / "run")
+    try:
+        deadline = time.monotonic() + 60
+        while not (file.exists() and len(json.loads(file.read_text(encoding="utf-8"))["steps"]) == 4):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        training = psutil.Process(process.pid).children()
+        process.kill()
+        process.wait()
+        for child in training:
+            child.kill()
+    assert json.loads(file.read_text(encoding="utf-8"))["steps"]["3"]["reward/acc"] == 0.75
+    report = check("report", tmp_path)
+    report.communicate()
+    assert "| training steps | 3 |" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_run_ends_after_its_steps_or_its_seconds_and_an_earlier_runs_steps_do_not_count(tmp_path):
+    for name, seconds, steps, ended in (("a", 600, 3, "by its steps"), ("b", 3, 0, "by its seconds")):
+        run_dir = tmp_path / name
+        process = train(tmp_path / f"{name}.json", seconds, steps, run_dir)
+        assert ended in process.communicate()[0]
+        assert process.returncode == 0
+    # The folder is there already, so the command fails at once, and its steps are those of the earlier run.
+    process = train(tmp_path / "c.json", 600, 3, run_dir)
+    assert "0 steps" in process.communicate()[0]
+    assert process.returncode == 1
+    assert json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["ended"] == "by itself, status 1"
+
+
+@pytest.mark.slow
+def test_random_weights_have_a_tokenizer_as_large_as_their_vocabulary(tmp_path):
+    """verl masks vLLM's logits beyond the tokenizer, and not the actor's."""
+    from benchmarks.gpu_check import model
+
+    assert model(tmp_path, "tiny", ["hidden_size=64", "num_hidden_layers=1", "vocab_size=1000"]) == 0
+    from transformers import AutoConfig, AutoTokenizer
+
+    assert len(AutoTokenizer.from_pretrained(tmp_path)) == AutoConfig.from_pretrained(tmp_path).vocab_size == 1000
+
+
+@pytest.mark.long
+def test_the_check_goes_to_its_last_line_on_the_cpu_platform(tmp_path):
+    """Each stage in its CPU form: verl's own agent loop with eight workers, packed sequences, fused kernels."""
+    command = ["bash", "launch/gpu_check.sh", "hardware=cpu"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OUT": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert {file.stem for file in tmp_path.glob("*.json")} == set(STAGES)
+    assert (tmp_path / "report.md").exists()
