@@ -16,7 +16,7 @@ case "${1:-}" in
     --all) selection=() order=(); export NEW_EXAMPLES=1; shift ;;
     --gpu-stack)
         shift
-        PYTHONPATH=tests exec python -m pytest -p gpu_stack tests/test_recipes.py tests/test_gpu_path.py tests/test_attention.py \
+        PYTHONPATH=tests exec python -m pytest -p gpu_stack "${order[@]}" tests/test_recipes.py tests/test_gpu_path.py tests/test_attention.py \
             -m "not long and not end_to_end" "$@" ;;
 esac
 if [[ "${selection[*]}" != *slow* ]] && ! command -v chromium > /dev/null && ! command -v chromium-browser > /dev/null; then
