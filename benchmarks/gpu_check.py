@@ -238,17 +238,23 @@ def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
     return 0 if well else 1
 
 
+def planned(found: dict[str, Any]) -> bool:
+    """Whether a run has something to compare: steps, on a card, as plan has nothing to say of a CPU."""
+    trained = any(int(step) > 0 for step in found["steps"])
+    return trained and bool(OmegaConf.create(found["config"]).trainer.device != "cpu")
+
+
 def beside_plan(found: dict[str, Any]) -> list[list[str]]:
     """Rows of what plan says of a run and what was measured: memory at the peak of training, seconds of each part."""
     steps = [data for step, data in found["steps"].items() if int(step) > 0]
-    planned = estimate(OmegaConf.create(found["config"]))
-    passes = [parts for phase, parts in planned["memory"].items() if phase not in ("generate", "weights to vllm")]
+    expected = estimate(OmegaConf.create(found["config"]))
+    passes = [parts for phase, parts in expected["memory"].items() if phase not in ("generate", "weights to vllm")]
     most = max(sum(size for name, size in parts.items() if name not in NOT_TORCHS) for parts in passes)
     rows = [("GiB at the peak of training", most / GIB, max(data["perf/max_memory_allocated_gb"] for data in steps))]
     for part, metrics in TIMES.items():
         seen = [sum(data.get(name, 0.0) for name in metrics) for data in steps[1:] or steps]
-        if part in planned["seconds"] and any(seen):
-            rows.append((f"seconds: {part}", planned["seconds"][part], fmean(seen)))
+        if part in expected["seconds"] and any(seen):
+            rows.append((f"seconds: {part}", expected["seconds"][part], fmean(seen)))
     return [[what, f"{plan:.2f}", f"{seen:.2f}", f"{plan / seen - 1:+.0%}"] for what, plan, seen in rows]
 
 
@@ -290,7 +296,7 @@ def report(folder: Path) -> int:
             parts.append(table(["heads of", "tokens", "output off by", "gradients off by", "ms, both passes"], rows))
             continue
         parts += [f"`{found['command']}`\n", table(["", "measured"], figures_of(found))]
-        if "recipe=tinyzero_" in found["command"] and any(int(step) > 0 for step in found["steps"]):
+        if file.stem.startswith("tinyzero") and planned(found):
             parts.append(table(["", "plan", "measured", "difference"], beside_plan(found)))
     write_whole(folder / "report.md", "\n".join(parts))
     print(f"report: {folder / 'report.md'}")
