@@ -1,13 +1,15 @@
 """What several files of tests share: a small data set, and the short run that most of them look at."""
 
+import copy
 import os
 import signal
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
-from commands import RESUMED, ROOT, listeners, metrics_of, titles, train, workers_of
+from commands import RESUMED, listeners, metrics_of, titles, train, workers_of
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hypothesis import settings
+from test_data import prepare
 
 from verl_recipes.run.folder import read_lines
 
@@ -15,6 +17,18 @@ from verl_recipes.run.folder import read_lines
 settings.register_profile("same", derandomize=True)
 if "NEW_EXAMPLES" not in os.environ:
     settings.load_profile("same")
+
+
+def read_once(self, config_path, read=FileConfigSource.load_config, known={}):  # noqa: B006
+    """Hydra's reader of a file: the tests compose verl's hundreds of times, and reading them is a third of that."""
+    file = Path(self.path, self._normalize_file_name(config_path))
+    key = self.provider, file, file.exists() and file.stat().st_mtime_ns
+    if key not in known:
+        known[key] = read(self, config_path)
+    return copy.deepcopy(known[key])
+
+
+FileConfigSource.load_config = read_once
 
 
 def pytest_collection_modifyitems(items):
@@ -29,8 +43,7 @@ def pytest_collection_modifyitems(items):
 def small_data(tmp_path_factory):
     """Overrides that name a small data set; beside it lie sets out of distribution."""
     out = tmp_path_factory.mktemp("data") / "small"
-    sizes = ["train_size=512", "test_size=16", "ood=standard", "ood.size=16", "ood.names=[5_numbers,needs_product]"]
-    subprocess.run([sys.executable, "-m", "data_prep", f"out={out}", *sizes], cwd=ROOT, check=True)
+    prepare(out, "train_size=512", "test_size=16", "ood=standard", "ood.size=16", "ood.names=[5_numbers,needs_product]")
     return [f"data.train_files={out}/train.parquet", f"data.val_files={out}/test.parquet"]
 
 
