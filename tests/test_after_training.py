@@ -11,7 +11,12 @@ from data_prep.cli import CONFIGS, UserError, quoted
 from verl_recipes import train
 from verl_recipes.run.folder import RunFolder, append_line, as_lines, write_whole
 
-STAGES = {"export": "model", "summarize": "summary.json", "draw": "curves.png", "report": "report.html"}
+STAGES = {
+    "write_model": "model",
+    "write_summary": "summary.json",
+    "write_curves": "curves.png",
+    "write_report": "report.html",
+}
 NAME = "tiny [bold] [i]= 中文"
 pytestmark = pytest.mark.slow
 
