@@ -212,7 +212,14 @@ def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
         write_json(file, found)
 
     with output.open("w", encoding="utf-8") as printed:
-        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=printed,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # `nohup ... &` has it ignored
+        )
         try:
             while process.poll() is None and found["ended"] == "not yet":
                 time.sleep(1)
