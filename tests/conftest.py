@@ -31,6 +31,7 @@ def read_once(self, config_path, read=FileConfigSource.load_config, known={}):  
 FileConfigSource.load_config = read_once
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """With pytest-xdist one worker runs all tests that look at one run, so that it is made once."""
     for item in items:
