@@ -2,6 +2,7 @@
 
 import copy
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from commands import RESUMED, listeners, metrics_of, titles, train, workers_of
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hypothesis import settings
 from test_data import prepare
+from xdist.scheduler import LoadScopeScheduling
 
 from verl_recipes.run.folder import read_lines
 
+ALONE = "test_(the_one_command|somebody_elses|a_run_that|an_interrupted)"  # runs that one test makes for itself
 # The same examples each time, so that a change is judged by the change; tests/run.sh --all draws new ones.
 settings.register_profile("same", derandomize=True)
 if "NEW_EXAMPLES" not in os.environ:
@@ -31,13 +34,19 @@ def read_once(self, config_path, read=FileConfigSource.load_config, known={}):  
 FileConfigSource.load_config = read_once
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """With pytest-xdist one worker runs all tests that look at one run, so that it is made once."""
-    for item in items:
-        if item.get_closest_marker("end_to_end"):
-            shares = {"resumed", "evaluations", "two_nodes"} & set(item.fixturenames)
-            item.add_marker(pytest.mark.xdist_group("runs that tests share" if shares else "runs of their own"))
+class RunsAreShared(LoadScopeScheduling):
+    """pytest-xdist's scheduler: one worker runs all tests that look at one run, so that it is made once."""
+
+    def _split_scope(self, nodeid):
+        """The name of what runs on one worker: `runs`, a file whose tests share what is dear, or the test alone."""
+        file, _, test = nodeid.partition("::")
+        if file.endswith(("test_evaluation.py", "test_launch.py", "test_end_to_end.py")) and not re.match(ALONE, test):
+            return "runs"
+        return file if file.endswith(("test_recipes_train.py", "test_forkserver.py")) else nodeid
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return RunsAreShared(config, log)
 
 
 @pytest.fixture(scope="session")
