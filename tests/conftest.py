@@ -4,6 +4,7 @@ import copy
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -74,10 +75,14 @@ def resumed(tmp_path_factory, small_data):
     first.wait_for(third_step_is_done)
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.communicate()
-    events = run_dir / "samples" / "events.jsonl"
-    before = len(read_lines(events))
+    events, started = run_dir / "samples" / "events.jsonl", time.time()
     second = train(run_dir, *arguments, "trainer.restarts=1")
-    second.wait_for(lambda: any(event["split"] == "train" for event in read_lines(events)[before:]))
+
+    def third_step_is_begun():
+        """The first run's processes may have written for a moment after they were killed; a start takes longer."""
+        return any(event["split"] == "train" and event["time"] > started + 5 for event in read_lines(events))
+
+    second.wait_for(lambda: third_step_is_begun() and workers_of(second))
     worker = workers_of(second)[0]
     names, parent, listening = set(titles(second).values()), worker.parent().cmdline(), listeners(second)
     worker.kill()
