@@ -2,7 +2,8 @@
 
 python benchmarks/gpu_check.py card FILE LENGTH...            the card, versions, attention against sdpa
 python benchmarks/gpu_check.py model FOLDER NAME [KEY=VALUE]  random weights of the shape of configs/model/NAME.yaml
-python benchmarks/gpu_check.py run FILE SECONDS STEPS ...     a training command, ended after so many seconds or steps
+python benchmarks/gpu_check.py run FILE SECONDS STEPS ...     a training command, ended after so many steps, or so many
+                                                              seconds after its first rollouts
 python benchmarks/gpu_check.py report FOLDER                  report.md of all files in it
 python benchmarks/gpu_check.py entry_points FOLDER            what an installed project has, for PYTHONPATH
 """
@@ -33,6 +34,7 @@ from verl_recipes.reporting.text import interval
 from verl_recipes.run.folder import RunFolder, read_json, read_lines, write_json, write_whole
 from verl_recipes.run.supervise import size_of
 
+START = 400  # seconds until the first rollouts; 165 and 190 were seen
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "vllm", "verl", "transformers", "ray", "flash-attn", "triton")
 HEADS = {"0.5B": (14, 2, 64), "1.5B": (12, 2, 128), "3B": (16, 2, 128), "7B": (28, 4, 128)}  # Qwen2.5's: q, kv, width
@@ -46,7 +48,13 @@ TIMES = {  # verl's metrics for each part of plan
     "weights, sleep and wake": ["timing_s/update_weights"],
     "step": ["timing_s/step"],
 }
-NOT_TORCHS = ("context", "vllm asleep", "fragments")  # of plan's memory: not in what torch's allocator reports
+NOT_TORCHS = (
+    "context",
+    "vllm asleep",
+    "vllm other",
+    "vllm weights",
+    "fragments",
+)  # of plan's memory: not the trainer's own
 FIGURES = {  # of the steps after the first, as means
     "seconds a step": "timing_s/step",
     "generate, s": "timing_s/gen",
@@ -54,7 +62,7 @@ FIGURES = {  # of the steps after the first, as means
     "tokens a second": "perf/throughput",
     "response tokens": "response_length/mean",
     "right": "reward/acc",
-    "torch's memory at its peak, GiB": "perf/max_memory_allocated_gb",
+    "torch's memory at its peak, GiB": "actor/perf/max_memory_allocated_gb",
 }
 
 
@@ -145,7 +153,6 @@ def model(folder: Path, name: str, changes: list[str]) -> int:
     verl masks vLLM's logits beyond the tokenizer's length, and not the actor's: without these tokens they disagree.
     """
     import torch
-    from tokenizers import AddedToken
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     shape = OmegaConf.load(ROOT / "configs/model" / f"{name}.yaml").architecture
@@ -153,14 +160,16 @@ def model(folder: Path, name: str, changes: list[str]) -> int:
     wanted: dict[str, Any] = OmegaConf.to_container(shape)  # type: ignore[assignment]
     wanted.pop("parameters")
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "assets/tiny_base")
-    more = range(len(tokenizer), wanted["vocab_size"])
-    tokenizer.add_tokens([AddedToken(f"<{number}>", normalized=False) for number in more])
-    assert len(tokenizer) == wanted["vocab_size"]
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     torch.manual_seed(0)
     network = Qwen2ForCausalLM(Qwen2Config(**wanted, **ids, rope_theta=1e6)).to(torch.bfloat16)
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer.json"
+    content = read_json(file, "")
+    # Not as added tokens: 150,000 of them take 5 s in each process that loads the tokenizer.
+    content["model"]["vocab"] |= {f"<{number}>": number for number in range(len(tokenizer), wanted["vocab_size"])}
+    write_json(file, content)
     print(f"model: {folder} has {sum(each.numel() for each in network.parameters()):,} parameters")
     return 0
 
@@ -192,7 +201,9 @@ def measured(run: RunFolder) -> dict[str, Any]:
 
 
 def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
-    """Run a training command until it ends, or has done `steps` steps (0: any number), or `seconds` are over.
+    """Run a training command until it ends, or has done `steps` steps (0: any number).
+
+    It is also ended `seconds` after its first rollouts, or if there are none in START seconds.
 
     Returns:
         0 if it ended well by itself, or was ended after one step or more.
@@ -206,6 +217,11 @@ def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
         """The run's folder, once the command has emptied it of an earlier run, or has taken that one up."""
         begun = folder.config.exists() and folder.config.stat().st_mtime >= began
         return folder if begun else nothing
+
+    def until() -> float:
+        """When its time is over."""
+        rollouts = [event["time"] for event in read_lines(ours().events, skip_damaged=True) if event["time"] > began]
+        return rollouts[0] + seconds if rollouts else began + START
 
     def record() -> None:
         found.update(measured(ours()) | {"seconds": time.time() - began, "output": end_of(output, 3000)})
@@ -231,7 +247,7 @@ def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
                     record()
                 if steps and trained >= steps:
                     found["ended"] = "by its steps"
-                elif time.time() - began > seconds:
+                elif time.time() > until():
                     found["ended"] = "by its seconds"
         finally:
             process.send_signal(signal.SIGINT)  # the run cleans up behind itself
@@ -245,6 +261,11 @@ def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
     return 0 if well else 1
 
 
+def peak(data: dict[str, float]) -> float:
+    """GiB that torch's allocator held at most up to a step, in the policy's engine or the critic's."""
+    return max(value for name, value in data.items() if name.endswith("perf/max_memory_allocated_gb"))
+
+
 def planned(found: dict[str, Any]) -> bool:
     """Whether a run has something to compare: steps, on a card, as plan has nothing to say of a CPU."""
     trained = any(int(step) > 0 for step in found["steps"])
@@ -255,9 +276,9 @@ def beside_plan(found: dict[str, Any]) -> list[list[str]]:
     """Rows of what plan says of a run and what was measured: memory at the peak of training, seconds of each part."""
     steps = [data for step, data in found["steps"].items() if int(step) > 0]
     expected = estimate(OmegaConf.create(found["config"]))
-    passes = [parts for phase, parts in expected["memory"].items() if phase not in ("generate", "weights to vllm")]
+    passes = [parts for phase, parts in expected["memory"].items() if phase != "generate"]
     most = max(sum(size for name, size in parts.items() if name not in NOT_TORCHS) for parts in passes)
-    rows = [("GiB at the peak of training", most / GIB, max(data["perf/max_memory_allocated_gb"] for data in steps))]
+    rows = [("GiB at the peak of training", most / GIB, max(map(peak, steps)))]
     for part, metrics in TIMES.items():
         seen = [sum(data.get(name, 0.0) for name in metrics) for data in steps[1:] or steps]
         if part in expected["seconds"] and any(seen):
@@ -291,19 +312,20 @@ def figures_of(found: dict[str, Any]) -> list[list[str]]:
 def report(folder: Path) -> int:
     """report.md."""
     parts = ["# One card\n"]
-    for file in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime):
-        found = read_json(file, "")
+    results = {file: read_json(file, "") for file in folder.glob("*.json")}
+    for file, found in sorted(results.items(), key=lambda item: item[1].get("began", 0)):
         parts.append(f"## {file.stem}\n")
         if file.stem == "card":
             rows = [
                 [row["model"], str(row["tokens"]), *(f"{row[name]:.2g}" for name in ("output", "gradients", "ms"))]
                 for row in found.pop("attention")
             ]
-            parts.append(table(["", ""], [[name, str(value).replace("\n", "<br>")] for name, value in found.items()]))
+            parts.append(f"```\n{found.pop('nvidia-smi')}\n```\n")
+            parts.append(table(["", ""], [[name, str(value)] for name, value in found.items()]))
             parts.append(table(["heads of", "tokens", "output off by", "gradients off by", "ms, both passes"], rows))
             continue
         parts += [f"`{found['command']}`\n", table(["", "measured"], figures_of(found))]
-        if file.stem.startswith("tinyzero") and planned(found):
+        if planned(found):
             parts.append(table(["", "plan", "measured", "difference"], beside_plan(found)))
     write_whole(folder / "report.md", "\n".join(parts))
     print(f"report: {folder / 'report.md'}")

@@ -7,6 +7,7 @@
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+ulimit -n 65536 2>/dev/null || : # Ray opens thousands of files; doctor says so if this is not allowed
 
 step() {
     printf '+%s\n' "$(printf ' %q' "$@")"
@@ -14,7 +15,6 @@ step() {
 }
 
 launch() {
-    ulimit -n 65536 2>/dev/null || : # Ray opens thousands of files; doctor says so if this is not allowed
     # && because `set -e` has no effect in a function whose exit status the caller checks
     step python -m verl_recipes.doctor "$@" && step python -m verl_recipes.plan "$@" && step python -m verl_recipes.train "$@"
 }

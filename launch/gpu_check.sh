@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# A quarter of an hour on one card shows what no CPU can: attention, vLLM's sleep mode and CUDA graphs, weights by CUDA IPC,
-# memory, seconds. It begins with what is most worth knowing, and each stage has a bound and a JSON file of its own that is
-# whole at every moment, as a lent machine may go before the end. Nothing is fetched.
+# Twenty minutes on one card show what no CPU can: attention, vLLM's sleep mode and CUDA graphs, weights by CUDA IPC,
+# memory, seconds. It begins with what is most worth knowing, and each run has a bound and a JSON file of its own that is
+# whole at every moment, as a lent machine may go before the end. Nothing is fetched. Most of it is the five runs' starts,
+# of some three minutes each.
 #   bash launch/gpu_check.sh [hardware=h100 | hardware=a800 | hardware=rtx4090 | hardware=cpu] [overrides]
 #   OUT=folder          for the results (runs/gpu_check/results); report.md there is worth an issue, well or not
 #   STAGES="0 1 2"      only these, where one call of a machine is shorter than all of them
@@ -11,33 +12,33 @@ case " $* " in *" hardware=cpu "*) STACK=cpu ;; *) STACK=gpu ;; esac
 export STACK
 . "$(dirname "$0")/common.sh"
 
-OUT=${OUT:-runs/gpu_check/results} STAGES=${STAGES:-0 1 2 3 4 report} work=runs/gpu_check
+OUT=${OUT:-runs/gpu_check/results} STAGES=${STAGES:-0 1 2 3 report} work=runs/gpu_check
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_HOST_IP=127.0.0.1 # a machine without a network has no other address
 [ "$DRY_RUN" = 1 ] || mkdir -p "$OUT" "$work"
 check=(python benchmarks/gpu_check.py)
 if [ "$SETUP" = 0 ]; then # verl finds this project by an entry point, which an installed project has
-    step "${check[@]}" entry_points "$work/site"
     export PYTHONPATH="$PWD:$PWD/$work/site${PYTHONPATH:+:$PYTHONPATH}"
+    step "${check[@]}" entry_points "$work/site"
 fi
 [ -f data/tiny/train.parquet ] || step python -m data_prep
 
 common=(tuning=full fresh=true seed=0 eval_n=4 data.train_files=data/tiny/train.parquet data.val_files=data/tiny/test.parquet
     trainer.total_training_steps=1000 trainer.save_freq=1000)
-few=(eval_n=1 data.val_max_samples=16) until=240 small=() shape=(qwen2.5_0.5b) lengths=(1 7 128 1000 8192)
+few=(eval_n=1 data.val_max_samples=16) small=() shape=(qwen2.5_0.5b) lengths=(1 7 128 1000 8192) steps=1000
 answers=(data.max_response_length=256 plan.response_tokens=256) # a random model never ends one before
 if [ "$STACK" = gpu ]; then
     common=(hardware=h100 "${common[@]}")
 else
     mapfile -t as_on_gpus < benchmarks/as_on_gpus.txt
     common+=("${as_on_gpus[@]}" prompts=8 data.max_response_length=64 "${few[@]}")
-    until=0 small=(prompts=8) answers=() lengths=(1 7 128)
+    steps=10 small=(prompts=8 actor_rollout_ref.rollout.n=8) answers=() lengths=(1 7 128)
     shape=(tiny num_hidden_layers=2 vocab_size=2000)
 fi
 
-# run NAME SECONDS STEPS OVERRIDES: a run, ended after so many seconds or training steps; 0 steps: it ends itself.
+# run NAME SECONDS STEPS OVERRIDES: a run, ended after so many training steps (0: it ends itself), or so many seconds after
+# its first rollouts.
 run() {
     local name=$1 seconds=$2 steps=$3
-    [ "$STACK" = gpu ] || seconds=$((seconds + 120)) # processes that share two cores start more slowly
     shift 3
     step "${check[@]}" run "$OUT/$name.json" "$seconds" "$steps" python -m verl_recipes.train "run_dir=$work/$name" "${common[@]}" "$@" ||
         { failed+=("$name"); echo "gpu_check: $name failed, see $OUT/$name.json" >&2; }
@@ -49,23 +50,21 @@ for stage in $STAGES; do
         0) # card, driver, versions; attention against sdpa in bf16
             step timeout 60 python -m verl_recipes.doctor "${common[@]}" "$@" || :
             step timeout 60 "${check[@]}" card "$OUT/card.json" "${lengths[@]}" || failed+=(card) ;;
-        1) # the tiny run: a base accuracy of 0.22 proves that vLLM holds the weights, agreement that it gets new ones
-            run tiny 150 10 recipe=tiny model=tiny "$@" ;;
-        2) # GRPO until the time ends
-            run grpo "$until" 1000 recipe=tiny model=tiny prompts=128 \
-                actor_rollout_ref.rollout.n=16 trainer.test_freq=20 "${small[@]}" "$@" ;;
-        3) # 0.5B, random weights, the recipe's batch: memory of every phase and seconds, beside plan's
+        1) # GRPO on the tiny model: a base accuracy of 0.22 proves that vLLM holds the weights, agreement that it gets new ones
+            run tiny 120 "$steps" recipe=tiny model=tiny prompts=128 actor_rollout_ref.rollout.n=16 trainer.test_freq=20 \
+                "${small[@]}" "$@" ;;
+        2) # 0.5B, random weights, the recipe's batch: memory of every phase and seconds, beside plan's
             step "${check[@]}" model "$work/model" "${shape[@]}" || failed+=(model)
             for recipe in tinyzero_grpo tinyzero_ppo; do
-                run "$recipe" 110 3 "recipe=$recipe" "model=${shape[0]}" "actor_rollout_ref.model.path=$work/model" \
+                run "$recipe" 120 3 "recipe=$recipe" "model=${shape[0]}" "actor_rollout_ref.model.path=$work/model" \
                     "${answers[@]}" "${few[@]}" "${small[@]}" "$@"
             done ;;
-        4) # LoRA: a step and a save, then a resume, a step and an export
+        3) # LoRA: a step and a save, then a resume, a step and an export
             lora=(recipe=tinyzero_grpo model=tiny tuning=lora prompts=8 updates=1 trainer.save_freq=1 "${few[@]}")
-            run lora 60 0 "${lora[@]}" trainer.total_training_steps=1 "$@"
-            run resumed 60 0 "${lora[@]}" trainer.total_training_steps=2 "run_dir=$work/lora" fresh=false "$@" ;;
+            run lora 120 0 "${lora[@]}" trainer.total_training_steps=1 "$@"
+            run resumed 120 0 "${lora[@]}" trainer.total_training_steps=2 "run_dir=$work/lora" fresh=false "$@" ;;
         report) step "${check[@]}" report "$OUT" ;;
-        *) die "STAGES=$STAGES: stages are 0 1 2 3 4 report" ;;
+        *) die "STAGES=$STAGES: stages are 0 1 2 3 report" ;;
     esac
 done
 [ ${#failed[@]} = 0 ] || die "gpu_check: failed: ${failed[*]}"

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -11,17 +13,20 @@ import psutil
 import pytest
 from configurations import compose
 
+from benchmarks.gpu_check import report
 from data_prep.cli import CONFIGS
 
 ROOT = CONFIGS.parent
-STAGES = ["card", "tiny", "grpo", "tinyzero_grpo", "tinyzero_ppo", "lora", "resumed"]
-# In place of a training command: three steps as verl's file logger writes them, and then nothing for ever.
+MEASURED = ROOT / "benchmarks" / "results" / "h100"
+STAGES = ["card", "tiny", "tinyzero_grpo", "tinyzero_ppo", "lora", "resumed"]
+# In place of a training command: rollouts, three steps as verl's file logger writes them, and then nothing for ever.
 TRAINING = """
 import json, pathlib, sys, time
 run = pathlib.Path(sys.argv[1].partition("=")[2])
-run.mkdir()
+(run / "samples").mkdir(parents=True)
 time.sleep(0.1)
-(run / "config.yaml").write_text("name: x")
+(run / "config.yaml").write_text("trainer: {device: cpu}")
+(run / "samples/events.jsonl").write_text(json.dumps({"event": "generating", "time": time.time()}) + "\\n")
 for step in range(4):
     with (run / "metrics.part.jsonl").open("a") as file:
         print(json.dumps({"step": step, "data": {"timing_s/step": 2.0, "reward/acc": step / 4}}), file=file)
@@ -42,6 +47,10 @@ def check(*arguments, **environment):
 
 def train(file, seconds, steps, run_dir):
     return check("run", file, seconds, steps, sys.executable, "-c", TRAINING, f"run_dir={run_dir}")
+
+
+def cells(row):
+    return tuple(cell.strip() for cell in row.strip("|").split("|"))
 
 
 def dry_run(*arguments):
@@ -80,8 +89,7 @@ def test_a_check_that_is_killed_leaves_what_was_measured_until_then(tmp_path):
         for child in training:
             child.kill()
     assert json.loads(file.read_text(encoding="utf-8"))["steps"]["3"]["reward/acc"] == 0.75
-    report = check("report", tmp_path)
-    report.communicate()
+    assert report(tmp_path) == 0
     assert "| training steps | 3 |" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
@@ -97,6 +105,18 @@ def test_a_run_ends_after_its_steps_or_its_seconds_and_an_earlier_runs_steps_do_
     assert "0 steps" in process.communicate()[0]
     assert process.returncode == 1
     assert json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["ended"] == "by itself, status 1"
+
+
+@pytest.mark.parametrize("page", ["docs/gpu.md", "docs/zh/gpu.md"])
+def test_the_page_repeats_what_was_measured_on_a_card(page, tmp_path):
+    shutil.copytree(MEASURED, tmp_path, dirs_exist_ok=True)
+    assert report(tmp_path) == 0
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text == (MEASURED / "report.md").read_text(encoding="utf-8")
+    section = (ROOT / page).read_text(encoding="utf-8").partition("h100/report.md")[2]
+    figures = [cells(row)[1:] for row in section.splitlines() if re.match(r"\| .*\d.* \|$", row)]
+    assert len(figures) == 16
+    assert set(figures) <= {cells(row)[1:] for row in text.splitlines() if row.startswith("| ")}
 
 
 @pytest.mark.slow

@@ -202,14 +202,14 @@ def at_work(
 
 
 def weights_to_vllm(cfg: DictConfig, engine: dict[str, float]) -> dict[str, float]:
-    """Bytes that the transfer of weights adds to the idle models: the largest tensor, two buckets, and vLLM."""
-    bucket = 2 * cfg.actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes * 2**20
+    """Bytes that the transfer of weights adds to the idle models: the largest tensor, vLLM, a bucket each side."""
+    bucket = cfg.actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes * 2**20
     shape = shape_of(cfg)
     embedding = shape["vocab_size"] * shape["hidden_size"] * BYTES[passes(cfg)["actor"].model_dtype]
     return {
         "gathered": float(embedding + bucket),
         "vllm weights": engine["weights"],
-        "vllm other": facts("assumptions")["memory"]["asleep_gib"] * GIB,
+        "vllm other": facts("assumptions")["memory"]["asleep_gib"] * GIB + bucket,
     }
 
 

@@ -2,8 +2,8 @@
 
 Decoding reads all weights once for each token of the longest response, and each sequence's keys and values once for
 each of its own tokens. A pass over the batch takes its FLOPs at a fixed share of the GPU's peak, or the time in which
-FSDP's weights move between the GPUs if that is longer. None of it was measured on a GPU; `published` compares it with
-published runs.
+FSDP's weights move between the GPUs if that is longer. What a step costs beside its passes was measured on a card with
+a tiny model (docs/gpu.md). The rest was not; `published` compares it with published runs.
 """
 
 import json
@@ -87,9 +87,9 @@ def seconds(work: Work, gpu: dict[str, Any]) -> dict[str, float]:
     if work.critic:
         parts["values and critic"] = max(forward, gather) + update
     parts["update"] = update
-    parts["weights, sleep and wake"] = a["switch_s"]
+    parts["weights, sleep and wake"] = a["switch_s"] + 2 * parameters / (a["weights_gb_s"] * 1e9)
     parts["offload"] = 2 * work.offloaded_bytes / (a["link"] * gpu["host_gb_s"] * 1e9)
-    parts["other"] = a["other_s"]
+    parts["other"] = a["other_s"] + a["other_sequence_s"] * work.sequences
     total = sum(parts.values())
     if work.split and not work.waits:  # generation runs beside the rest
         total = max(parts["generate"], total - parts["generate"])
@@ -185,6 +185,7 @@ def published() -> list[tuple[str, list[float] | None, float]]:
         work = dict(each["work"])
         model = OmegaConf.load(CONFIGS / "model" / f"{work.pop('model')}.yaml")
         shape = shape_of(OmegaConf.create({"architecture": model.architecture}))
-        step = seconds(Work(shape=shape, **work), facts("gpus")[each["gpu"]])["step"]
-        found.append((each["name"], each["seconds"], step))
+        parts = seconds(Work(shape=shape, **work), facts("gpus")[each["gpu"]])
+        of_verl = parts["weights, sleep and wake"] + parts["other"]
+        found.append((each["name"], each["seconds"], parts["step"] - of_verl + each.get("overhead_s", of_verl)))
     return found
