@@ -35,15 +35,20 @@ def read_once(self, config_path, read=FileConfigSource.load_config, known={}):  
 FileConfigSource.load_config = read_once
 
 
+def pytest_collection_modifyitems(items):
+    """What takes minutes begins first, so that at the end no worker waits for the other."""
+    items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
+
+
 class RunsAreShared(LoadScopeScheduling):
     """pytest-xdist's scheduler: one worker runs all tests that look at one run, so that it is made once."""
 
     def _split_scope(self, nodeid):
-        """The name of what runs on one worker: `runs`, a file whose tests share what is dear, or the test alone."""
+        """The name of what runs on one worker: `runs`; a test with a run of its own; a file, whose tests share much."""
         file, _, test = nodeid.partition("::")
-        if file.endswith(("test_evaluation.py", "test_launch.py", "test_end_to_end.py")) and not re.match(ALONE, test):
-            return "runs"
-        return file if file.endswith(("test_recipes_train.py", "test_forkserver.py")) else nodeid
+        if file.endswith(("test_evaluation.py", "test_launch.py", "test_end_to_end.py")):
+            return nodeid if re.match(ALONE, test) else "runs"
+        return file
 
 
 def pytest_xdist_make_scheduler(config, log):

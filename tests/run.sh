@@ -22,4 +22,4 @@ esac
 if [[ "${selection[*]}" != *slow* ]] && ! command -v chromium > /dev/null && ! command -v chromium-browser > /dev/null; then
     echo "Chromium is missing, so the tests of the report are skipped; on Debian: apt-get install chromium"
 fi
-exec python -m pytest tests -n logical --maxprocesses 4 "${order[@]}" "${selection[@]}" "$@"
+exec python -m pytest tests -n logical --maxprocesses 4 --no-loadscope-reorder "${order[@]}" "${selection[@]}" "$@"

@@ -10,12 +10,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes.in_verl import attention
 from verl_recipes.settings.configuration import check_attention
 
+pytestmark = pytest.mark.slow
 TINY = CONFIGS.parent / "assets" / "tiny_base"
 HEADS = sorted(  # of queries and keys, in each Qwen2.5
     {(a.num_attention_heads, a.num_key_value_heads) for a in (
@@ -35,6 +35,9 @@ def two(value_head, heads, **changes):
     name = changes.pop("model_type", "qwen2")
     shape = {"hidden_size": heads[0] * 8, "num_attention_heads": heads[0], "num_key_value_heads": heads[1]}
     shape |= {"vocab_size": 50, "intermediate_size": 32, "num_hidden_layers": 2, "num_labels": 1} | changes
+    # Here, because --fast collects this file too, and this takes four seconds.
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
+
     model_class = AutoModelForTokenClassification if value_head else AutoModelForCausalLM
     models = []
     for implementation in ("sdpa", "torch_varlen"):

@@ -217,6 +217,7 @@ def test_a_tensor_larger_than_the_bucket_arrives_whole_in_pieces_that_fit():
         torch.testing.assert_close(dict(joined(received)), sent, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_weights_arrive_over_gloo_as_they_were_sent(monkeypatch):
     """One trainer rank sends, another looks on, two rollout ranks receive; each transfer makes a new group."""
     import asyncio

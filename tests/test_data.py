@@ -115,6 +115,7 @@ def test_extra_info_says_how_many_solutions_and_how_hard(folder):
         assert info["difficulty"] == pytest.approx(np.log10(68 / info["solutions"]))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(folder, tmp_path):
     for seed, same in ((0, True), (1, False)):
         prepare(tmp_path / str(seed), "train_size=400", "test_size=50", f"seed={seed}")
@@ -157,6 +158,7 @@ def test_no_multiset_of_numbers_is_on_both_sides_whatever_the_seed(tmp_path, sou
         assert train.isdisjoint(test)
 
 
+@pytest.mark.slow
 def test_order_and_growth_of_the_source_move_no_row_across(tmp_path):
     table = pq.read_table(random_source(tmp_path / "all.parquet", 600))
     pq.write_table(table.take(np.random.default_rng(1).permutation(600)), tmp_path / "shuffled.parquet")
@@ -197,6 +199,7 @@ def test_every_row_of_the_source_is_accounted_for(tmp_path, source, overrides):
         assert len(rows(out / f"{side}.parquet")) == counts[side]
 
 
+@pytest.mark.slow
 def test_unsolvable_problems_are_kept_dropped_or_set_apart(tmp_path, source):
     for rule in ("keep", "drop", "apart"):
         out = tmp_path / rule
@@ -222,6 +225,7 @@ def test_tinyzeros_split_is_by_place_and_its_leaks_are_counted(tmp_path):
     assert result["sets"]["train"]["duplicates_kept"] == 13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "seed"), [("mini_r1", 42), ("datawhale_r1", 2025)])
 def test_the_shuffled_recipes_take_what_datasets_takes(tmp_path, name, seed):
     from datasets import Dataset
@@ -649,7 +653,7 @@ def test_ray_writes_the_same_bytes_on_two_nodes(tmp_path, monkeypatch):
     lines = [json.dumps(row) for row in [*problems, {"nums": [], "target": 1}, {"nums": [1], "target": 1}]]
     (tmp_path / "s.jsonl").write_text("\n".join(lines))
     monkeypatch.setattr("data_prep.sources.ROWS", 700)
-    monkeypatch.setattr("data_prep.prepare.RANGE", 500)
+    monkeypatch.setattr("data_prep.prepare.RANGE", 2000)
     options = (
         "source=local",
         f"source.paths={tmp_path / 's.jsonl'}",
@@ -659,7 +663,7 @@ def test_ray_writes_the_same_bytes_on_two_nodes(tmp_path, monkeypatch):
         "ood.names=[5_numbers]",
     )
     prepare(tmp_path / "local", *options, "unsolvable=apart")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, log_to_driver=False)
@@ -739,6 +743,7 @@ def test_a_field_of_a_nested_column_is_a_column(tmp_path, kind):
         prepare(tmp_path / "none", *options, "source.columns.numbers=metadata.x", columns[1])
 
 
+@pytest.mark.slow
 def test_files_in_a_locale_without_utf8_are_the_same(tmp_path):
     (tmp_path / "in").mkdir()
     source_of(tmp_path / "in", "数据.JSONL", "".join(json.dumps(row) + "\n" for row in ROWS))
@@ -800,6 +805,7 @@ def test_a_data_folder_that_holds_another_file_is_not_replaced(tmp_path):
     assert (out / "notes.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_link_to_a_data_folder_stays_a_link(tmp_path):
     (tmp_path / "out").symlink_to(tmp_path / "disk")
     for size in (64, 65):
@@ -833,6 +839,7 @@ SCALARS = (
 VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=4), v, max_size=2))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from(KEYS), VALUES)
 def test_any_value_of_any_key_is_valid_or_refused_in_one_line_that_names_it(base_key, value):

@@ -149,6 +149,7 @@ def test_a_model_that_brings_code_is_not_evaluated_unless_it_is_trusted(data, tm
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_other_mistakes_are_one_line_too(tmp_path, run_dir):
     with pytest.raises(UserError, match=r"holds no test.parquet and no ood_\*.parquet"):
         evaluate.find_data(str(tmp_path))

@@ -126,6 +126,7 @@ def test_more_steps_are_refused_if_the_learning_rate_follows_them(run, config):
         check_unchanged(run, cosine, FACTS)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_moved():
     there, here = (
         OmegaConf.to_container(compose("train", f"run_dir={quoted(path)}", "name=x"), resolve=True)

@@ -107,6 +107,7 @@ def test_a_run_ends_after_its_steps_or_its_seconds_and_an_earlier_runs_steps_do_
     assert json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["ended"] == "by itself, status 1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", ["docs/gpu.md", "docs/zh/gpu.md"])
 def test_the_page_repeats_what_was_measured_on_a_card(page, tmp_path):
     shutil.copytree(MEASURED, tmp_path, dirs_exist_ok=True)

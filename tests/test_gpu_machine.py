@@ -98,6 +98,7 @@ def test_few_cpus_and_little_shared_memory_are_warnings_with_what_to_do(monkeypa
     assert [line.state for line in machine.cores(gpu=False, cfg=cfg)] == ["ok"]
 
 
+@pytest.mark.slow
 def test_cupy_is_asked_for_where_some_gpus_only_generate():
     def names(*overrides):
         lines = machine.packages(gpu=True, cfg=compose("train", "hardware=a800_x4", *overrides))

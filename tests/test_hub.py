@@ -68,6 +68,7 @@ def test_a_hubs_model_is_identified_by_its_commit(reached):
         assert check_model(REPO) == {"revision": COMMIT}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ASKED)
 @pytest.mark.parametrize("server", [silent, lambda: nullcontext(NOWHERE)], ids=["says-nothing", "out-of-reach"])
 def test_a_hub_that_does_not_answer_is_one_line_that_names_the_mirror_setting(reached, server, kind):
@@ -94,6 +95,7 @@ def test_a_name_that_the_hub_does_not_know_is_one_line_with_the_name(reached, ki
     assert "does not answer" not in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ASKED)
 @pytest.mark.parametrize(
     "proxies",

@@ -36,6 +36,7 @@ def bash(*arguments, **environment):
     )
 
 
+@pytest.mark.slow
 def test_shellcheck_is_clean():
     program = shutil.which("shellcheck") or str(Path(sys.executable).parent / "shellcheck")
     files = [*sorted((ROOT / "launch").iterdir()), ROOT / "tests" / "run.sh"]

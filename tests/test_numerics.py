@@ -17,6 +17,8 @@ from configurations import compose
 from omegaconf import open_dict
 from tensordict import TensorDict
 
+pytestmark = pytest.mark.slow
+
 GROUPS, N, LENGTH = 3, 4, 6
 MASK = (torch.arange(LENGTH) < torch.tensor([6, 3, 5, 1, 2, 6, 4, 4, 3, 5, 6, 2])[:, None]).float()
 SCORES = torch.tensor([0.1, 1.0, 0.0, 0.1, 2.0, 1.0, 0.0, 1.0, 0.1, 0.1, 0.1, 0.1])  # the last group has no signal

@@ -84,10 +84,12 @@ def assert_as_by_hand(layers):
     assert tracked["optimizer"] == pytest.approx(2 * share, rel=0.01)  # Adam's two moments, sharded
 
 
+@pytest.mark.slow
 def test_parameters_gradients_and_optimizer_of_two_layers_are_as_by_hand():
     assert_as_by_hand(2)
 
 
+@pytest.mark.slow
 def test_sgd_holds_nothing_from_one_step_to_the_next():
     assert tracking.track(replace(qwen(num_hidden_layers=2), optimizer="SGD"))["optimizer"] == 0
 
@@ -98,6 +100,7 @@ def test_parameters_gradients_and_optimizer_of_qwen_3b_are_as_by_hand():
     assert_as_by_hand(36)
 
 
+@pytest.mark.slow
 def test_logits_take_two_bytes_a_token_and_word_and_a_temperature_makes_a_copy():
     words = 8192 * 151936  # so many that the peak is there
     plain = tracking.track(replace(qwen(num_hidden_layers=1), tokens=8192))
@@ -105,6 +108,7 @@ def test_logits_take_two_bytes_a_token_and_word_and_a_temperature_makes_a_copy()
     assert (plain["logits"], scaled["logits"]) == (2 * words, 4 * words)
 
 
+@pytest.mark.slow
 def test_fused_kernels_hold_no_logits_of_a_whole_micro_batch():
     def held(fused, tokens):
         work = replace(qwen(num_hidden_layers=1), fused=fused, train=False, tokens=tokens)
@@ -114,6 +118,7 @@ def test_fused_kernels_hold_no_logits_of_a_whole_micro_batch():
     assert whole - fused > 0.95 * 2 * 4096 * 151936
 
 
+@pytest.mark.slow
 def test_lora_trains_adapters_alone():
     small = replace(qwen(num_hidden_layers=1), model_dtype="bf16", lora=json.dumps([8, "all-linear"]))
     tracked = tracking.track(small)
@@ -293,6 +298,7 @@ def cached_model(tmp_path, monkeypatch):
     return snapshot
 
 
+@pytest.mark.slow
 def test_a_model_in_the_cache_is_one_for_preflight_and_doctor_without_a_network(cached_model):
     cfg = compose("train", "model=local", "actor_rollout_ref.model.path=some/model")
     preflight.check_model("some/model")
@@ -353,6 +359,7 @@ def test_a_file_without_read_permission_is_not_called_damaged(name):
     assert f"{name} cannot be read by this user" in told
 
 
+@pytest.mark.slow
 def test_plan_refuses_before_it_loads_torch():
     code = (
         "import sys; from verl_recipes import plan\n"

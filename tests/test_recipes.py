@@ -67,6 +67,7 @@ def test_every_option_composes_and_too_large_a_model_is_refused_in_one_line(hard
         assert (refusal(cfg) is None) == allowed
 
 
+@pytest.mark.slow
 def test_an_old_name_of_hardware_is_a_card_and_a_number():
     assert of("datawhale_r1") == of("datawhale_r1", "qwen2.5_3b", "a800", "gpus=4")
 
@@ -138,6 +139,7 @@ def test_lora_trains_at_ten_times_the_recipes_own_rate(recipe):
     assert {key: lora[key] for key in lora if key != "lr"} == {key: full[key] for key in full if key != "lr"}
 
 
+@pytest.mark.slow
 def test_a_rate_on_the_command_line_wins_over_the_tunings():
     cfg = of("tiny", "tiny", "cpu", "tuning=lora", "actor_rollout_ref.actor.optim.lr=0.5")
     assert cfg.actor_rollout_ref.actor.optim.lr == 0.5
@@ -145,6 +147,7 @@ def test_a_rate_on_the_command_line_wins_over_the_tunings():
     assert cfg.actor_rollout_ref.actor.optim.lr == 5.0
 
 
+@pytest.mark.slow
 def test_a_recipe_brings_its_prompt_data_and_reward_and_the_tiny_model_its_own():
     cfg = of("mini_r1", "tiny", "cpu")
     assert (cfg.prompt.name, cfg.data.train_files) == ("tinyzero_base", "data/tiny/train.parquet")

@@ -74,6 +74,7 @@ def test_a_person_sees_one_line_and_a_failed_exit(tmp_path, overrides, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -172,29 +173,35 @@ def test_any_value_of_any_key_is_taken_or_refused_in_one_line_that_names_the_key
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_parquet_is_one_line(tmp_path, refused):
     (tmp_path / "x.parquet").write_text("not parquet")
     refused("not a whole parquet file", f"data.train_files={tmp_path / 'x.parquet'}")
 
 
+@pytest.mark.slow
 def test_missing_columns_are_named(refused, table):
     refused("no column data_source, reward_model", f"data.train_files={table({'prompt': ['x']})}")
 
 
+@pytest.mark.slow
 def test_an_empty_data_set_is_one_line(refused, table):
     columns = {name: pa.array([], pa.string()) for name in checks.COLUMNS}
     refused("no rows", f"data.train_files={table(columns)}")
 
 
+@pytest.mark.slow
 def test_less_than_a_batch_is_one_line(refused, table):
     path = table({name: ["x"] for name in checks.COLUMNS})
     refused("less than a batch", f"data.train_files={path}", f"data.val_files={path}")
 
 
+@pytest.mark.slow
 def test_a_run_that_would_save_nothing_is_refused(refused):
     refused("trainer.save_freq=-1: should be greater than or equal to 1", "trainer.save_freq=-1")
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_model_is_one_line(tmp_path, refused, small_data):
     (tmp_path / "model").mkdir()
     refused("holds no model", f"actor_rollout_ref.model.path={tmp_path / 'model'}", *small_data)
@@ -213,10 +220,12 @@ def read_only(tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_cannot_be_written_is_one_line(read_only, refused, small_data):
     refused(f"cannot write the folder {read_only / 'run'}", *small_data, run_dir=read_only / "run")
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_another_command_uses_is_one_line(tmp_path, small_data, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["train", f"run_dir={tmp_path / 'run'}", "force=true", *small_data])

@@ -254,6 +254,7 @@ def test_help_is_no_run_folder(monkeypatch, capsys, option):
         assert f"\n  {key} " in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a[b]c[/d]", 'it\'s "x"\\', "x=y,z", "~", "模型 ${x}"])
 def test_the_command_takes_any_name_of_a_folder_and_prints_the_page(monkeypatch, capsys, tmp_path, name):
     monkeypatch.chdir(tmp_path)

@@ -278,6 +278,7 @@ def test_the_grammar_asks_for_a_closed_thought_unless_the_option_is_set():
     assert compute_score("", response, truth, profile="tinyzero", answer_in_thought=False)["reason"] == "no_answer"
 
 
+@pytest.mark.slow
 def test_the_layout_and_the_thought_length_are_theirs_to_the_letter():
     for response, numbers, target in cases():
         ours = compute_score("", response, {"numbers": numbers, "target": target}, profile="datawhale_r1_article")

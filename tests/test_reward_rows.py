@@ -66,6 +66,7 @@ def test_a_shipped_reward_passes_and_the_controls_seed_is_the_runs(reward):
         assert cfg.reward.custom_reward_function.reward_kwargs.seed == 7
 
 
+@pytest.mark.slow
 def test_a_reward_function_of_the_users_own_is_loaded_as_verl_loads_it(tmp_path):
     file = tmp_path / "my reward.py"
     file.write_text("def score(data_source, solution_str, ground_truth, extra_info=None):\n    return 1.0\n", "utf-8")
@@ -82,6 +83,7 @@ def test_a_reward_function_of_the_users_own_is_loaded_as_verl_loads_it(tmp_path)
     assert "SyntaxError" in refusal(file, "score")
 
 
+@pytest.mark.slow
 def test_options_can_be_left_out_and_not_set_to_null():
     cfg = compose("train", "~reward.custom_reward_function.reward_kwargs")
     check_reward(cfg)

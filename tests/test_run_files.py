@@ -106,6 +106,7 @@ def test_a_step_that_was_saved_but_not_logged_gets_the_metrics_of_its_samples_an
 SEGMENT = "from multiprocessing import shared_memory as s; m = s.SharedMemory(create=True, size=8); print(m.name)"
 
 
+@pytest.mark.slow
 def test_only_segments_of_the_runs_own_processes_that_none_maps_any_more_are_removed(tmp_path):
     """Beside those: one that another program made during the run and does not map, and one that another still maps."""
     foreign, used = (shared_memory.SharedMemory(create=True, size=8) for _ in range(2))
@@ -144,6 +145,7 @@ def test_what_a_killed_run_left_goes_at_the_next_start_and_no_live_runs_folder(m
     assert segment.name not in supervise.segments()
 
 
+@pytest.mark.slow
 def test_a_dead_process_that_verl_would_wait_for_is_noticed(monkeypatch):
     monkeypatch.setattr(supervise, "DEAD", 0.5)
     name = supervise.WATCHED[0]
@@ -179,6 +181,7 @@ def test_orphans_end_too():
     assert not psutil.pid_exists(int(result.stdout))
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_interrupt_the_cleanup(tmp_path):
     """Cleaning that takes a second, and a scheduler that does not wait."""
     endless = tmp_path / "python"

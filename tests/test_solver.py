@@ -13,10 +13,12 @@ from data_prep.solver import SYMBOLS, forms, reachable, solve, solve_many, write
 NUMBERS = st.lists(st.integers(1, 99), min_size=2, max_size=4)
 
 
+@pytest.mark.slow
 def test_the_functions_of_k_operands_are_as_many_as_oeis_a140606_counts():
     assert [len(forms(k).value) for k in range(1, 7)] == [1, 6, 68, 1170, 27142, 793002]
 
 
+@pytest.mark.slow
 def test_it_agrees_with_the_brute_force_on_random_problems():
     rng = random.Random(2)
     for _ in range(60):
