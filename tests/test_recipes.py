@@ -23,7 +23,9 @@ from verl_recipes.settings.configuration import batch_for_ranks, check_choice
 ROOT = CONFIGS.parent
 
 
-RECIPES, MODELS, HARDWARE = options("recipe"), sorted({*options("model")} - {"local"}), options("hardware")
+RECIPES, HARDWARE = options("recipe"), options("hardware")
+# With an architecture of their own; the others differ from one of these in their path alone.
+MODELS = [name for name in options("model") if OmegaConf.load(CONFIGS / "model" / f"{name}.yaml").get("architecture")]
 # A card's own name composes to what NAME_x1 does; cards of one kind differ in their name alone (a test below).
 HARDWARE = [name for name in HARDWARE if not name.endswith("_x1") and not name.startswith(("h100", "h800", "rtx5090"))]
 PAIRS = [
@@ -37,7 +39,7 @@ SOME = [
     for i in range(2 * max(len(RECIPES), len(MODELS), len(HARDWARE)))
 ]
 SPLIT = [("mini_r1", "qwen2.5_3b", "h100_x4"), ("tinyzero_ppo", "qwen2.5_3b", "a800_x3"), ("mini_r1", "tiny", "cpu")]
-SMALL = {"cpu": 1e8} | dict.fromkeys(("a800", "l40s", "rtx4090"), 4e9)  # most parameters
+SMALL = {"cpu": 2e8} | dict.fromkeys(("a800", "l40s", "rtx4090"), 4e9)  # most parameters
 
 
 def of(recipe, model="qwen2.5_3b", hardware="a800_x4", *more):
@@ -188,15 +190,26 @@ def test_the_parameters_follow_from_the_architecture(name):
     assert a.parameters == embeddings + a.num_hidden_layers * layer + hidden
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_the_parameters_are_those_of_the_model_that_transformers_builds(name):
+    from verl_recipes.planning.memory import parameters_of, shape_of
+
+    cfg = OmegaConf.load(CONFIGS / "model" / f"{name}.yaml")
+    assert parameters_of(json.dumps(shape_of(cfg), sort_keys=True)) == cfg.architecture.parameters
+
+
 @pytest.fixture(scope="module")
 def folder_of(tmp_path_factory):
     """A function that makes a model folder, without weights, of a configuration's architecture."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     def make(cfg):
         path = tmp_path_factory.mktemp("model")
         shutil.copytree(ROOT / "assets" / "tiny_base", path, dirs_exist_ok=True)
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         config |= OmegaConf.to_container(cfg.architecture) | {"layer_types": None, "max_position_embeddings": 32768}
+        config["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config["model_type"]]]
         (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
         return path
 
