@@ -48,13 +48,8 @@ TIMES = {  # verl's metrics for each part of plan
     "weights, sleep and wake": ["timing_s/update_weights"],
     "step": ["timing_s/step"],
 }
-NOT_TORCHS = (
-    "context",
-    "vllm asleep",
-    "vllm other",
-    "vllm weights",
-    "fragments",
-)  # of plan's memory: not the trainer's own
+# Of plan's memory: what the trainer's own allocator does not hold.
+NOT_TORCHS = ("context", "vllm asleep", "vllm other", "vllm weights", "fragments")
 FIGURES = {  # of the steps after the first, as means
     "seconds a step": "timing_s/step",
     "generate, s": "timing_s/gen",
