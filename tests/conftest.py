@@ -17,10 +17,11 @@ from xdist.scheduler import LoadScopeScheduling
 from verl_recipes.run.folder import read_lines
 
 ALONE = "test_(the_one_command|somebody_elses|a_run_that|an_interrupted)"  # runs that one test makes for itself
-# The same examples each time, so that a change is judged by the change; tests/run.sh --all draws new ones.
-settings.register_profile("same", derandomize=True)
-if "NEW_EXAMPLES" not in os.environ:
-    settings.load_profile("same")
+# The same examples each time, so that a change is judged by the change; tests/run.sh --all draws new ones. Without a
+# deadline, as other processes share the machine.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("new", deadline=None)
+settings.load_profile("new" if "NEW_EXAMPLES" in os.environ else "same")
 
 
 def read_once(self, config_path, read=FileConfigSource.load_config, known={}):  # noqa: B006

@@ -118,7 +118,7 @@ def test_a_padded_batch_gives_sdpas_values_and_gradients(value_head, left):
     assert_same_gradients(varlen, sdpa)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.lists(st.integers(1, 5), max_size=4), min_size=1, max_size=3), st.integers(0, 3), st.booleans())
 def test_a_token_attends_to_its_own_sequence_up_to_itself_in_any_batch(rows, padding, left):
     """Rows of several sequences each, some of nothing but padding, beside sdpa with the whole mask."""

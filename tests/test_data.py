@@ -240,7 +240,7 @@ def test_the_shuffled_recipes_take_what_datasets_takes(tmp_path, name, seed):
     assert sorted(map(key, ours)) == sorted(map(key, theirs))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**40), st.integers(2, 10_000))
 def test_keys_of_one_multiset_differ_by_target(seed, targets):
     split = make_split({"split": {"name": "by_numbers"}, "held_out_share": 0.15}, seed, 1)
@@ -283,7 +283,6 @@ def test_what_is_no_problem_is_rejected_with_the_reason(numbers, target, reason)
     assert [(row["file"], row["row"], row["reason"]) for row in rejected] == [("f", 6, reason)]
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -451,7 +450,7 @@ def test_problems_can_be_generated_for_one_side_of_the_split():
         assert all(held_out(some[:3], 0.15) == (side == TEST) for some in numbers.tolist())
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 25), min_size=2, max_size=4))
 def test_integers_within_a_bound_are_reached_by_solutions_without_fractions(numbers):
     for target in sorted(reachable_within(tuple(sorted(numbers)), 100) - {0})[:5]:
@@ -712,7 +711,7 @@ def test_a_quotation_mark_out_of_place_takes_few_rows_with_it(tmp_path):
     assert sum(result["rejected"].values()) <= 2
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.text(st.sampled_from('ab,"\n\r ;'), min_size=1), st.integers(1, 9)), max_size=8))
 def test_csv_records_are_those_that_pythons_writer_wrote(tmp_path_factory, table):
     path = tmp_path_factory.mktemp("csv") / "s.csv"
@@ -840,7 +839,7 @@ VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=4) | st.dictionari
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.sampled_from(KEYS), VALUES)
 def test_any_value_of_any_key_is_valid_or_refused_in_one_line_that_names_it(base_key, value):
     base, key = base_key

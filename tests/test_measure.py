@@ -61,7 +61,7 @@ def test_pass_at_k_is_the_share_of_draws_with_a_right_one(n, data):
 
 
 @given(equal)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_pass_at_k_and_mean_are_those_of_a_direct_enumeration(matrix):
     n = len(matrix[0])
     figures = measure(rows_of(matrix))["figures"]
@@ -71,7 +71,7 @@ def test_pass_at_k_and_mean_are_those_of_a_direct_enumeration(matrix):
 
 
 @given(ragged, st.randoms())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_summary_report_evaluation_and_comparison_agree_on_unequal_numbers_of_samples_in_any_order(matrix, shuffled):
     """Each problem has its own n; k goes up to the least of them."""
     rows, n = rows_of(matrix), min(map(len, matrix))
@@ -243,7 +243,7 @@ def test_a_share_outside_0_to_1_has_a_t_interval():
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=7))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_paired_test_is_that_of_all_flips_of_signs(pairs):
     rows = [[sample(i, right < pair[side]) for i, pair in enumerate(pairs) for right in range(4)] for side in (0, 1)]
     result = compare(*rows)

@@ -148,7 +148,7 @@ VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_s
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.sampled_from(sorted(keys_of(TrainKeys))), value=VALUES)
 def test_any_value_of_any_key_is_taken_or_refused_in_one_line_that_names_the_key(tmp_path, small_data, key, value):
     """And never after something was written."""

@@ -63,7 +63,7 @@ def contents(root):
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(ENTRIES, st.lists(NAMES, max_size=4), st.lists(NAMES, max_size=2))
 def test_nothing_outside_a_marked_run_is_ever_deleted(tmp_path_factory, entries, chosen, here):
     root = tmp_path_factory.mktemp("tree")

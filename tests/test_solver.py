@@ -26,7 +26,7 @@ def test_it_agrees_with_the_brute_force_on_random_problems():
         assert agree(*problem), problem
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 4), min_size=3, max_size=4), st.integers(1, 12))
 def test_it_agrees_where_numbers_repeat_and_zeros_are_met(numbers, target):
     assert agree(numbers, target)
@@ -59,14 +59,14 @@ def test_what_is_no_problem_is_an_error(numbers, target):
         solve(numbers, target)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(NUMBERS, st.integers(1, 100), st.randoms())
 def test_the_order_of_the_numbers_does_not_matter(numbers, target, rng):
     shuffled = rng.sample(numbers, len(numbers))
     assert solve(numbers, target) == solve(shuffled, target)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.integers(10**5, 10**6), min_size=3, max_size=3), st.integers(1, 10**6))
 def test_numbers_too_large_for_64_bits_are_solved_exactly(numbers, target):
     a, b, c = numbers
@@ -86,7 +86,7 @@ def test_a_batch_says_what_each_problem_says():
             assert one.expression == write(numbers[i].tolist(), int(solved.form[i]))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(NUMBERS)
 def test_the_reachable_targets_are_those_that_have_a_solution(numbers):
     without = 1 << SYMBOLS.index("*") | 1 << SYMBOLS.index("/")
