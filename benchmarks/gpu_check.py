@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from verl_recipes.measure.intervals import figure
 from verl_recipes.measure.problems import by_problem
 from verl_recipes.planning.estimate import estimate
-from verl_recipes.planning.memory import GIB
+from verl_recipes.planning.memory import GIB, shape_of
 from verl_recipes.reporting.metrics import AGREEMENT, read_metrics
 from verl_recipes.reporting.text import interval
 from verl_recipes.run.folder import RunFolder, read_json, read_lines, write_json, write_whole
@@ -148,22 +148,22 @@ def model(folder: Path, name: str, changes: list[str]) -> int:
     verl masks vLLM's logits beyond the tokenizer's length, and not the actor's: without these tokens they disagree.
     """
     import torch
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    shape = OmegaConf.load(ROOT / "configs/model" / f"{name}.yaml").architecture
-    shape = OmegaConf.merge(shape, OmegaConf.from_dotlist(changes))
-    wanted: dict[str, Any] = OmegaConf.to_container(shape)  # type: ignore[assignment]
-    wanted.pop("parameters")
+    cfg = OmegaConf.load(ROOT / "configs/model" / f"{name}.yaml")
+    cfg.architecture.merge_with_dotlist(changes)
+    shape = shape_of(cfg)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "assets/tiny_base")
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     torch.manual_seed(0)
-    network = Qwen2ForCausalLM(Qwen2Config(**wanted, **ids, rope_theta=1e6)).to(torch.bfloat16)
+    config = AutoConfig.for_model(shape.pop("model_type"), **shape, **ids, rope_theta=1e6)
+    network = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer.json"
     content = read_json(file, "")
     # Not as added tokens: 150,000 of them take 5 s in each process that loads the tokenizer.
-    content["model"]["vocab"] |= {f"<{number}>": number for number in range(len(tokenizer), wanted["vocab_size"])}
+    content["model"]["vocab"] |= {f"<{number}>": number for number in range(len(tokenizer), shape["vocab_size"])}
     write_json(file, content)
     print(f"model: {folder} has {sum(each.numel() for each in network.parameters()):,} parameters")
     return 0

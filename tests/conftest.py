@@ -19,9 +19,8 @@ from verl_recipes.run.folder import read_lines
 ALONE = "test_(the_one_command|somebody_elses|a_run_that|an_interrupted)"  # runs that one test makes for itself
 # The same examples each time, so that a change is judged by the change; tests/run.sh --all draws new ones. Without a
 # deadline, as other processes share the machine.
-settings.register_profile("same", derandomize=True, deadline=None)
-settings.register_profile("new", deadline=None)
-settings.load_profile("new" if "NEW_EXAMPLES" in os.environ else "same")
+settings.register_profile("tests", derandomize="NEW_EXAMPLES" not in os.environ, deadline=None)
+settings.load_profile("tests")
 
 
 def read_once(self, config_path, read=FileConfigSource.load_config, known={}):  # noqa: B006
