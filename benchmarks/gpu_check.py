@@ -18,6 +18,7 @@ import time
 import tomllib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
@@ -84,6 +85,8 @@ def card(file: Path, lengths: list[int]) -> int:
         for length in lengths:
             found["attention"].append({"model": model, "tokens": length} | compared(device, *heads, length))
             write_json(file, found)
+    found["passes"] = passes(device, max(lengths))
+    write_json(file, found)
     worst = max(max(row["output"], row["gradients"]) for row in found["attention"])
     print(f"card: {found['device']}, attention differs from sdpa by {worst:.4f} at most (of the largest entry)")
     return int(worst > 0.03)  # bf16 has 8 bits
@@ -118,18 +121,11 @@ def compared(device: str, heads: int, kv: int, width: int, length: int) -> dict[
         outputs = [sdpa(*part, is_causal=True) for part in zip(*(x.split(lengths, dim=2) for x in whole), strict=True)]
         return torch.cat(outputs, dim=2).transpose(1, 2)
 
-    def passes(attention: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def both(attention: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         output = attention()
         return output, list(torch.autograd.grad((output * weight).sum(), inputs))
 
-    (output, gradients), (expected, wanted) = passes(ours), passes(reference)
-    if device == "cuda":
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(3):
-        passes(ours)
-    if device == "cuda":
-        torch.cuda.synchronize()
+    (output, gradients), (expected, wanted) = both(ours), both(reference)
 
     @torch.no_grad()
     def difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -138,8 +134,61 @@ def compared(device: str, heads: int, kv: int, width: int, length: int) -> dict[
     return {
         "output": difference(output, expected),
         "gradients": max(difference(a, b) for a, b in zip(gradients, wanted, strict=True)),
-        "ms": (time.perf_counter() - began) / 3 * 1000,
+        "ms": milliseconds(device, lambda: both(ours)),
     }
+
+
+def milliseconds(device: str, work: Callable[[], Any]) -> float:
+    """Of a call, the mean of three after a first one."""
+    import torch
+
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    work()
+    wait()
+    began = time.perf_counter()
+    for _ in range(3):
+        work()
+    wait()
+    return (time.perf_counter() - began) / 3 * 1000
+
+
+def passes(device: str, tokens: int) -> dict[str, float]:
+    """Milliseconds of a packed micro-batch of so many tokens in bf16, without verl: what its time in a run is beside.
+
+    The shape is Qwen2.5-0.5B's, on a CPU the tiny model's. `layers` is all but the head; `head` is that of verl's fused
+    kernels, by torch and, on a card, by Triton. `train` adds the backward pass.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from verl.utils.experimental.torch_functional import FusedLinearForPPO
+
+    import verl_recipes.in_verl.attention  # noqa: F401  (registers torch_varlen)
+
+    cfg = OmegaConf.load(ROOT / "configs/model" / f"{'qwen2.5_0.5b' if device == 'cuda' else 'tiny'}.yaml")
+    shape = shape_of(cfg)
+    config = AutoConfig.for_model(shape.pop("model_type"), **shape, rope_theta=1e6)
+    network = AutoModelForCausalLM.from_config(config, attn_implementation="torch_varlen").to(device, torch.bfloat16)
+    ids = torch.randint(shape["vocab_size"], (1, tokens), device=device)
+    position_ids = (torch.arange(tokens, device=device) % 256)[None]
+    hidden = torch.randn(1, tokens, shape["hidden_size"], device=device, dtype=torch.bfloat16).requires_grad_()
+    heads: dict[str, Callable[..., Any]] = {"torch": FusedLinearForPPO(impl_backend="torch").forward}
+    if device == "cuda":
+        from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
+
+        heads["triton"] = lambda *arguments: linear_cross_entropy(*arguments, 1.0, "none")
+
+    def layers() -> Any:
+        return network.model(input_ids=ids, position_ids=position_ids, use_cache=False)[0]
+
+    parts: dict[str, Callable[[], Any]] = {"layers": layers}
+    for name, head in heads.items():
+        parts[f"head, {name}"] = partial(lambda head: head(hidden, network.lm_head.weight, ids)[0], head)
+    found = {}
+    for name, part in parts.items():
+        with torch.no_grad():
+            found[name] = milliseconds(device, part)
+        found[f"{name}, train"] = milliseconds(device, lambda part=part: part().float().sum().backward())  # type: ignore[misc]
+    return found
 
 
 def model(folder: Path, name: str, changes: list[str]) -> int:
@@ -315,9 +364,11 @@ def report(folder: Path) -> int:
                 [row["model"], str(row["tokens"]), *(f"{row[name]:.2g}" for name in ("output", "gradients", "ms"))]
                 for row in found.pop("attention")
             ]
+            times = [[name, f"{ms:.3g}"] for name, ms in found.pop("passes", {}).items()]
             parts.append(f"```\n{found.pop('nvidia-smi')}\n```\n")
             parts.append(table(["", ""], [[name, str(value)] for name, value in found.items()]))
             parts.append(table(["heads of", "tokens", "output off by", "gradients off by", "ms, both passes"], rows))
+            parts += [table(["a micro-batch, as long as the longest above", "ms"], times)] if times else []
             continue
         parts += [f"`{found['command']}`\n", table(["", "measured"], figures_of(found))]
         if planned(found):

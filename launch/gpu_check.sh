@@ -56,7 +56,7 @@ for stage in $STAGES; do
         2) # 0.5B, random weights, the recipe's batch: memory of every phase and seconds, beside plan's
             step "${check[@]}" model "$work/model" "${shape[@]}" || failed+=(model)
             for recipe in tinyzero_grpo tinyzero_ppo; do
-                run "$recipe" 120 3 "recipe=$recipe" "model=${shape[0]}" "actor_rollout_ref.model.path=$work/model" \
+                run "$recipe" 180 3 "recipe=$recipe" "model=${shape[0]}" "actor_rollout_ref.model.path=$work/model" \
                     "${answers[@]}" "${few[@]}" "${small[@]}" "$@"
             done ;;
         3) # LoRA: a step and a save, then a resume, a step and an export

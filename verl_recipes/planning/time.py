@@ -2,8 +2,8 @@
 
 Decoding reads all weights once for each token of the longest response, and each sequence's keys and values once for
 each of its own tokens. A pass over the batch takes its FLOPs at a fixed share of the GPU's peak, or the time in which
-FSDP's weights move between the GPUs if that is longer. What a step costs beside its passes was measured on a card with
-a tiny model (docs/gpu.md). The rest was not; `published` compares it with published runs.
+FSDP's weights move between the GPUs if that is longer. What verl takes beside that was measured on a card with small
+models (docs/gpu.md). The rest was not; `published` compares it with published runs.
 """
 
 import json
@@ -47,6 +47,7 @@ class Work:
     checkpointing: bool = True
     lora: bool = False
     offloaded_bytes: float = 0.0  # moved to one GPU and back in each step
+    verl: bool = True  # trained by verl, whose own seconds were measured
 
 
 def generation(work: Work, gpu: dict[str, Any], sequences: float, groups: float) -> float:
@@ -74,22 +75,25 @@ def seconds(work: Work, gpu: dict[str, Any]) -> dict[str, float]:
     length = a["prompt_share"] * work.prompt + mean
     a_token = 2 * parameters + 2 * shape["num_hidden_layers"] * shape["hidden_size"] * length
     flops = a["utilisation"] * gpu["tflops"] * 1e12
-    forward = work.sequences * length * a_token / work.train_gpus / flops
+    tokens = work.sequences * length / work.train_gpus
+    forward = tokens * a_token / flops
+    beside = tokens * a["pass_token_s"] * work.verl  # of a forward pass of the policy
     link = a["node_gb_s"] if work.nodes > 1 else a["link"] * gpu["link_gb_s"]
     gather = 2 * parameters * (1 - 1 / work.train_gpus) / (link * 1e9) * work.micro_batches  # bf16, each once
     passes = (2 if work.lora else 3) + (1 if work.checkpointing else 0)
-    update = work.epochs * max(passes * forward, (2 if work.lora else 4) * gather)  # two gathers, gradients in fp32
+    update = max(passes * forward, (2 if work.lora else 4) * gather)  # two gathers, gradients in fp32
     parts = {"generate": generation(work, gpu, work.sequences, work.groups)}
     if work.old_log_probs:
-        parts["old log-probabilities"] = max(forward, gather)
+        parts["old log-probabilities"] = max(forward, gather) + beside
     if work.reference:
-        parts["reference"] = max(forward, gather)
+        parts["reference"] = max(forward, gather) + beside
     if work.critic:
-        parts["values and critic"] = max(forward, gather) + update
-    parts["update"] = update
-    parts["weights, sleep and wake"] = a["switch_s"] + 2 * parameters / (a["weights_gb_s"] * 1e9)
+        parts["values and critic"] = max(forward, gather) + beside / 2 + work.epochs * (update + beside)
+    parts["update"] = work.epochs * (update + 2 * beside)
     parts["offload"] = 2 * work.offloaded_bytes / (a["link"] * gpu["host_gb_s"] * 1e9)
-    parts["other"] = a["other_s"] + a["other_sequence_s"] * work.sequences
+    if work.verl:
+        parts["weights, sleep and wake"] = a["switch_s"] + 2 * parameters / (a["weights_gb_s"] * 1e9)
+        parts["other"] = a["other_s"] + a["other_sequence_s"] * work.sequences
     total = sum(parts.values())
     if work.split and not work.waits:  # generation runs beside the rest
         total = max(parts["generate"], total - parts["generate"])
@@ -185,7 +189,6 @@ def published() -> list[tuple[str, list[float] | None, float]]:
         work = dict(each["work"])
         model = OmegaConf.load(CONFIGS / "model" / f"{work.pop('model')}.yaml")
         shape = shape_of(OmegaConf.create({"architecture": model.architecture}))
-        parts = seconds(Work(shape=shape, **work), facts("gpus")[each["gpu"]])
-        of_verl = parts["weights, sleep and wake"] + parts["other"]
-        found.append((each["name"], each["seconds"], parts["step"] - of_verl + each.get("overhead_s", of_verl)))
+        step = seconds(Work(shape=shape, **work), facts("gpus")[each["gpu"]])["step"]
+        found.append((each["name"], each["seconds"], step + each.get("overhead_s", 0.0)))
     return found
