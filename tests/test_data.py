@@ -643,6 +643,7 @@ def test_a_reader_never_misses_the_folder_while_two_writers_replace_it(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.long
 @pytest.mark.end_to_end
 def test_ray_writes_the_same_bytes_on_two_nodes(tmp_path, monkeypatch):
     import ray

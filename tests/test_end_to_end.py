@@ -138,6 +138,7 @@ def test_the_exported_model_holds_the_weights_of_the_last_checkpoint(resumed, tm
     assert any(not torch.equal(base[name], exported[name]) for name in base)
 
 
+@pytest.mark.long
 def test_somebody_elses_data_and_reward_train_on_the_stock_command(tmp_path):
     """verl's own main_ppo and agent loop; of this project only the platform and its list of settings."""
     question = [{"role": "user", "content": "Say a number:"}]

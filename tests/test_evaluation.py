@@ -338,6 +338,7 @@ def test_evaluate_measures_a_run_as_the_run_measured_itself(evaluations, resumed
     assert whole["pass@4"] >= whole["pass@2"] >= whole["mean@4"] == pytest.approx(whole["pass@1"])
 
 
+@pytest.mark.long
 @pytest.mark.end_to_end
 def test_a_server_of_the_exported_model_writes_what_the_rollout_engine_wrote(evaluations, resumed, tmp_path):
     export.export(resumed["run_dir"], tmp_path / "model", "float32")

@@ -401,6 +401,7 @@ def on_two(two_nodes, tmp_path_factory, small_data):
     return run_dir, arguments
 
 
+@pytest.mark.long
 @pytest.mark.end_to_end
 def test_a_run_over_two_nodes_has_a_rank_on_each_and_steps_as_on_one(two_nodes, on_two, resumed):
     """For as long as the other run was not killed: vLLM's sampling is not in a checkpoint."""

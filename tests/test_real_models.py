@@ -50,7 +50,7 @@ def test_a_model_with_a_large_vocabulary_trains_and_is_evaluated_with_nothing_bu
     steps = [line["data"] for line in metrics_of(run_dir) if "training/global_step" in line["data"]]
     assert len(steps) == 2
     assert all(max(step[name] for name in AGREEMENT if name in step) >= 0.99 for step in steps)
-    if model.name != "llama":
+    if model.name != "qwen3":
         return  # the run has measured itself twice, by what evaluate does; one goes on to the command
     test_set = small_data[1].removeprefix("data.val_files=")
     command = Command(

@@ -172,8 +172,17 @@ def test_an_address_with_a_password_is_refused_without_printing_the_password(tmp
     assert KEY not in result.stderr + result.stdout
 
 
-@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL], ids=["hangs", "gone"])
-@pytest.mark.parametrize("tracker", ["wandb", "swanlab", "mlflow"])
+@pytest.mark.parametrize(
+    ("tracker", "how"),
+    [
+        pytest.param("wandb", signal.SIGSTOP, id="wandb-hangs"),
+        pytest.param("wandb", signal.SIGKILL, id="wandb-gone", marks=pytest.mark.long),
+        pytest.param("swanlab", signal.SIGSTOP, id="swanlab-hangs", marks=pytest.mark.long),
+        pytest.param("swanlab", signal.SIGKILL, id="swanlab-gone"),
+        pytest.param("mlflow", signal.SIGSTOP, id="mlflow-hangs", marks=pytest.mark.long),  # a minute each
+        pytest.param("mlflow", signal.SIGKILL, id="mlflow-gone", marks=pytest.mark.long),
+    ],
+)
 def test_a_server_that_dies_during_a_run_delays_no_step(tmp_path, address, tracker, how):
     """With the shipped configuration, but for wandb's minute at the end."""
     more = {"WANDB_FINISH_TIMEOUT": "2", "VERL_FILE_LOGGER_PATH": str(tmp_path / "metrics.jsonl")}

@@ -38,13 +38,16 @@ class Inputs(NamedTuple):
     model: dict[str, str]
 
 
-def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "python -m data_prep") -> DataFiles:
+def check_parquet(
+    files: str | Sequence[str] | None, key: str, made_by: str = "python -m data_prep", needed: set[str] = COLUMNS
+) -> DataFiles:
     """The parquet files of a configuration key, after checking that verl can read them. Each is read once.
 
     Args:
         files: one or several.
         key: names them in an error.
         made_by: the command that writes them.
+        needed: columns that each must have.
     """
     import pyarrow as pa  # takes a fifth of a second, which a refused key should not cost
     import pyarrow.parquet as pq
@@ -68,7 +71,7 @@ def check_parquet(files: str | Sequence[str] | None, key: str, made_by: str = "p
                 f"{key}: {path} is not the file that its manifest.json records; make it again with `{made_by}`, or "
                 "delete the manifest if you changed the data yourself"
             )
-        if missing := COLUMNS - columns:
+        if missing := needed - columns:
             raise UserError(f"{key}: {path} has no column {', '.join(sorted(missing))}; it has {', '.join(columns)}")
         rows += metadata.num_rows
     if rows == 0:

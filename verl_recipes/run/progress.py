@@ -28,25 +28,24 @@ class Tail:
         return parse_lines(whole, self.path)
 
 
-class Progress:
+class Display:
     """A progress bar on a terminal; elsewhere a line for each event."""
 
-    def __init__(self, console: Console, run: RunFolder, first_step: int, steps: int, batches: int = 1) -> None:
-        self.console, self.steps, self.first_step, self.batches = console, steps, first_step, batches
-        self.events = Tail(run.events)
+    starting = "starting Ray and the training engine (half a minute)"
+
+    def __init__(self, console: Console, run: RunFolder, first_step: int, steps: int) -> None:
+        self.console, self.steps, self.first_step = console, steps, first_step
         self.metrics = Tail(run.metrics_part)
         self.bar = RichProgress(
             SpinnerColumn(), BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
         )
         self.task = self.bar.add_task("", total=steps, completed=first_step)
         self.training_since: float | None = None
-        self.measured: list[float] = []  # when each batch of an evaluation began
-        self.done: float | None = None  # when verl logged its last step, the last thing that it does
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
             self.bar.start()
-        self.say("starting Ray, the training engine and vLLM (a minute or two)")
+        self.say(self.starting)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -56,6 +55,45 @@ class Progress:
         self.bar.update(self.task, description=what)
         if not self.console.is_terminal:
             self.console.print(f"{time.strftime('%H:%M:%S')} {what}", highlight=False, soft_wrap=True)
+
+    def step(self, step: int, since: float, what: str) -> None:
+        """Show a step of training, and how long the others will take. `since`: when the first of this start began."""
+        each = (time.monotonic() - since) / (step - self.first_step)
+        left = int(each * (self.steps - step))
+        self.bar.update(self.task, completed=step)
+        self.say(f"step {step} of {self.steps}: {what}, {each:.1f} s a step, {left // 60}:{left % 60:02d} left")
+
+
+class Losses(Display):
+    """Of a warm start."""
+
+    loss = 0.0
+
+    def update(self) -> None:
+        """Read the metrics and show what is new: each step on a terminal, elsewhere those with an evaluation."""
+        for line in self.metrics.read():
+            step, data = line["step"], line["data"]
+            if "train/loss" in data:
+                if self.training_since is None:  # a step is logged when it is done, so the first one is not timed
+                    self.training_since, self.first_step = time.monotonic(), step
+                    continue
+                self.loss = data["train/loss"]
+                if self.console.is_terminal:
+                    self.step(step, self.training_since, f"loss {self.loss:.3f}")
+            elif "val/loss" in data and self.training_since is not None:
+                self.step(step, self.training_since, f"loss {self.loss:.3f}, held out {data['val/loss']:.3f}")
+
+
+class Progress(Display):
+    """Of reinforcement learning and of evaluations."""
+
+    starting = "starting Ray, the training engine and vLLM (a minute or two)"
+
+    def __init__(self, console: Console, run: RunFolder, first_step: int, steps: int, batches: int = 1) -> None:
+        super().__init__(console, run, first_step, steps)
+        self.batches, self.events = batches, Tail(run.events)
+        self.measured: list[float] = []  # when each batch of an evaluation began
+        self.done: float | None = None  # when verl logged its last step, the last thing that it does
 
     def left(self, event: dict[str, Any]) -> str:
         """The number of an evaluation's batch, and how long the others will take; "" if there is one batch."""
@@ -86,11 +124,5 @@ class Progress:
                 self.done = time.monotonic()
             if "training/global_step" not in data or self.training_since is None:
                 continue
-            each = (time.monotonic() - self.training_since) / (step - self.first_step)
-            left = each * (self.steps - step)
-            self.bar.update(self.task, completed=step)
-            self.say(
-                f"step {step} of {self.steps}: reward {data['critic/score/mean']:.2f}, right {data['reward/acc']:.0%}, "
-                f"{data['response_length/mean']:.0f} tokens, {each:.1f} s a step, "
-                f"{int(left) // 60}:{int(left) % 60:02d} left"
-            )
+            what = f"reward {data['critic/score/mean']:.2f}, right {data['reward/acc']:.0%}"
+            self.step(step, self.training_since, f"{what}, {data['response_length/mean']:.0f} tokens")

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,8 +15,8 @@ from verl_recipes.run.checkpoints import last_checkpoint, remove_old, sealing
 from verl_recipes.run.cluster import in_job, join_cluster
 from verl_recipes.run.folder import RunFolder, as_lines, cut_half_line, read_lines, write_whole
 from verl_recipes.run.log import last_error
-from verl_recipes.run.progress import Progress
-from verl_recipes.run.supervise import run_verl
+from verl_recipes.run.progress import Losses, Progress
+from verl_recipes.run.supervise import SFT, run_verl
 from verl_recipes.settings.configuration import user_cache
 
 NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
@@ -29,6 +30,10 @@ class VerlStoppedError(UserError):
 
 class StillSendingError(Exception):
     """verl has done its last step and does not end."""
+
+
+class EnoughError(Exception):
+    """A warm start has learned what it can."""
 
 
 def say(console: Console, line: str) -> None:
@@ -136,3 +141,40 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
         if not progress.done:
             raise VerlStoppedError(f"verl stopped: {why}")
         say(console, f"verl's last step is done, but then: {why}; {LATER}")
+
+
+def start_sft(
+    cfg: DictConfig, run: RunFolder, console: Console, config: dict[str, Any], enough: Callable[[], bool]
+) -> None:
+    """Run verl's supervised trainer until it ends, or until `enough`.
+
+    Args:
+        config: what verl gets.
+
+    Raises:
+        VerlStoppedError: verl ended before its last step.
+    """
+    merge_metrics(run)
+    remove_old(run.checkpoints, config["trainer"]["max_ckpt_to_keep"])
+    environment = environment_of(cfg, run)
+    if in_job():
+        join_cluster(config, environment)
+    write_whole(run.verl_config, OmegaConf.to_yaml(config))
+    already = run.log.stat().st_size if run.log.exists() else 0
+    first, steps = last_checkpoint(run.checkpoints), config["trainer"]["total_training_steps"]
+    try:
+        with sealing(run.checkpoints), Losses(console, run, first, steps) as progress:
+
+            def watch() -> None:
+                progress.update()
+                if enough():
+                    raise EnoughError
+
+            status = run_verl(run, environment, watch, trainer=SFT)
+            progress.update()
+    except EnoughError:
+        return
+    finally:
+        merge_metrics(run)
+    if status:
+        raise VerlStoppedError(f"verl stopped: {last_error(run.log, already)} (everything it printed: {run.log})")

@@ -48,8 +48,13 @@ SHARED = Path("/dev/shm")
 SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names there
 
 
-def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], None], notice: float = 0) -> int:
-    """Run `python -m verl.trainer.main_ppo` on the folder's verl.yaml until it ends; its log receives all output.
+PPO, SFT = "verl.trainer.main_ppo", "verl_recipes.in_verl.sft"  # entries of verl's two trainers
+
+
+def run_verl(
+    run: RunFolder, environment: dict[str, str], watch: Callable[[], None], notice: float = 0, trainer: str = PPO
+) -> int:
+    """Run `python -m TRAINER` on the folder's verl.yaml until it ends; its log receives all output.
 
     Args:
         run: the folder.
@@ -57,6 +62,7 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
         watch: called about five times a second; it shows the progress.
         notice: seconds that verl gets to end by itself after SIGTERM. The file `stop` asks it to
             (verl_recipes/in_verl/sampler.py).
+        trainer: the entry of one of verl's trainers.
 
     Returns:
         verl's exit status; 1 if verl would have waited for ever: one of the processes WATCHED died, or Ray has no room
@@ -64,7 +70,7 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
     """
     where = [f"--config-path={run.path.resolve()}", f"--config-name={run.verl_config.stem}"]
     quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
-    command = ["-m", "verl.trainer.main_ppo", *where, *quiet]
+    command = ["-m", trainer, *where, *quiet]
     deadline = float("inf")
 
     def terminated(*_: object) -> None:
@@ -86,8 +92,8 @@ def run_verl(run: RunFolder, environment: dict[str, str], watch: Callable[[], No
                 verl = start_forkserver(Path(python), begin, command)
             else:
                 verl = begin([sys.executable, *command])
-            already = size_of(run.events)
-            is_late, is_going = lambda: time.monotonic() > deadline, lambda: size_of(run.events) > already
+            already = written(run)
+            is_late, is_going = lambda: time.monotonic() > deadline, lambda: written(run) > already
             if why := wait_for_end(verl, scratch, watch, is_late, is_going):
                 output.write(f"RuntimeError: {why}\n")
             if run.stop.exists():
@@ -149,6 +155,11 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def written(run: RunFolder) -> int:
+    """Bytes by which a trainer shows that it works."""
+    return size_of(run.events) + size_of(run.metrics_part)
+
+
 def wait_for_end(
     verl: subprocess.Popen[bytes],
     scratch: Path,
@@ -159,7 +170,7 @@ def wait_for_end(
     """Wait until verl ends or is late, or would wait for ever. Returns why it would, "" if it would not.
 
     Args:
-        is_going: whether its first rollouts have begun.
+        is_going: whether its first rollouts have begun, or its first step is done.
     """
     watched: dict[psutil.Process, tuple[str, float]] = {}
     asked = [(time.monotonic(), "")]

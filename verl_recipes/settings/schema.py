@@ -3,9 +3,10 @@
 Defaults are in configs/train.yaml and the groups. settings/configuration.py checks what depends on several keys.
 """
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from data_prep.cli import Checked, Count, Integer, PathText, Positive, Seed, Share, Size, Text
 
@@ -14,6 +15,12 @@ def _one_component(name: str) -> str:
     if name in (".", "..") or "/" in name or "\0" in name or name != name.strip():
         raise ValueError("should be one name of a folder, without a slash or blanks around it; run_dir= takes a path")
     return name
+
+
+def _with_model(folder: str) -> str:
+    if not (Path(folder) / "model" / "config.json").is_file():
+        raise ValueError("holds no model/; `python -m verl_recipes.warm_start` makes such a folder")
+    return folder
 
 
 Name = Annotated[Text, AfterValidator(_one_component)]
@@ -54,7 +61,12 @@ class Rollout(Checked):
     top_p: Annotated[Share, Field(gt=0)] = Field(description="of sampling in training")
 
 
+class Model(Checked):
+    path: Text | None = Field(None, description="of the model: a folder, or a name on the hub")
+
+
 class Models(Checked):
+    model: Model
     actor: Actor
     rollout: Rollout
 
@@ -97,6 +109,9 @@ class TrainKeys(Checked):
     run_dir: PathText = Field(description="its folder")
     seed: Seed = Field(description="of data order, sampling and initialisation")
     fresh: bool = Field(description="empty the run's folder first, instead of continuing the run")
+    warm_start: Annotated[PathText, AfterValidator(_with_model)] | None = Field(
+        description="folder of a warm start or of another run, whose model is trained instead of the base; null: none"
+    )
     eval_n: Count = Field(description="samples a problem in the evaluations before and after training")
     force: bool = Field(description="start although plan says that the run does not fit")
     prompts: Count = Field(description="prompts a step; rounded so that all ranks share them evenly")
@@ -109,3 +124,9 @@ class TrainKeys(Checked):
     actor_rollout_ref: Models
     trainer: Trainer
     plan: Plan
+
+    @model_validator(mode="after")
+    def _from_the_warm_start(self) -> Self:
+        if self.warm_start:
+            self.actor_rollout_ref.model.path = str(Path(self.warm_start) / "model")
+        return self

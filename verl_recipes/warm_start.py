@@ -1,0 +1,207 @@
+"""python -m verl_recipes.warm_start [overrides]: teaches a model to search, on traces, before a run of train.
+
+    runs/warm-seed0/
+        run.json, config.yaml, verl.yaml, log.txt    as of a run
+        metrics.jsonl  verl's metrics, one line a step: train/loss, and val/loss of the traces that are held out
+        checkpoints/   verl's; the same command again continues from the last one
+        model/         the model of the step with the least loss on what is held out, in Hugging Face's format
+        summary.json   that loss at each evaluation, the step that was kept, seconds, versions
+        curves.png     both losses over the steps
+
+The trainer is verl's own for supervised training, on Ray, with the engine of a run of the same model and hardware. It
+ends early if the loss on held-out traces does not fall any more. `python -m verl_recipes.train warm_start=runs/NAME`
+goes on from the model; `python -m data_prep.traces` writes the traces.
+"""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
+from rich.console import Console
+
+from data_prep.cli import Checked, Count, PathText, Positive, Seed, Text, UserError, command, compose, quoted
+from verl_recipes.run.checkpoints import last_checkpoint
+from verl_recipes.run.fingerprint import check_unchanged, facts_of, provenance
+from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, write_json, write_whole
+from verl_recipes.run.preflight import Inputs, check_parquet, check_prompt, check_start, check_trackers
+from verl_recipes.run.start import say, start_sft
+from verl_recipes.run.weights import to_hugging_face
+from verl_recipes.settings.configuration import longest, package_dir
+from verl_recipes.settings.schema import Name, TrainKeys
+
+CPUS = 10  # that verl's supervised trainer asks Ray for, for each rank (RayResourcePool, max_colocate_count)
+
+
+class Keys(Checked):
+    traces: PathText = Field(description="a folder of data_prep.traces")
+    name: Name = Field(description="of the warm start")
+    run_dir: PathText = Field(description="its folder")
+    seed: Seed = Field(description="of data order and initialisation")
+    fresh: bool = Field(description="empty that folder first, instead of continuing")
+    steps: Count = Field(description="at most")
+    batch: Count = Field(description="traces a step")
+    lr: Positive = Field(description="learning rate: up within the first 5% of the steps, then a cosine to a tenth")
+    every: Count = Field(description="steps between evaluations on held-out traces, each with a checkpoint")
+    patience: Count = Field(description="evaluations without a lower loss after which it ends")
+    overrides: list[Text] = Field(description="keys and groups of training; those of the command line are added")
+
+
+def run_config(cfg: DictConfig) -> DictConfig:
+    """The configuration of a run of the same model, hardware and lengths; `sft` has the keys of this command."""
+    named = [f"{key}={quoted(cfg[key])}" for key in ("name", "run_dir", "seed", "fresh")]
+    training = compose("train", [*named, *cfg.overrides], TrainKeys)
+    own = {key: cfg[key] for key in ("traces", "steps", "batch", "lr", "every", "patience")}
+    OmegaConf.update(training, "sft", own, force_add=True)
+    return training
+
+
+def sft_config(cfg: DictConfig) -> dict[str, Any]:
+    """What verl's supervised trainer gets: its own defaults, and of a run's configuration what both trainers have."""
+    folder, sft = Path(package_dir("verl")) / "trainer" / "config", cfg.sft
+    config: dict[str, Any] = OmegaConf.to_container(compose("sft_trainer_engine", [], folder=folder), resolve=True)  # type: ignore[assignment]
+    run: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    models, ranks = run["actor_rollout_ref"], cfg.trainer.n_gpus_per_node
+    actor = models["actor"]
+    schedule = {"lr": sft.lr, "lr_scheduler_type": "cosine", "lr_warmup_steps_ratio": 0.05, "min_lr_ratio": 0.1}
+    cpus = run["ray_kwargs"]["ray_init"]["num_cpus"]
+    run["ray_kwargs"]["ray_init"]["num_cpus"] = cpus and max(cpus, CPUS * ranks + 8)
+    return config | {
+        "model": models["model"],
+        "engine": actor["fsdp_config"],
+        "optim": config["optim"] | schedule,  # AdamW, whatever the recipe's is
+        "checkpoint": config["checkpoint"]
+        | {"save_contents": actor["checkpoint"]["save_contents"]}
+        | {"load_contents": ["model", "optimizer", "extra"]},
+        "ray_kwargs": run["ray_kwargs"],
+        "data": config["data"]
+        | {
+            "train_files": f"{cfg.sft.traces}/train.parquet",
+            "val_files": f"{cfg.sft.traces}/held_out.parquet",
+            "train_batch_size": sft.batch,
+            "max_length": longest(cfg),
+            "max_token_len_per_gpu": max(actor["ppo_max_token_len_per_gpu"], longest(cfg)),
+            "custom_cls": {"path": "pkg://verl_recipes.in_verl.sft", "name": "Traces"},
+        },
+        "trainer": config["trainer"]
+        | {name: run["trainer"][name] for name in ("default_local_dir", "project_name", "experiment_name", "logger")}
+        | {name: run["trainer"][name] for name in ("device", "nnodes", "n_gpus_per_node")}
+        | {"total_epochs": 1_000_000, "total_training_steps": sft.steps, "seed": cfg.seed}
+        | {"save_freq": sft.every, "test_freq": sft.every, "max_ckpt_to_keep": sft.patience + 1},
+    }
+
+
+def check_traces(cfg: DictConfig) -> Inputs:
+    """Raise UserError for what would fail later; what the warm start reads."""
+    folder, found = cfg.sft.traces, []
+    made_by = f"python -m data_prep.traces out={folder}"
+    for name in ("train.parquet", "held_out.parquet"):
+        file = f"{folder}/{name}"
+        if not Path(file).is_file():
+            raise UserError(f"traces={folder} has no {name}; `{made_by}` makes it")
+        found.append(check_parquet(file, f"traces={folder}", made_by, {"messages"}))
+        check_prompt(file, cfg.actor_rollout_ref.model.custom_chat_template)
+        if (rows := found[-1].rows) < cfg.sft.batch:
+            raise UserError(f"{file} has {rows} traces, less than a batch of batch={cfg.sft.batch}")
+    train, held_out = found
+    return Inputs(train, held_out, check_start(cfg, Path(cfg.run_dir)))
+
+
+def losses(run: RunFolder) -> dict[int, float]:
+    """The loss on held-out traces, by step."""
+    lines = read_lines(run.metrics) + read_lines(run.metrics_part, skip_damaged=True)
+    return {line["step"]: line["data"]["val/loss"] for line in lines if "val/loss" in line["data"]}
+
+
+def best_step(found: dict[int, float]) -> int:
+    """The step with the least loss, 0 for none."""
+    return min(found, key=lambda step: found[step], default=0)
+
+
+def is_enough(found: dict[int, float], patience: int) -> bool:
+    """Whether the last `patience` evaluations brought no lower loss.
+
+    >>> is_enough({25: 2.0, 50: 1.0, 75: 1.1}, 2), is_enough({25: 2.0, 50: 1.0, 75: 1.1, 100: 1.0}, 2)
+    (False, True)
+    """
+    return sum(step > best_step(found) for step in found) >= patience
+
+
+def draw(run: RunFolder, title: str) -> None:
+    """curves.png."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for name, label in (("train/loss", "a batch of traces"), ("val/loss", "traces that are held out")):
+        points = [(line["step"], line["data"][name]) for line in read_lines(run.metrics) if name in line["data"]]
+        axis.plot(*zip(*points, strict=True), label=label, marker="o" if name == "val/loss" else None)
+    axis.set_xlabel("step")
+    axis.set_ylabel("loss of a token")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.suptitle(title, parse_math=False)
+    figure.savefig(run.curves, dpi=110)
+
+
+def finish(cfg: DictConfig, run: RunFolder, seconds: float) -> None:
+    """model/, curves.png, and summary.json last, which says that all is there."""
+    found, last = losses(run), last_checkpoint(run.checkpoints)
+    best = best_step({step: loss for step, loss in found.items() if step <= last})
+    to_hugging_face(run.checkpoints / f"global_step_{best}" / "actor", run.model, run.log)
+    draw(run, f"{cfg.name}: loss on held-out traces {found[best]:.3f} at step {best}")
+    about = {"name": cfg.name, "steps": last, "seed": cfg.seed, "best_step": best, "held_out_loss": found}
+    write_json(run.summary, about | {"seconds": {"total": seconds}} | provenance())
+
+
+def show(run: RunFolder, console: Console) -> None:
+    """The end's lines."""
+    summary = read_json(run.summary, "delete it, and the same command writes it again")
+    found, best = summary["held_out_loss"], summary["best_step"]
+    first = next(iter(found))
+    say(console, f"loss on held-out traces: {found[first]:.3f} at step {first}, {found[str(best)]:.3f} at step {best}")
+    say(console, f"{run.path}: model/ (of step {best}) curves.png summary.json log.txt")
+    say(
+        console,
+        f"next: python -m verl_recipes.train warm_start={run.path}, or measure it: "
+        f"python -m verl_recipes.evaluate model={run.path}",
+    )
+
+
+@command("warm_start", Keys, others="overrides")
+def main(keys: DictConfig) -> None:
+    cfg, console = run_config(keys), Console()
+    run = RunFolder(cfg.run_dir, cfg.trainer.default_local_dir)
+    check_trackers(cfg.trackers)
+    inputs = check_traces(cfg)
+    with run.locked():
+        if cfg.fresh:
+            run.empty(partial(say, console))
+        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        facts = facts_of(config, inputs)
+        check_unchanged(run, config, facts)
+        run.write_mark("warm_start", **facts)
+        write_whole(run.config, OmegaConf.to_yaml(config))
+        if run.summary.exists():
+            say(console, f"{run.path} is complete; fresh=true starts it anew")
+            show(run, console)
+            return
+        started, done = time.time(), last_checkpoint(run.checkpoints)
+        cut_half_line(run.metrics_part)
+        if done:
+            say(console, f"continuing {run.path} after step {done}")
+
+        def enough() -> bool:
+            found = losses(run)
+            return is_enough(found, cfg.sft.patience) and last_checkpoint(run.checkpoints) >= max(found)
+
+        if done < cfg.sft.steps and not enough():
+            start_sft(cfg, run, console, sft_config(cfg), enough)
+        finish(cfg, run, time.time() - started)
+        show(run, console)
+
+
+if __name__ == "__main__":
+    main()
