@@ -1,6 +1,6 @@
-"""A server on loopback that answers as the hubs do, as far as their clients ask for the snapshot of a data set.
+"""A server on loopback that answers as the hubs do, as far as their clients ask for a snapshot.
 
-The Hugging Face Hub: revision, tree and files with ETag and commit, the files of a model too. ModelScope: tree and
+The Hugging Face Hub: revision, tree and files of data sets and models, with ETag and commit. ModelScope: tree and
 files. What was asked is kept. An HTTP proxy asks for whole addresses, which it answers as if they were its own.
 """
 
@@ -42,7 +42,8 @@ class Handler(BaseHTTPRequestHandler):
         path, query = unquote(url.path), parse_qs(url.query)
         server.asked.append(path)
         files, repo = server.files, server.repo
-        hub, scope = f"/api/datasets/{repo}", f"/api/v1/datasets/{repo}/repo"
+        kind = "models" if path.startswith("/api/models/") else "datasets"
+        hub, scope = f"/api/{kind}/{repo}", f"/api/v1/datasets/{repo}/repo"
         sha = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         if path.startswith(f"{hub}/tree/"):
             self.as_json([{"type": "file", "path": n, "size": len(d), "oid": sha[n][:40]} for n, d in files.items()])
