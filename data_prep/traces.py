@@ -368,6 +368,13 @@ def write_traces(config: dict[str, Any], data: Path, out: Path, workers: int) ->
     return read_manifest(out)
 
 
+def examples(path: Path) -> dict[str, str]:
+    """The first response of each style in the first rows of a file."""
+    rows = pq.ParquetFile(path).read_row_group(0).to_pylist()
+    found = {row["extra_info"]["style"]: row["messages"][-1]["content"].strip() for row in reversed(rows)}
+    return {style: found[style] for style in STYLES if style in found}
+
+
 @command("config", TracesKeys, folder=CONFIGS / "traces")  # a folder of its own: configs/data is a group
 def main(cfg: DictConfig) -> None:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -378,11 +385,11 @@ def main(cfg: DictConfig) -> None:
         print(f"{out}: already there, with this data and configuration")
         return
     made, rows = manifest["traces"], {name: file["rows"] for name, file in manifest["files"].items()}
-    shares = ", ".join(f"{share:.0%} {style}" for style, share in made["styles"].items())
-    print(f"{out}: {rows['train.parquet']:,} traces, {rows.get('held_out.parquet', 0):,} held out: {shares}")
-    if made["skipped"]:
-        reasons = ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in made["skipped"].items())
-        print(f"left out: {reasons}")
+    reasons = ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in made["skipped"].items())
+    print(f"{out}: {rows['train.parquet']:,} traces, {rows.get('held_out.parquet', 0):,} held out", end="")
+    print(f"; left out: {reasons}" if reasons else "")
+    for style, text in examples(out / "train.parquet").items():
+        print(f"\n{style}, {made['styles'][style]:.0%}:\n{text}")
 
 
 if __name__ == "__main__":
