@@ -2,7 +2,8 @@
 
 The problems are 3 or 4 numbers up to 99, made by `python -m data_prep` beforehand. Each row of the table is the whole
 command, from its start to its end, the median of three: on one core, on all, in Chinese, and with a bound on the tokens
-of a response, counted by the tiny base's tokenizer. Prints the table. Needs 1 GB in a temporary folder.
+of a response, counted by the tiny base's tokenizer. Prints the table and writes benchmarks/traces_speed.md, which
+docs/warm_start.md repeats. Needs 1 GB in a temporary folder.
 """
 
 import os
@@ -31,7 +32,7 @@ def seconds(module: str, *overrides: str) -> float:
 
 
 def main(traces: int) -> None:
-    print(f"| {traces:,} traces, {os.cpu_count()} cores | seconds | traces a second |\n| --- | --- | --- |")
+    lines = [f"| {traces:,} traces, {os.cpu_count()} cores | seconds | traces a second |", "| --- | --- | --- |"]
     with tempfile.TemporaryDirectory() as folder:
         size = ["preset=3to4", f"preset.rows={2 * traces}", f"train_size={traces}", "test_size=1000"]
         seconds("data_prep", *size, f"out={folder}/data")
@@ -40,7 +41,10 @@ def main(traces: int) -> None:
                 seconds("data_prep.traces", f"data={folder}/data", f"out={folder}/{len(way)}-{i}", *overrides)
                 for i in range(ROUNDS)
             ]
-            print(f"| {way} | {median(taken):.1f} | {traces / median(taken):,.0f} |", flush=True)
+            lines.append(f"| {way} | {median(taken):.1f} | {traces / median(taken):,.0f} |")
+    table = "\n".join(lines) + "\n"
+    (ROOT / "benchmarks" / "traces_speed.md").write_text(table, encoding="utf-8")
+    print(table)
 
 
 if __name__ == "__main__":

@@ -224,7 +224,13 @@ RECIPES = ["tinyzero_ppo", "mini_r1", "datawhale_r1"]  # the others take one of 
 PROFILE = {"tinyzero_instruct": "tinyzero"} | dict(map(profile_of, RECIPES))
 
 
-@pytest.mark.parametrize("prompt", options("prompt"))
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        each if each in ("tinyzero_base", "datawhale_r1") else pytest.param(each, marks=pytest.mark.slow)
+        for each in options("prompt")
+    ],
+)
 def test_each_prompts_responses_are_paid_in_full_by_its_recipe(monkeypatch, tmp_path, prompt):
     prepare(tmp_path / "data", f"prompt={prompt}", "train_size=30", "test_size=4", "annotate=no")
     language = "language=zh" if prompt == "datawhale_r1" else "language=en"
@@ -236,6 +242,7 @@ def test_each_prompts_responses_are_paid_in_full_by_its_recipe(monkeypatch, tmp_
         assert verdict["score"] == sum(PROFILES[profile].weights.values())
 
 
+@pytest.mark.slow
 def test_a_prompt_that_does_not_open_the_thought_gets_a_response_that_does(monkeypatch, tmp_path):
     one_message = 'prompt.messages=[{role: user, content: "{numbers} to {target}"}]'
     prepare(tmp_path / "data", one_message, "train_size=20", "test_size=4")
@@ -266,6 +273,7 @@ def test_no_numbers_of_a_test_set_or_of_the_held_out_file_are_in_the_training_fi
     assert not (train | held_out) & multisets(data / "test.parquet")
 
 
+@pytest.mark.slow
 def test_problems_that_a_recipes_split_shares_with_its_test_set_are_left_out(monkeypatch, tmp_path):
     numbers = [[i % 20 + 1, 2, 3] for i in range(30)]
     source = write_source(tmp_path / "s.parquet", numbers, [a + 5 for a, _, _ in numbers])
@@ -277,7 +285,7 @@ def test_problems_that_a_recipes_split_shares_with_its_test_set_are_left_out(mon
     assert not multisets(tmp_path / "out/train.parquet") & shared
 
 
-@pytest.mark.parametrize("annotate", [True, False])
+@pytest.mark.parametrize("annotate", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_unsolvable_problems_are_left_out_and_counted(monkeypatch, tmp_path, annotate):
     numbers = [[a, a + 1] for a in range(1, 41)]
     source = write_source(tmp_path / "s.parquet", numbers, [a + b if a % 2 else 999 for a, b in numbers])
@@ -304,6 +312,7 @@ def test_more_traces_than_problems_are_several_different_ones_a_problem(monkeypa
     assert set(times) == {3, 4}
 
 
+@pytest.mark.slow
 def test_shares_of_styles_are_relative_and_the_tries_are_bounded(monkeypatch, tmp_path, data):
     styles = "styles={first_try: 0, search: 0.5, search_with_backtracking: 0}"
     manifest = run(monkeypatch, data, tmp_path / "out", styles, "most=3", "held_out_share=0")
@@ -369,6 +378,7 @@ def test_what_cannot_be_told_is_refused_in_one_line(monkeypatch, tmp_path, data,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_folders_of_something_else_are_neither_read_nor_replaced(monkeypatch, tmp_path, data):
     with pytest.raises(UserError, match="is the folder of the problems"):
         run(monkeypatch, data, data)
