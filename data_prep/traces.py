@@ -39,7 +39,7 @@ from data_prep.wording import STYLES, write_trace
 
 Array = NDArray[Any]
 
-CHUNK = 1024  # problems that a worker solves and tells at once
+CHUNK = 1024  # problems that a worker solves and writes about at once
 ATTEMPTS = 8  # draws of a trace that differs from the problem's others
 OPEN = "<think>"  # the prompts of configs/prompt end with it
 COLUMNS = ["data_source", "prompt", "reward_model", "extra_info"]
@@ -62,7 +62,7 @@ class Job(NamedTuple):
     seed: int
 
 
-class Told(NamedTuple):
+class Trace(NamedTuple):
     """A trace: its row, the place of its problem in the chunk, the response without "<think>", and what it holds."""
 
     row: int
@@ -108,7 +108,7 @@ def batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     yield from pq.ParquetFile(path).iter_batches(CHUNK, columns=columns, use_threads=False)
 
 
-def test_hashes(folder: Path) -> Array:
+def hashes_of_tests(folder: Path) -> Array:
     """The hashes of the numbers of all test sets in a data folder, sorted. A recipe's split may share some."""
     paths = [path for path in sorted(folder.glob("*.parquet")) if path.stem == "test" or path.stem.startswith("ood_")]
     found = [hash_numbers(*padded(truths(batch)[0])) for path in paths for batch in batches(path, ["reward_model"])]
@@ -141,9 +141,9 @@ def functions_of(lists: list[list[int]], targets: Array) -> list[list[int]]:
     return found
 
 
-def tell(
+def trace_row(
     numbers: list[int], target: int, functions: list[int], place: int, row: int, most: int, attempt: int, job: Job
-) -> Told:
+) -> Trace:
     """The trace of a row, which depends only on the seed, the row, the attempt and the most wrong tries."""
     rng = random.Random(f"{job.seed} {row} {attempt}")
     (style,) = rng.choices(STYLES, job.weights)
@@ -157,7 +157,7 @@ def tell(
     text, used = write_trace(
         numbers, target, steps, style=style, tries=min(tries, most), language=job.language, rng=rng
     )
-    return Told(row, place, text, style, used)
+    return Trace(row, place, text, style, used)
 
 
 def token_counts(texts: list[str], path: str) -> list[int]:
@@ -165,9 +165,9 @@ def token_counts(texts: list[str], path: str) -> list[int]:
     return [len(ids) + 1 for ids in tokenizer_of(path)(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
 
-def tell_all(
+def trace_rows(
     problems: list[tuple[list[int], int, list[int], str]], rows: list[tuple[int, int]], job: Job
-) -> tuple[list[Told], list[int], Counter[str]]:
+) -> tuple[list[Trace], list[int], Counter[str]]:
     """The traces of a chunk's rows; those that are too long lose wrong tries, and those of one problem differ.
 
     Args:
@@ -178,16 +178,18 @@ def tell_all(
         The traces in the order of `rows`, their lengths in tokens (none without a tokenizer), how many were left out
         and why.
     """
-    done: dict[int, tuple[Told, int]] = {}
+    done: dict[int, tuple[Trace, int]] = {}
     skipped: Counter[str] = Counter()
     seen: dict[int, set[str]] = defaultdict(set)
     pending = [(row, place, job.most, 0) for row, place in rows]
     while pending:
-        told = [tell(*problems[place][:3], place, row, most, attempt, job) for row, place, most, attempt in pending]
-        texts = [problems[each.place][3] + each.text for each in told]
-        lengths = token_counts(texts, job.tokenizer) if job.tokenizer else [0] * len(told)
+        drawn = [
+            trace_row(*problems[place][:3], place, row, most, attempt, job) for row, place, most, attempt in pending
+        ]
+        texts = [problems[each.place][3] + each.text for each in drawn]
+        lengths = token_counts(texts, job.tokenizer) if job.tokenizer else [0] * len(drawn)
         again = []
-        for (row, place, _, attempt), each, length in zip(pending, told, lengths, strict=True):
+        for (row, place, _, attempt), each, length in zip(pending, drawn, lengths, strict=True):
             if job.max_tokens and length > job.max_tokens:
                 if each.tries:
                     again.append((row, place, min(each.tries - 1, each.tries * job.max_tokens // length), attempt))
@@ -214,34 +216,34 @@ def trace_chunk(batch: pa.RecordBatch, first: int, job: Job) -> Traced:
     """
     lists, targets = truths(batch)
     prompts = batch["prompt"].to_pylist()
-    before = ["" if prompt[-1]["content"].endswith(OPEN) else OPEN for prompt in prompts]
+    before = ["" if prompt[-1]["content"].rstrip().endswith(OPEN) else OPEN for prompt in prompts]
     functions = functions_of(lists, targets)
     problems = list(zip(lists, targets.tolist(), functions, before, strict=True))
     starts = range(0, job.total - first, job.usable)
     rows = [(start + first + i, i) for start in starts for i in range(len(lists)) if start + first + i < job.total]
     solved = [(row, i) for row, i in rows if functions[i]]  # the folder's annotation may be wrong
-    told, lengths, skipped = tell_all(problems, solved, job)
+    made, lengths, skipped = trace_rows(problems, solved, job)
     skipped["unsolvable"] += len(rows) - len(solved)
     salt = mix(np.array([job.seed], np.uint64))
     held_out = is_held_out(mix(hash_numbers(*padded(lists)) ^ salt), job.held_out_share)
-    sides = [[each for each in told if held_out[each.place] == side] for side in (False, True)]
+    sides = [[each for each in made if held_out[each.place] == side] for side in (False, True)]
     tables = [as_table(some, batch, prompts, before) for some in sides]
     return Traced((tables[0], tables[1]), lengths, skipped)
 
 
 def as_table(
-    told: list[Told], batch: pa.RecordBatch, prompts: list[list[dict[str, str]]], before: list[str]
+    some: list[Trace], batch: pa.RecordBatch, prompts: list[list[dict[str, str]]], before: list[str]
 ) -> pa.Table:
     """Traces as rows for supervised training, beside the columns of their problems."""
-    places = pa.array([each.place for each in told], pa.int64())
+    places = pa.array([each.place for each in some], pa.int64())
     index = batch["extra_info"].field("index").take(places)
     messages = [
-        [*prompts[each.place], {"role": "assistant", "content": before[each.place] + each.text}] for each in told
+        [*prompts[each.place], {"role": "assistant", "content": before[each.place] + each.text}] for each in some
     ]
     info = [
         index,
-        pa.array([each.style for each in told], pa.string()),
-        pa.array([each.tries for each in told], pa.int64()),
+        pa.array([each.style for each in some], pa.string()),
+        pa.array([each.tries for each in some], pa.int64()),
     ]
     return pa.table(
         {
@@ -345,12 +347,12 @@ def write_traces(config: dict[str, Any], data: Path, out: Path, workers: int) ->
     with replaced(out) as folder:
         pool = Local(workers, folder.parent)
         try:
-            tests = test_hashes(data)
+            tests = hashes_of_tests(data)
             columns = ["reward_model", "extra_info"]
             states = list(pool.map(usable, ((batch, tests) for batch in batches(train, columns))))
             reasons = np.bincount(np.concatenate(states), minlength=3)
             if not reasons[USABLE]:
-                raise UserError(f"data={data}: none of its {sum(reasons):,} training problems has a solution to tell")
+                raise UserError(f"data={data}: none of its {sum(reasons):,} training problems has a solution")
             weights = tuple(config["styles"][style] for style in STYLES)
             keys = {key: config[key] for key in Job._fields if key in config} | {"weights": weights}
             job = Job(**keys | {"usable": int(reasons[USABLE]), "total": config["count"] or int(reasons[USABLE])})

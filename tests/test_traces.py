@@ -13,17 +13,19 @@ from configurations import options
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from test_data import hashes, multisets, prepare, rows, write_source
+from test_data import VALUES, hashes, multisets, prepare, rows, write_source
 from transformers import AutoTokenizer
 
-from data_prep import traces
+from data_prep import cli, traces
 from data_prep.cli import CONFIGS, UserError, quoted
+from data_prep.schema import TracesKeys
 from data_prep.search import after, expression, random_step, solution_steps
 from data_prep.solver import flat
 from data_prep.traces import functions_of
 from data_prep.wording import PHRASES, STYLES, write_trace
 from reward_score.countdown import compute_score
 from reward_score.profiles import PROFILES
+from verl_recipes.measure.behaviours import behaviours
 
 TINY = CONFIGS.parent / "assets" / "tiny_base"
 LANGUAGES = sorted(PHRASES)
@@ -150,6 +152,8 @@ def check(numbers, target, style, language, tries, seed):
     assert answer == f"\n<answer> {expression(steps)} </answer>"
     truth = {"numbers": numbers, "target": target}
     assert compute_score("countdown", text, truth)["score"] == 1
+    counted = behaviours(text, numbers, target)
+    assert counted["true_statements"] == counted["statements"] or fractions  # which it reads up to the "/"
     assert compute_score("countdown", text, truth, weights={"language": 0}, language=language)["language"] == 1
 
 
@@ -368,7 +372,7 @@ def test_the_same_command_again_does_nothing_and_another_replaces_the_folder(mon
         (["stop=0"], "stop=0: should be greater than 0"),
     ],
 )
-def test_what_cannot_be_told_is_refused_in_one_line(monkeypatch, tmp_path, data, overrides, message):
+def test_what_cannot_be_made_is_refused_in_one_line(monkeypatch, tmp_path, data, overrides, message):
     monkeypatch.chdir(CONFIGS.parent)
     monkeypatch.setattr(sys, "argv", ["traces", f"data={quoted(data)}", f"out={quoted(tmp_path / 'out')}", *overrides])
     with pytest.raises(UserError) as error:
@@ -394,6 +398,25 @@ def test_folders_of_something_else_are_neither_read_nor_replaced(monkeypatch, tm
     (tmp_path / "other/train.parquet").write_bytes((data / "train.parquet").read_bytes())
     with pytest.raises(UserError, match=r"train\.parquet is not the file that manifest\.json records"):
         run(monkeypatch, tmp_path / "other", tmp_path / "again")
+
+
+def compose():
+    return cli.compose("config", [], folder=CONFIGS / "traces")
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@given(st.sampled_from([*TracesKeys.model_fields, *(f"styles.{style}" for style in STYLES)]), VALUES)
+def test_any_value_of_any_key_is_valid_or_refused_in_one_line_that_names_it(key, value):
+    cfg, said = compose(), ""
+    OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    try:
+        with cli.in_one_line():
+            cli.check(cfg, TracesKeys)
+    except UserError as error:
+        said = str(error)
+    assert "\n" not in said
+    assert not said or any(part in said for part in key.split("."))
 
 
 @pytest.mark.slow
