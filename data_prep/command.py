@@ -1,32 +1,26 @@
 """The command `python -m data_prep` (data_prep/__main__.py): makes a data folder from a configuration."""
 
-import json
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data_prep import datasheet
-from data_prep.cli import UserError, command
+from data_prep.cli import command
 from data_prep.engines import Engine, Local, OnRay
-from data_prep.folder import file_sha256, replaced
+from data_prep.folder import replaced
+from data_prep.manifest import write_manifest, written_manifest
 from data_prep.prepare import prepare
 from data_prep.schema import PrepareKeys
 from data_prep.sources import ROWS, open_source
-
-MANIFEST = "manifest.json"
-PACKAGES = ("countdown-zero", "numpy", "pyarrow", "datasets")
 
 
 @contextmanager
@@ -50,28 +44,6 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         yield progress
 
 
-def written_manifest(out: Path) -> dict[str, Any] | None:
-    """The manifest of a data folder, or None if the folder does not exist.
-
-    Raises:
-        UserError: the folder is not one that `python -m data_prep` wrote, or holds other files.
-    """
-    if not out.exists():
-        return None
-    try:
-        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        ours = set(manifest["files"]) if PACKAGES[0] in manifest["versions"] else set()
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        ours = set()
-    if not ours:
-        raise UserError(f"{out} exists and was not written by data_prep; name another folder with out=")
-    if others := sorted(path.name for path in out.iterdir() if path.name not in ours | {MANIFEST}):
-        raise UserError(
-            f"{out} would be replaced, but {others[0]} in it was not written by data_prep; move it elsewhere"
-        )
-    return manifest
-
-
 def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -> dict[str, Any] | None:
     """Write the data folder. Returns what `prepare` returned, or None if the folder was already there."""
     written = written_manifest(out)
@@ -90,14 +62,7 @@ def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -
         finally:
             runner.close()
         datasheet.write(folder, result, config, source.about)
-        files = {
-            path.name: {"sha256": file_sha256(path)}
-            | ({"rows": pq.read_metadata(path).num_rows} if path.suffix == ".parquet" else {})
-            for path in sorted(folder.iterdir())
-        }
-        versions = {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
-        text = json.dumps(about | {"files": files, "versions": versions}, indent=2, ensure_ascii=False)
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        write_manifest(folder, about)
     return result
 
 

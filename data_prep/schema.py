@@ -1,7 +1,7 @@
-"""The keys of `python -m data_prep` and `python -m data_prep.render`: their types, ranges and meaning.
+"""The keys of `python -m data_prep`, its `.render` and its `.traces`: their types, ranges and meaning.
 
-Defaults are in configs/prepare.yaml, configs/render.yaml and their groups. All keys are known here, unlike those of a
-training run, which verl also reads. So any other key is refused.
+Defaults are in configs/prepare.yaml, render.yaml, traces/config.yaml and their groups. All keys are known here, unlike
+those of a training run, which verl also reads. So any other key is refused.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from data_prep.clean import MAX_NUMBER, MAX_TARGET
-from data_prep.cli import Checked, Count, Integer, Number, PathText, Share, Text
+from data_prep.cli import Checked, Count, Integer, Number, PathText, Seed, Share, Text
 from data_prep.prompts import PLACES
 from data_prep.solver import MAX_COUNT
 
@@ -229,3 +229,46 @@ class RenderKeys(Closed):
     )
     target: Target = Field(description="of the problem to show")
     prompt: Prompt
+
+
+class Styles(Closed):
+    first_try: Share = Field(description="share of traces that go straight to a solution")
+    search: Share = Field(description="share that try whole candidates, one after another")
+    search_with_backtracking: Share = Field(description="share that take a step, look on, and go back")
+
+    @model_validator(mode="after")
+    def _some_is_wanted(self) -> Self:
+        if not self.first_try + self.search + self.search_with_backtracking:
+            raise ValueError("one of the shares should be greater than 0")
+        return self
+
+
+class TracesKeys(Closed):
+    data: PathText = Field(description="a folder that python -m data_prep wrote; its train.parquet is read")
+    out: PathText = Field(description="folder to write; it is replaced as a whole")
+    count: Rows | None = Field(
+        description="traces to write; more than the problems: several different ones for a problem; null: one for each"
+    )
+    styles: Styles
+    stop: Annotated[Number, Field(gt=0, le=1)] = Field(
+        description="probability that a wrong try is the last one before the solution"
+    )
+    most: Annotated[Count, Field(le=100)] = Field(description="the most wrong tries in a trace")
+    language: Literal["en", "zh"] = Field(description="of the words")
+    tokenizer: PathText | None = Field(
+        description="a model's folder, or its name on the hub; the manifest then reports lengths in tokens"
+    )
+    max_tokens: Count | None = Field(
+        description="the most tokens of a response, its end token included; null: any; needs tokenizer"
+    )
+    held_out_share: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        description="share of number multisets whose traces go to held_out.parquet"
+    )
+    seed: Seed = Field(description="of all choices; each row has its own random numbers")
+    workers: Annotated[Count, Field(le=1024)] | None = Field(description="processes; null: all cores")
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.max_tokens and not self.tokenizer:
+            raise ValueError(f"max_tokens={self.max_tokens} needs tokenizer=PATH, whose tokens are counted")
+        return self

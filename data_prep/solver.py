@@ -351,42 +351,73 @@ def solve_many(numbers: Array, targets: Array) -> Solved:
     return Solved(solutions, np.where(form == none, -1, form), additive, (solutions > 0) & ~whole_way)
 
 
-def _terms(k: int, index: int, operands: Sequence[str]) -> tuple[list[tuple[str, str]], int]:
-    """A function written flat: its terms or factors as (sign, text), and the operator that joins them."""
+Flat = int | tuple[str, list[tuple[bool, Any]]]  # an operand, or "+" or "*" with (inverted, term) for each term
+
+
+def flat(k: int, index: int, operands: Sequence[int]) -> Flat:
+    """Function number `index` of k operands written flat: nested sums and products, inverted terms last.
+
+    An inverted term of a sum is subtracted, and one of a product is a divisor.
+
+    >>> flat(2, int(np.flatnonzero(forms(2).operator == DIVIDE)[0]), [0, 1])
+    ('*', [(False, 0), (True, 1)])
+    """
     form = forms(k)
     operator = int(form.operator[index])
     if operator < 0:
-        return [("", operands[0])], operator
-    family = (ADD, SUBTRACT) if operator in (ADD, SUBTRACT) else (MULTIPLY, DIVIDE)
-    terms = []
+        return operands[0]
+    family = "+" if operator in (ADD, SUBTRACT) else "*"
+    terms: list[tuple[bool, Flat]] = []
     for subset, inner, inverted in (
         (int(form.left_set[index]), int(form.left[index]), False),
         (int(form.right_set[index]), int(form.right[index]), operator in (SUBTRACT, DIVIDE)),
     ):
         some = [operands[i] for i in _members(subset)]
-        inner_terms, inner_operator = _terms(len(some), inner, some)
-        first, second = SYMBOLS[family[0]], SYMBOLS[family[1]]
-        if inner_operator not in family:
-            text = _write(inner_terms)
-            bracketed = inner_operator in (ADD, SUBTRACT)
-            inner_terms = [(first, f"({text})" if bracketed else text)]
-        flip = {first: second, second: first, "": second}
-        terms += [(flip[sign] if inverted else sign or first, text) for sign, text in inner_terms]
-    return sorted(terms, key=lambda term: term[0] in "-/"), operator
+        term = flat(len(some), inner, some)
+        if isinstance(term, tuple) and term[0] == family:
+            terms += [(inverted != flipped, each) for flipped, each in term[1]]
+        else:
+            terms.append((inverted, term))
+    return family, sorted(terms, key=lambda each: each[0])
 
 
-def _write(terms: list[tuple[str, str]]) -> str:
-    return terms[0][1] + "".join(f" {sign} {text}" for sign, text in terms[1:])
+def _write(node: Flat, within: str = "") -> str:
+    """A flat function as text with a place for each operand, in parentheses if it is a sum within a product."""
+    if isinstance(node, int):
+        return f"{{{node}}}"
+    family, terms = node
+    text = ""
+    for inverted, term in terms:
+        sign = "+-*/"[2 * (family == "*") + inverted]
+        text += (f" {sign} " if text else "") + _write(term, family)
+    return f"({text})" if (family, within) == ("+", "*") else text
 
 
 @cache
 def _template(k: int, index: int) -> str:
-    return _write(_terms(k, index, [f"{{{i}}}" for i in range(k)])[0])
+    return _write(flat(k, index, range(k)))
 
 
 def write(numbers: Sequence[int], index: int) -> str:
     """Function number `index` of the sorted `numbers`, as an expression with as few parentheses as possible."""
     return _template(len(numbers), index).format(*sorted(numbers))
+
+
+def solutions_of(numbers: Array, targets: Array) -> tuple[Array, Array, Array]:
+    """All solutions of problems that all have the same count of numbers.
+
+    Args:
+        numbers: shape (problems, n), 2 <= n <= 6, positive integers in any order.
+        targets: shape (problems,), positive integers.
+
+    Returns:
+        Three arrays with an entry for each solution, problem after problem: the problem; the function, an index into
+        `forms` for the sorted numbers; whether no fraction is on the way.
+    """
+    found = list(_hits(np.sort(np.asarray(numbers), axis=1), np.asarray(targets)))
+    problem, function, whole = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((function, problem))
+    return problem[order], function[order], whole[order]
 
 
 def solve(numbers: Sequence[int], target: int) -> Solution | None:

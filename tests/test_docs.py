@@ -9,6 +9,7 @@ import pytest
 from configurations import options
 
 from data_prep.cli import CONFIGS
+from data_prep.schema import TracesKeys
 from reward_score.countdown import COMPONENTS
 from reward_score.grammar import REASONS
 from reward_score.profiles import PROFILES
@@ -31,7 +32,7 @@ def test_the_readme_repeats_the_measured_table(name):
     ("page", "table"),
     [
         *(("performance", "beside"), ("performance", "scale"), ("launch", "plan_sweep"), ("launch", "plan_memory")),
-        *(("reliability", "faults"), ("reliability", "long_run")),
+        *(("reliability", "faults"), ("reliability", "long_run"), ("warm_start", "traces_speed")),
     ],
 )
 def test_a_page_repeats_the_table_that_its_benchmark_wrote(folder, page, table):
@@ -88,6 +89,25 @@ def test_the_data_page_lists_every_option_and_repeats_the_measured_tables(name):
             assert f"`{option}`" in text or f"{group}={option}" in text or option == "none"
     for measured in (ROOT / "benchmarks").glob("data_*.md"):  # written by benchmarks/data_speed.py
         assert measured.read_text() in text
+
+
+@pytest.mark.parametrize("name", ["docs/warm_start.md", "docs/zh/warm_start.md"])
+def test_the_warm_start_page_lists_every_key_of_the_traces(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert all(f"\n| `{key}` |" in text for key in TracesKeys.model_fields)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "language"), [("docs/warm_start.md", "en"), ("docs/zh/warm_start.md", "zh")])
+def test_the_warm_start_page_shows_what_the_command_prints(name, language, tmp_path):
+    command = [sys.executable, "-m"]
+    subprocess.run([*command, "data_prep", f"out={tmp_path}/tiny"], cwd=ROOT, capture_output=True, check=True)
+    options = [f"data={tmp_path}/tiny", f"out={tmp_path}/traces", f"language={language}"]
+    made = subprocess.run(
+        [*command, "data_prep.traces", *options], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    printed = made.stdout.replace(str(tmp_path), "data")
+    assert f"```\n{printed}```\n" in (ROOT / name).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -119,7 +119,13 @@ def loaded_by(code):
 @pytest.mark.slow
 def test_importing_a_command_loads_nothing_heavy_before_it_is_needed():
     modules = [f"verl_recipes.{name}" for name in COMMANDS]
-    modules += ["data_prep.command", "data_prep.render", "reward_score.__main__", "verl_recipes.__main__"]
+    modules += [
+        "data_prep.command",
+        "data_prep.render",
+        "data_prep.traces",
+        "reward_score.__main__",
+        "verl_recipes.__main__",
+    ]
     assert loaded_by(f"import {', '.join(modules)}") == []
 
 

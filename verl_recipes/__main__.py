@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 COMMANDS = {path.stem: path for path in sorted(HERE.glob("[!_]*.py"))} | {
     "data": HERE.parent / "data_prep" / "__main__.py",
     "render": HERE.parent / "data_prep" / "render.py",
+    "traces": HERE.parent / "data_prep" / "traces.py",
     "score": HERE.parent / "reward_score" / "__main__.py",
 }
 

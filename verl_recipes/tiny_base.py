@@ -35,6 +35,7 @@ from data_prep.cli import Checked, Count, PathText, Positive, Seed, Share, Text,
 from data_prep.folder import replaced
 from data_prep.generate import Problem, as_problems, distinct
 from data_prep.prompts import fill
+from data_prep.search import Whole, expression, steps_between
 from data_prep.split import TRAIN
 
 if TYPE_CHECKING:  # these imports take seconds, and only training needs them
@@ -46,8 +47,6 @@ LARGEST = 199  # the largest number with a token of its own: twice the largest i
 SOLUTION = 0.1  # probability that a candidate is chosen among the solutions; chance finds some more
 RESPONSE = 256  # tokens of the longest response, as in configs/model/tiny.yaml
 SLOPPY = 0.06  # share of malformed answers in the last stage, so that the format is left to learn too
-
-Step = tuple[int, str, int, int]  # left, operator, right, result
 
 
 class Stage(Checked):
@@ -131,14 +130,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
     return model
 
 
-def steps_between(a: int, b: int, max_value: int) -> list[Step]:
-    """The operations on a and b, in this order, whose results are integers in 0..max_value."""
-    results = {"+": a + b, "-": a - b, "*": a * b} | ({"/": a // b} if b and a % b == 0 else {})
-    return [(a, operator, b, value) for operator, value in results.items() if 0 <= value <= max_value]
-
-
 @cache
-def candidates(numbers: tuple[int, ...], max_value: int) -> list[tuple[Step, Step]]:
+def candidates(numbers: tuple[int, ...], max_value: int) -> list[tuple[Whole, Whole]]:
     """Every way to use the three numbers once in two steps with results in 0..max_value."""
     return [
         (inner, outer)
@@ -147,17 +140,6 @@ def candidates(numbers: tuple[int, ...], max_value: int) -> list[tuple[Step, Ste
         for left, right in ((inner[3], third), (third, inner[3]))
         for outer in steps_between(left, right, max_value)
     ]
-
-
-def expression(inner: Step, outer: Step) -> str:
-    """The two steps as one expression.
-
-    >>> expression((17, "*", 3, 51), (51, "+", 19, 70))
-    '(17*3)+19'
-    """
-    a, op, b, value = inner
-    left, outer_op, right, _ = outer
-    return f"({a}{op}{b}){outer_op}{right}" if left == value else f"{left}{outer_op}({a}{op}{b})"
 
 
 def trace(problem: Problem, *, stop: float, most: int, max_value: int, rng: random.Random) -> str:
@@ -179,7 +161,7 @@ def trace(problem: Problem, *, stop: float, most: int, max_value: int, rng: rand
         lines.append(",".join(f"{a}{op}{b}={value}" for a, op, b, value in steps) + (" yes" if right else " no"))
         if right or len(lines) == most or rng.random() < stop:
             break
-    answer = expression(*steps)
+    answer = expression(steps, blank="", sparing=False)
     if stop and rng.random() < SLOPPY:
         answer = rng.choice([answer.replace("(", "", 1), answer.split(")")[0], answer + ")"])
     return "\n".join(lines) + f"</think>\n<answer> {answer} </answer>"

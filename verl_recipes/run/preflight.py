@@ -93,7 +93,7 @@ def command_that_makes(file: str, made_by: str) -> str:
 
 
 def manifest_beside(path: Path) -> dict[str, Any]:
-    """The manifest of the folder that a data file lies in, {} if there is none (data_prep/command.py)."""
+    """The manifest of the folder that a data file lies in, {} if there is none (data_prep/manifest.py)."""
     manifest = path.parent / "manifest.json"
     return read_json(manifest, "make the data again") if manifest.exists() else {}
 
