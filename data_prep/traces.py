@@ -335,7 +335,9 @@ def write_all(folder: Path, chunks: Iterator[Traced], skipped: Counter[str], tot
 
 def write_traces(config: dict[str, Any], data: Path, out: Path, workers: int) -> dict[str, Any] | None:
     """Write the folder of traces. Returns its manifest, or None if it was already there."""
-    files = opened(data)["files"]
+    manifest = opened(data)
+    files = manifest["files"]
+    config = config | {"prompt": manifest["configuration"]["prompt"]}  # a warm start compares it with its own
     source = {"folder": str(data), "files": {name: file for name, file in files.items() if name.endswith(".parquet")}}
     written = check_out(out, data)
     about = {"source": source, "configuration": config}

@@ -14,6 +14,7 @@ from reward_score.countdown import COMPONENTS
 from reward_score.grammar import REASONS
 from reward_score.profiles import PROFILES
 from verl_recipes.run.fingerprint import MAY_CHANGE
+from verl_recipes.warm_start import Keys as WarmKeys
 
 ROOT = CONFIGS.parent
 READMES = ["README.md", "README.zh.md"]
@@ -92,9 +93,11 @@ def test_the_data_page_lists_every_option_and_repeats_the_measured_tables(name):
 
 
 @pytest.mark.parametrize("name", ["docs/warm_start.md", "docs/zh/warm_start.md"])
-def test_the_warm_start_page_lists_every_key_of_the_traces(name):
+def test_the_warm_start_page_lists_every_key(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert all(f"\n| `{key}` |" in text for key in TracesKeys.model_fields)
+    own = WarmKeys.model_fields.keys() - {"overrides"}
+    assert all(re.search(rf"^\| .*`{key}`.* \|", text, re.M) for key in own)
 
 
 @pytest.mark.slow
