@@ -264,7 +264,8 @@ def opened(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"data={folder}: there is no such folder; python -m data_prep out={folder} makes one")
     manifest = read_manifest(folder)
-    if not manifest or "prompt" not in manifest.get("configuration", {}) or "train.parquet" not in manifest["files"]:
+    made_by = manifest.get("configuration", {}) if manifest else {}
+    if not manifest or "prompt" not in made_by or "styles" in made_by or "train.parquet" not in manifest["files"]:
         raise UserError(f"data={folder} holds no problems of data_prep; name a folder that python -m data_prep wrote")
     for name, file in manifest["files"].items():
         path = folder / name

@@ -9,7 +9,7 @@ import pytest
 from commands import ROOT, Command, metrics_of
 from omegaconf import OmegaConf
 
-from data_prep.cli import UserError, compose
+from data_prep.cli import CONFIGS, UserError, compose
 from data_prep.prompts import messages_for
 from verl_recipes import warm_start
 from verl_recipes.run.folder import RunFolder, as_lines
@@ -23,7 +23,7 @@ TINY = ROOT / "assets" / "tiny_base"
 
 def config(own, *others):
     """The configuration of a command with its own keys and those of training."""
-    cfg = compose("warm_start", own)
+    cfg = compose("config", own, folder=CONFIGS / "sft")
     cfg.overrides = others
     return warm_start.run_config(cfg)
 

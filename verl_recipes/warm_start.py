@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from rich.console import Console
 
-from data_prep.cli import Checked, Count, PathText, Positive, Seed, Text, UserError, command, compose, quoted
+from data_prep.cli import CONFIGS, Checked, Count, PathText, Positive, Seed, Text, UserError, command, compose, quoted
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.fingerprint import check_unchanged, facts_of, provenance
 from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, write_json, write_whole
@@ -170,7 +170,7 @@ def show(run: RunFolder, console: Console) -> None:
     )
 
 
-@command("warm_start", Keys, others="overrides")
+@command("config", Keys, folder=CONFIGS / "sft", others="overrides")
 def main(keys: DictConfig) -> None:
     cfg, console = run_config(keys), Console()
     run = RunFolder(cfg.run_dir, cfg.trainer.default_local_dir)
