@@ -117,6 +117,9 @@ def test_the_run_folder_is_whole(resumed):
         assert {"mean@2", "pass@2", "response_tokens"} <= summary[model].keys()
     assert summary["versions"]["verl"] == "0.9.1"
     assert {"start", "train", "evaluate", "export", "total"} <= summary["seconds"].keys()
+    good = summary["goodput"]
+    assert 0 < good["share"] == good["steps"] / sum(value for name, value in good.items() if name != "share") < 1
+    assert good["lost"] > 0  # step 3 was done twice
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "<figcaption>Accuracy by test set" in (run_dir / "report.html").read_text()
     assert "WorkerDict" in (run_dir / "log.txt").read_text()

@@ -20,7 +20,8 @@ from verl_recipes.in_verl import alarms
 from verl_recipes.measure.batch import component_metrics
 from verl_recipes.run import preflight as checks
 from verl_recipes.run import supervise
-from verl_recipes.run.folder import RunFolder
+from verl_recipes.run.folder import RunFolder, as_lines
+from verl_recipes.run.goodput import goodput
 from verl_recipes.run.log import last_error
 from verl_recipes.run.start import merge_metrics
 
@@ -318,3 +319,24 @@ def test_the_reason_of_a_failure_is_the_last_exception(tmp_path):
     assert last_error(log, offset=log.stat().st_size) == "the log contains no error message"
     log.write_text("Exception: The current node timed out during startup.\n")
     assert last_error(log) == "Exception: The current node timed out during startup."
+
+
+def test_goodput_counts_each_second_of_every_start_once(tmp_path):
+    """Killed in step 3, whose checkpoint was that of step 2; the second start repeats step 3 and ends."""
+    run = RunFolder(tmp_path)
+    run.samples.mkdir()
+
+    def at(time, split, step):
+        return {"time": time, "event": "generating", "split": split, "step": step}
+
+    first = [at(130, "validation", 0), at(140, "train", 1), at(150, "train", 2), at(160, "train", 3)]
+    first.append({"time": 165, "event": "generated", "split": "train", "step": 3})
+    second = [at(230, "train", 3), at(245, "validation", 3)]
+    run.events.write_text(as_lines([*first, *second]))
+    starts = [("began", 100), ("began", 200), ("ended", 250)]
+    run.starts.write_text(as_lines({"event": event, "time": time} for event, time in starts))
+    run.metrics.write_text(as_lines([{"step": 2, "data": {"timing_s/save_checkpoint": 2.0}}]))
+    parts = {"steps": 33.0, "start": 60.0, "evaluations": 15.0, "saves": 2.0, "lost": 5.0}
+    assert goodput(run) == {"share": 33 / 115} | parts
+    run.starts.unlink()
+    assert goodput(run) == {}

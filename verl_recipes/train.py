@@ -35,6 +35,7 @@ from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.cluster import RETURN, check_nodes, in_job
 from verl_recipes.run.fingerprint import check_unchanged, facts_of, provenance
 from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, write_json, write_whole
+from verl_recipes.run.goodput import goodput
 from verl_recipes.run.preflight import Inputs, check_resume, preflight
 from verl_recipes.run.start import VerlStoppedError, say, start_verl
 from verl_recipes.run.weights import to_hugging_face
@@ -120,7 +121,7 @@ def write_summary(cfg: DictConfig, run: RunFolder, spent: dict[str, Any]) -> Non
     steps = cfg.trainer.total_training_steps
     base, trained = (read_lines(run.samples_of("validation", step)) for step in (0, steps))
     about = {"name": cfg.name, "steps": steps, "seed": cfg.seed, "base": summarize(base), "trained": summarize(trained)}
-    about["missing"] = what_is_missing(trained)
+    about |= {"missing": what_is_missing(trained), "goodput": goodput(run)}
     write_json(run.summary, about | spent | provenance())
 
 
@@ -176,6 +177,9 @@ def show(run: RunFolder, console: Console) -> None:
     for each in summary.get("missing", []):
         say(console, each)
     say(console, "seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in summary["seconds"].items()))
+    if good := summary.get("goodput"):
+        parts = ", ".join(f"{name} {value:.0f}" for name, value in good.items() if name != "share" and value)
+        say(console, f"goodput: {good['share']:.0%} of the seconds of all starts ({parts})")
     say(console, f"{run.path}: report.html model/ summary.json curves.png samples/ log.txt")
 
 

@@ -156,6 +156,10 @@ class Run:
         self.summary = self.read_json(self.folder.summary)
         if not self.summary:
             self.missing.append("no summary.json: the run goes on, or ended before its last step")
+        parts = self.summary.get("goodput")
+        self.goodput: dict[str, float] = parts if isinstance(parts, dict) and "share" in parts else {}
+        if None in map(finite, self.goodput.values()):
+            self.goodput = {}
         versions = self.summary.get("versions")
         self.versions: dict[str, Any] = versions if isinstance(versions, dict) else {}
         self.on_cpu = lookup(self.config, "trainer.device") == "cpu"

@@ -7,6 +7,7 @@ log.txt             what verl, Ray and vLLM print
 metrics.jsonl       verl's metrics, one line a step; those of the present start are in metrics.part.jsonl
 samples/            {train,validation}/<step>.jsonl, and events.jsonl: what the run is doing
 checkpoints/        verl's, unless trainer.default_local_dir names another folder
+starts.jsonl        when verl was started and when it ended (run/goodput.py)
 model/ summary.json curves.png report.html    made after the last step
 lock, stop          locked by the command that uses the folder; written to ask verl to end
 """
@@ -139,7 +140,7 @@ class RunFolder:
         """The folder need not exist. `checkpoints` comes from its mark unless it is given."""
         self.path = Path(path)
         self.mark, self.config, self.verl_config = self.path / MARK, self.path / "config.yaml", self.path / "verl.yaml"
-        self.log, self.stop = self.path / "log.txt", self.path / "stop"
+        self.log, self.stop, self.starts = self.path / "log.txt", self.path / "stop", self.path / "starts.jsonl"
         self.metrics, self.metrics_part = self.path / "metrics.jsonl", self.path / "metrics.part.jsonl"
         self.samples, self.events = self.path / "samples", self.path / "samples" / "events.jsonl"
         self.model, self.summary = self.path / "model", self.path / "summary.json"

@@ -13,7 +13,7 @@ from data_prep.cli import UserError, as_list
 from verl_recipes.measure.batch import component_metrics
 from verl_recipes.run.checkpoints import last_checkpoint, remove_old, sealing
 from verl_recipes.run.cluster import in_job, join_cluster
-from verl_recipes.run.folder import RunFolder, as_lines, cut_half_line, read_lines, write_whole
+from verl_recipes.run.folder import RunFolder, append_line, as_lines, cut_half_line, read_lines, write_whole
 from verl_recipes.run.log import last_error
 from verl_recipes.run.progress import Losses, Progress
 from verl_recipes.run.supervise import SFT, run_verl
@@ -58,6 +58,11 @@ def merge_metrics(run: RunFolder) -> None:
         by_step[saved] = known | by_step.get(saved, {})
     write_whole(run.metrics, as_lines({"step": step, "data": data} for step, data in sorted(by_step.items())))
     run.metrics_part.unlink(missing_ok=True)
+
+
+def mark_start(run: RunFolder, event: str) -> None:
+    """Record that verl `began` or `ended`, for the run's goodput."""
+    append_line(run.starts, {"event": event, "time": time.time()})
 
 
 def as_verl_wants(cfg: DictConfig, trainer: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +120,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     write_whole(run.verl_config, OmegaConf.to_yaml(config))
     already = run.log.stat().st_size if run.log.exists() else 0
     first, steps = last_checkpoint(run.checkpoints), cfg.trainer.total_training_steps
+    mark_start(run, "began")
     try:
         with sealing(run.checkpoints), Progress(console, run, first, steps, batches) as progress:
 
@@ -135,6 +141,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
             say(console, f"ended by SIGTERM; the same command goes on after step {last_checkpoint(run.checkpoints)}")
         raise
     finally:
+        mark_start(run, "ended")
         merge_metrics(run)
     if status:
         why = f"{last_error(run.log, already)} (everything it printed: {run.log})"
