@@ -27,6 +27,7 @@ from verl_recipes.run.folder import RunFolder, read_lines
 from verl_recipes.settings.configuration import check_choice
 
 ROOT = CONFIGS.parent
+LAUNCH = ["doctor", "plan", "train"]  # what `launch` of launch/common.sh does
 SCRIPTS = ["a800_x1", "a800_x2", "a800_x3", "a800_x4", "a800_x8", "rtx4090_x1", "cpu"]
 
 
@@ -61,6 +62,18 @@ def test_a_script_begins_with_doctor_and_plan_and_its_overrides_come_last_and_co
         assert overrides[0] == f"hardware={script}"
         assert overrides[-2:] == ["seed=5", "name=a b"]
     check_choice(compose("train", *overrides[:-1]))
+
+
+def test_a_ladder_measures_each_rung_with_the_runs_hardware_and_recipe():
+    result = bash("launch/ladder.sh", "tiny", "hardware=cpu", "recipe=tiny", "seed=5", DRY_RUN="1", WARM="steps=20")
+    commands, measured = printed(result), "evaluate"
+    modules = [command[2].rpartition(".")[2] for command in commands]
+    assert modules == ["data_prep", "traces", measured, "warm_start", measured, *LAUNCH, measured, measured, measured]
+    assert all({"hardware=cpu", "recipe=tiny"} <= {*command} for command in commands[2:-2])
+    warm = next(command for command in commands if command[2].endswith("warm_start"))
+    assert {"steps=20", "seed=5", "actor_rollout_ref.model.path=assets/tiny_base"} <= {*warm}
+    refused = bash("launch/ladder.sh", "hardware=cpu", DRY_RUN="1")
+    assert (refused.returncode, refused.stderr.startswith("error: name a model")) == (1, True)
 
 
 def test_a_command_that_fails_stops_those_after_it(tmp_path):

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# A ladder on one set of problems: a base model, a warm start on traces, reinforcement learning from there; each is measured
+# on the same test problems and compared with the one before (docs/warm_start.md).
+#   bash launch/ladder.sh MODEL [overrides of verl_recipes.train, hardware= among them]
+#   MODEL          a name of configs/model; fetched into models/MODEL unless it is there
+#   NAME=ladder    of data/NAME, data/NAME-traces, runs/NAME-warm, runs/NAME and runs/evaluations/NAME-*
+#   DATA, TRACES, WARM, EVAL    overrides of these commands: DATA="prompt=mini_r1 preset=3to4" WARM="lr=2e-5 steps=200"
+#   DRY_RUN=1      only print the commands
+# The same command again goes on where it was ended.
+case " $* " in *" hardware=cpu "*) STACK=cpu ;; *) STACK=gpu ;; esac
+export STACK
+. "$(dirname "$0")/common.sh"
+
+model=${1:-} name=${NAME:-ladder}
+[[ -n $model && $model != *=* ]] || die "name a model of configs/model: bash launch/ladder.sh qwen2.5_0.5b hardware=a800"
+shift
+data=data/$name base=models/$model measured=runs/evaluations/$name
+[ "$model" != tiny ] || base=assets/tiny_base
+read -ra of_data <<< "${DATA:-}"
+read -ra of_traces <<< "${TRACES:-}"
+read -ra of_warm <<< "${WARM:-}"
+read -ra of_eval <<< "${EVAL:-}"
+run=("model=$model" "data.train_files=$data/train.parquet" "data.val_files=$data/test.parquet" "$@")
+for each in "$@"; do # what an evaluation takes of a run
+    case $each in hardware=* | gpus=* | nodes=* | recipe=* | data.max_*) of_eval+=("$each") ;; esac
+done
+
+measure() {
+    step python -m verl_recipes.evaluate "model=$2" "data=$data" "out=$measured-$1" "${of_eval[@]}"
+}
+
+step python -m data_prep "out=$data" "${of_data[@]}"
+step python -m data_prep.traces "data=$data" "out=$data-traces" "${of_traces[@]}"
+[ -e "$base" ] || step python -m verl_recipes.fetch "model=$model" "out=$base"
+measure base "$base"
+step python -m verl_recipes.warm_start "name=$name-warm" "traces=$data-traces" "actor_rollout_ref.model.path=$base" "${run[@]}" "${of_warm[@]}"
+measure warm "runs/$name-warm"
+launch "name=$name" "warm_start=runs/$name-warm" "${run[@]}"
+measure trained "runs/$name"
+step python -m verl_recipes.evaluate compare "$measured-base" "$measured-warm"
+step python -m verl_recipes.evaluate compare "$measured-warm" "$measured-trained"
