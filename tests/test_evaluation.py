@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from commands import Command
-from configurations import compose, options
+from configurations import compose
 from omegaconf import OmegaConf
 from rich.console import Console
 from test_measure import sample
@@ -125,7 +125,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", options("recipe"))
+@pytest.mark.parametrize("recipe", ["tiny", "tinyzero_ppo", "mini_r1", "datawhale_r1"])  # the others have one of theirs
 def test_a_model_is_measured_with_the_prompt_and_the_lengths_of_the_recipe(recipe, tmp_path):
     cfg = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml")
     cfg.merge_with({"overrides": [f"recipe={recipe}"], "hardware": "a800_x4", "model": "Some/Model"})

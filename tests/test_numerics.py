@@ -3,7 +3,8 @@
 Fixed log-probabilities, rewards, values and masks go through the functions that verl's trainer and workers call, with
 the recipe's composed configuration; loss and gradient must be those of the formula. Sources: TinyZero,
 verl/trainer/ppo/core_algos.py at b19c457; TRL 0.14.0, trl/trainer/grpo_trainer.py; arXiv 2503.14476 (DAPO),
-2503.20783 (Dr. GRPO), 2402.14740 (RLOO).
+2503.20783 (Dr. GRPO), 2402.14740 (RLOO), 2507.18071 (GSPO), 2506.13585 (CISPO), 2511.20347 (SAPO), 2507.20673 (GMPO),
+2504.02546 (GPG), 2501.03262 (REINFORCE++), 2505.23585 (OPO), 2503.19595 (pass@k).
 """
 
 import asyncio
@@ -22,8 +23,19 @@ pytestmark = pytest.mark.slow
 GROUPS, N, LENGTH = 3, 4, 6
 MASK = (torch.arange(LENGTH) < torch.tensor([6, 3, 5, 1, 2, 6, 4, 4, 3, 5, 6, 2])[:, None]).float()
 SCORES = torch.tensor([0.1, 1.0, 0.0, 0.1, 2.0, 1.0, 0.0, 1.0, 0.1, 0.1, 0.1, 0.1])  # the last group has no signal
-WITH_SEVERAL_UPDATES = ("tinyzero_ppo", "tinyzero_grpo", "dapo", "dr_grpo")
-ON_POLICY = ("tiny", "mini_r1", "datawhale_r1", "datawhale_r1_article", "rloo")
+WITH_SEVERAL_UPDATES = (
+    "tinyzero_ppo",
+    "tinyzero_grpo",
+    "dapo",
+    "dr_grpo",
+    "gspo",
+    "cispo",
+    "sapo",
+    "gmpo",
+    "grpo_passk",
+)
+ON_POLICY = ("tiny", "mini_r1", "datawhale_r1", "datawhale_r1_article", "rloo", "gpg", "opo")
+ON_POLICY += ("reinforce_plus_plus", "reinforce_plus_plus_baseline")
 
 
 def config_of(recipe):
@@ -137,7 +149,86 @@ def rloo(case):
     return -(log_probs * advantage.flatten()).mean()
 
 
-FORMULAS = {f.__name__: f for f in (tinyzero_ppo, tinyzero_grpo, tiny, dapo, dr_grpo, rloo)}
+def of_responses(x):
+    """The mean over a response's tokens, as a column."""
+    return ((x * MASK).sum(1) / MASK.sum(1))[:, None]
+
+
+def gspo(case):
+    """Equations 5 to 7: the ratio of a whole response, to the power of one over its length."""
+    ratio = of_responses(case.now - case.old).exp()
+    return clipped(ratio, group_advantage(1e-6), 3e-4, 4e-4).mean()
+
+
+def cispo(case):
+    """Equation 4, with a ratio that is clipped above alone, and has no gradient."""
+    ratio = (case.now - case.old).exp().clamp(max=1.2).detach()
+    return -mean_over_tokens(ratio * group_advantage(1e-6) * case.now)
+
+
+def sapo(case):
+    """Equations 5 and 6: the sigmoid of the ratio's distance from 1, times 4 / tau."""
+    advantage = group_advantage(1e-6)
+    tau = torch.where(advantage > 0, 1.0, 1.05)
+    gate = torch.sigmoid(tau * ((case.now - case.old).exp() - 1)) * 4 / tau
+    return -mean_over_responses(gate * advantage)
+
+
+def gmpo(case):
+    """Equation 4: the geometric mean of the ratios, of which each is clipped where the advantage would profit."""
+    advantage, log_ratio = group_advantage(1e-6), case.now - case.old
+    bounded = log_ratio.clamp(-0.4, 0.4)
+    kept = torch.where(advantage > 0, torch.minimum(log_ratio, bounded), torch.maximum(log_ratio, bounded))
+    return -(of_responses(kept).exp() * advantage).mean()
+
+
+def gpg(case):
+    """Equation 6 with F_norm = 1; alpha as verl counts it, by rewards of 0 and not by groups without a signal."""
+    alpha = len(SCORES) / SCORES.count_nonzero()
+    return -mean_over_tokens(case.now * alpha * over_groups(lambda r: r - r.mean()))
+
+
+def whitened(x):
+    """With mean 0 and variance 1 over all tokens."""
+    return (x - x[MASK > 0].mean()) / x[MASK > 0].std()
+
+
+def on_policy(case, advantage):
+    return -mean_over_tokens((case.now - case.now.detach()).exp() * advantage)
+
+
+def reinforce_plus_plus(case):
+    """The rewards to come of each token, less the KL divergence of each, whitened over the batch."""
+    return on_policy(case, whitened(rewards_with_kl(case).flip(1).cumsum(1).flip(1)))
+
+
+def reinforce_plus_plus_baseline(case):
+    totals = rewards_with_kl(case).sum(1).view(GROUPS, N)
+    raw = (totals - totals.mean(1, keepdim=True)).flatten()[:, None].expand(-1, LENGTH)
+    return on_policy(case, whitened(raw))
+
+
+def opo(case):
+    """Equation 9: the baseline is the group's mean reward, weighted by the responses' lengths."""
+    lengths, scores = MASK.sum(1).view(GROUPS, N), SCORES.view(GROUPS, N)
+    baseline = (lengths * scores).sum(1, keepdim=True) / lengths.sum(1, keepdim=True)
+    return on_policy(case, (scores - baseline).flatten()[:, None])
+
+
+def grpo_passk(case):
+    """The best of a group gets what it has over the second best, and all others nothing."""
+
+    def ahead(r):
+        best, second = r.topk(2).values
+        return torch.where(torch.arange(N) == r.argmax(), best - second, 0.0)
+
+    return mean_over_tokens(clipped((case.now - case.old).exp(), over_groups(ahead), 0.2, 0.2))
+
+
+FORMULAS = {
+    f.__name__: f for f in (tinyzero_ppo, tinyzero_grpo, tiny, dapo, dr_grpo, rloo, gspo, cispo, sapo, gmpo, gpg)
+}
+FORMULAS |= {f.__name__: f for f in (reinforce_plus_plus, reinforce_plus_plus_baseline, opo, grpo_passk)}
 FORMULAS |= dict.fromkeys(("mini_r1", "datawhale_r1", "datawhale_r1_article"), trl_grpo)
 
 
@@ -207,7 +298,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_published_formula(case):
     data = batch_of(case, old_log_probs=case.old, advantages=advantages, ref_log_prob=case.reference)
     loss, _ = ppo_loss(omega_conf_to_dataclass(actor), output, data)
     published = FORMULAS[case.recipe](case)
-    torch.testing.assert_close(loss, published, rtol=2e-5, atol=1e-7)
+    torch.testing.assert_close(loss, published, rtol=2e-5, atol=1e-6)
     ours = torch.autograd.grad(loss, case.now)[0]
     theirs = torch.autograd.grad(published, case.now)[0]
     torch.testing.assert_close(ours * MASK, theirs * MASK, rtol=2e-5, atol=1e-8)

@@ -133,7 +133,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(overrides, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["tiny", "tinyzero_ppo", "mini_r1", "dapo"])  # the others have one of theirs
 def test_lora_trains_at_ten_times_the_recipes_own_rate(recipe):
     full = of(recipe, "tiny", "cpu").actor_rollout_ref.actor.optim
     lora = of(recipe, "tiny", "cpu", "tuning=lora").actor_rollout_ref.actor.optim
