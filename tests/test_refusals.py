@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from configurations import composed
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import flag_override
 from omegaconf.errors import OmegaConfBaseException
@@ -150,6 +150,8 @@ VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_s
 @pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.sampled_from(sorted(keys_of(TrainKeys))), value=VALUES)
+@example(key="trainer.n_gpus_per_node", value=1.0)
+@example(key="actor_rollout_ref.rollout.n", value=8.0)
 def test_any_value_of_any_key_is_taken_or_refused_in_one_line_that_names_the_key(tmp_path, small_data, key, value):
     """And never after something was written."""
     cfg = copy.deepcopy(composed("train", f"run_dir={quoted(tmp_path / 'run')}", *small_data))

@@ -43,8 +43,8 @@ def batch_for_ranks(prompts: int, updates: int, n: int, nodes: int, ranks_per_no
     >>> batch_for_ranks(16, 1, 8, 1, 3), batch_for_ranks(256, 4, 1, 1, 3), batch_for_ranks(24, 1, 8, 1, 3)
     (15, 252, 24)
     """
-    ranks = max(nodes * ranks_per_node, 1)
-    step = updates * (ranks // gcd(ranks, n))
+    ranks = max(int(nodes * ranks_per_node), 1)  # the schema makes 2 of 2.0 later
+    step = int(updates) * (ranks // gcd(ranks, int(n)))
     return max(round(prompts / step), 1) * step
 
 
@@ -82,7 +82,7 @@ OmegaConf.register_new_resolver("add", lambda *terms: sum(terms), replace=True)
 OmegaConf.register_new_resolver("multiply", lambda a, b: float(f"{a * b:.12g}"), replace=True)  # 1e-05, not 9.99…e-06
 OmegaConf.register_new_resolver("divide", lambda a, b: a // b, replace=True)
 OmegaConf.register_new_resolver("subtract", lambda a, b: a - b, replace=True)
-OmegaConf.register_new_resolver("gcd", gcd, replace=True)
+OmegaConf.register_new_resolver("gcd", lambda *numbers: gcd(*map(int, numbers)), replace=True)
 OmegaConf.register_new_resolver("ray_cpus", ray_cpus, replace=True)
 OmegaConf.register_new_resolver("from_count", from_count, replace=True)
 OmegaConf.register_new_resolver("generating_gpus", lambda gpus: max(1, gpus // 4), replace=True)
