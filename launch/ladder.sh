@@ -4,7 +4,8 @@
 #   bash launch/ladder.sh MODEL [overrides of verl_recipes.train, hardware= among them]
 #   MODEL          a name of configs/model; fetched into models/MODEL unless it is there
 #   NAME=ladder    of data/NAME, data/NAME-traces, runs/NAME-warm, runs/NAME and runs/evaluations/NAME-*
-#   DATA, TRACES, WARM, EVAL    overrides of these commands: DATA="prompt=mini_r1 preset=3to4" WARM="lr=2e-5 steps=200"
+#   DATA, TRACES, WARM, EVAL    overrides of these commands: DATA="prompt=mini_r1 preset=3to4" WARM="lr=2e-5 steps=200";
+#                  traces have 256 tokens at most, unless TRACES= says otherwise
 #   DRY_RUN=1      only print the commands
 # The same command again goes on where it was ended.
 case " $* " in *" hardware=cpu "*) STACK=cpu ;; *) STACK=gpu ;; esac
@@ -17,7 +18,7 @@ shift
 data=data/$name base=models/$model measured=runs/evaluations/$name
 [ "$model" != tiny ] || base=assets/tiny_base
 read -ra of_data <<< "${DATA:-}"
-read -ra of_traces <<< "${TRACES:-}"
+read -ra of_traces <<< "tokenizer=$base max_tokens=256 ${TRACES:-}"
 read -ra of_warm <<< "${WARM:-}"
 read -ra of_eval <<< "${EVAL:-}"
 run=("model=$model" "data.train_files=$data/train.parquet" "data.val_files=$data/test.parquet" "$@")
@@ -30,8 +31,8 @@ measure() {
 }
 
 step python -m data_prep "out=$data" "${of_data[@]}"
-step python -m data_prep.traces "data=$data" "out=$data-traces" "${of_traces[@]}"
 [ -e "$base" ] || step python -m verl_recipes.fetch "model=$model" "out=$base"
+step python -m data_prep.traces "data=$data" "out=$data-traces" "${of_traces[@]}"
 measure base "$base"
 step python -m verl_recipes.warm_start "name=$name-warm" "traces=$data-traces" "actor_rollout_ref.model.path=$base" "${run[@]}" "${of_warm[@]}"
 measure warm "runs/$name-warm"

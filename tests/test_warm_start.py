@@ -99,7 +99,7 @@ def test_it_ends_after_as_many_evaluations_without_a_lower_loss_as_was_asked(tmp
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["traces=TRACES", "batch=64"], "train.parquet has 32 traces, less than a batch of batch=64"),
+        (["traces=TRACES", "batch=64"], "train.parquet has 32 traces, less than a batch of batch=64; lower that"),
         (["traces=nowhere"], "traces=nowhere has no train.parquet; `python -m data_prep.traces out=nowhere` makes it"),
     ],
 )

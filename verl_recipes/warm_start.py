@@ -104,7 +104,10 @@ def check_traces(cfg: DictConfig) -> Inputs:
         found.append(check_parquet(file, f"traces={folder}", made_by, {"messages"}))
         check_prompt(file, cfg.actor_rollout_ref.model.custom_chat_template)
         if (rows := found[-1].rows) < cfg.sft.batch:
-            raise UserError(f"{file} has {rows} traces, less than a batch of batch={cfg.sft.batch}")
+            raise UserError(
+                f"{file} has {rows} traces, less than a batch of batch={cfg.sft.batch}; lower that, or make more "
+                "traces (count=, held_out_share=)"
+            )
     train, held_out = found
     return Inputs(train, held_out, check_start(cfg, Path(cfg.run_dir)))
 
