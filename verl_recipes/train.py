@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -33,24 +33,13 @@ from rich.text import Text
 from data_prep.cli import UserError, command
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.cluster import RETURN, check_nodes, in_job
-from verl_recipes.run.fingerprint import check_unchanged, facts_of, provenance
-from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, write_json, write_whole
+from verl_recipes.run.fingerprint import begin, provenance
+from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, write_json
 from verl_recipes.run.goodput import goodput
-from verl_recipes.run.preflight import Inputs, check_resume, preflight
+from verl_recipes.run.preflight import check_resume, preflight
 from verl_recipes.run.start import VerlStoppedError, say, start_verl
 from verl_recipes.run.weights import to_hugging_face
 from verl_recipes.settings.schema import TrainKeys
-
-
-def begin(cfg: DictConfig, run: RunFolder, console: Console, inputs: Inputs) -> None:
-    """Mark the folder as this run's, or check that it already is."""
-    if cfg.fresh:
-        run.empty(partial(say, console))
-    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    facts = facts_of(config, inputs)
-    check_unchanged(run, config, facts)
-    run.write_mark("run", **facts)
-    write_whole(run.config, OmegaConf.to_yaml(config))
 
 
 def is_measured(file: Path, responses: int) -> bool:
@@ -199,7 +188,7 @@ def main(cfg: DictConfig) -> None:
     if in_job():
         check_nodes(cfg)
     with run.locked():
-        begin(cfg, run, console, inputs)
+        begin("run", cfg, run, inputs, partial(say, console))
         if is_complete(cfg, run):
             say(console, f"{run.path} is complete; fresh=true starts it anew, trainer.total_training_steps=N goes on")
             show(run, console)

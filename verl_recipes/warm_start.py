@@ -24,8 +24,8 @@ from rich.console import Console
 
 from data_prep.cli import CONFIGS, Checked, Count, PathText, Positive, Seed, Text, UserError, command, compose, quoted
 from verl_recipes.run.checkpoints import last_checkpoint
-from verl_recipes.run.fingerprint import check_unchanged, facts_of, provenance
-from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, write_json, write_whole
+from verl_recipes.run.fingerprint import begin, provenance
+from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, write_json
 from verl_recipes.run.preflight import Inputs, check_parquet, check_prompt, check_start, check_trackers
 from verl_recipes.run.start import say, start_sft
 from verl_recipes.run.weights import to_hugging_face
@@ -180,13 +180,7 @@ def main(keys: DictConfig) -> None:
     check_trackers(cfg.trackers)
     inputs = check_traces(cfg)
     with run.locked():
-        if cfg.fresh:
-            run.empty(partial(say, console))
-        config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-        facts = facts_of(config, inputs)
-        check_unchanged(run, config, facts)
-        run.write_mark("warm_start", **facts)
-        write_whole(run.config, OmegaConf.to_yaml(config))
+        begin("warm_start", cfg, run, inputs, partial(say, console))
         if run.summary.exists():
             say(console, f"{run.path} is complete; fresh=true starts it anew")
             show(run, console)
@@ -196,11 +190,13 @@ def main(keys: DictConfig) -> None:
         if done:
             say(console, f"continuing {run.path} after step {done}")
 
-        def enough() -> bool:
-            found = losses(run)
+        earlier = losses(run)
+
+        def enough(since: dict[int, float]) -> bool:
+            found = earlier | since
             return is_enough(found, cfg.sft.patience) and last_checkpoint(run.checkpoints) >= max(found)
 
-        if done < cfg.sft.steps and not enough():
+        if done < cfg.sft.steps and not enough({}):
             start_sft(cfg, run, console, sft_config(cfg), enough)
         finish(cfg, run, time.time() - started)
         show(run, console)

@@ -7,17 +7,18 @@ run.json. A difference ends the command, unless the key is one of MAY_CHANGE.
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
 from data_prep.folder import file_sha256
-from verl_recipes.run.folder import RunFolder
+from verl_recipes.run.folder import RunFolder, write_whole
 from verl_recipes.run.preflight import Inputs
 
 # Keys that may change when a run continues. They decide how long the run is, what is kept and reported, and how the
@@ -107,6 +108,21 @@ def facts_of(config: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
         "reward": {reward: file_sha256(Path(reward))} if Path(reward).is_file() else {},  # the user's own function
         "versions": versions(),
     }
+
+
+def begin(kind: str, cfg: DictConfig, run: RunFolder, inputs: Inputs, say: Callable[[str], None]) -> None:
+    """Mark the folder as one of this kind and this command's, or check that it already is; fresh=true empties it first.
+
+    Args:
+        say: gets one line, before anything is deleted.
+    """
+    if cfg.fresh:
+        run.empty(say)
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    facts = facts_of(config, inputs)
+    check_unchanged(run, config, facts)
+    run.write_mark(kind, **facts)
+    write_whole(run.config, OmegaConf.to_yaml(config))
 
 
 def check_unchanged(folder: RunFolder, config: dict[str, Any], facts: dict[str, Any]) -> None:

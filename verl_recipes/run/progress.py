@@ -67,7 +67,10 @@ class Display:
 class Losses(Display):
     """Of a warm start."""
 
-    loss = 0.0
+    def __init__(self, console: Console, run: RunFolder, first_step: int, steps: int) -> None:
+        super().__init__(console, run, first_step, steps)
+        self.loss = 0.0
+        self.held_out: dict[int, float] = {}  # the losses on held-out traces since this start, by step
 
     def update(self) -> None:
         """Read the metrics and show what is new: each step on a terminal, elsewhere those with an evaluation."""
@@ -80,8 +83,10 @@ class Losses(Display):
                 self.loss = data["train/loss"]
                 if self.console.is_terminal:
                     self.step(step, self.training_since, f"loss {self.loss:.3f}")
-            elif "val/loss" in data and self.training_since is not None:
-                self.step(step, self.training_since, f"loss {self.loss:.3f}, held out {data['val/loss']:.3f}")
+            elif "val/loss" in data:
+                self.held_out[step] = data["val/loss"]
+                if self.training_since is not None and step > self.first_step:  # with every=1 the first has no time yet
+                    self.step(step, self.training_since, f"loss {self.loss:.3f}, held out {data['val/loss']:.3f}")
 
 
 class Progress(Display):

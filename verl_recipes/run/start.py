@@ -151,12 +151,17 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
 
 
 def start_sft(
-    cfg: DictConfig, run: RunFolder, console: Console, config: dict[str, Any], enough: Callable[[], bool]
+    cfg: DictConfig,
+    run: RunFolder,
+    console: Console,
+    config: dict[str, Any],
+    enough: Callable[[dict[int, float]], bool],
 ) -> None:
     """Run verl's supervised trainer until it ends, or until `enough`.
 
     Args:
         config: what verl gets.
+        enough: asked with the losses on held-out traces since this start, by step.
 
     Raises:
         VerlStoppedError: verl ended before its last step.
@@ -174,7 +179,7 @@ def start_sft(
 
             def watch() -> None:
                 progress.update()
-                if enough():
+                if enough(progress.held_out):
                     raise EnoughError
 
             status = run_verl(run, environment, watch, trainer=SFT)
