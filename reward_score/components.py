@@ -13,6 +13,8 @@ from reward_score.grammar import NOT_AN_EXPRESSION
 LOOP_RATIO = 0.1  # of compressed to plain size; prose compresses to 0.4, the tiny model's search to 0.39 or more
 LOOP_WINDOW = 4096  # characters at the end, so that the cost is bounded: output that has degenerated does not recover
 
+CLOSENESS_HALF = 10  # off the target, `closeness` is one half
+
 LANGUAGE_WINDOW = 32_768  # characters at the beginning, to bound the cost as well
 
 _CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+")
@@ -124,3 +126,15 @@ def distance(value: int | Fraction | None, target: int) -> float:
         return 0.0
     off = abs(Fraction(value) - target)
     return 1.0 if off == 0 else 0.7 if off <= 5 else 0.5 if off <= 10 else 0.0
+
+
+def closeness(value: int | Fraction | None, target: int) -> float:
+    """How near an expression's value comes to the target: 1 for the target, 1/2 if it is 10 off, 1/3 if 20.
+
+    Falls with every step away and never reaches 0, so that all wrong values of a group differ. The distance is exact,
+    and an expression that breaks a rule has no value.
+
+    >>> [closeness(value, 98) for value in (98, 88, Fraction(197, 2), 1098, None)]
+    [1.0, 0.5, 0.9523809523809523, 0.009900990099009901, 0.0]
+    """
+    return 0.0 if value is None else float(CLOSENESS_HALF / (CLOSENESS_HALF + abs(Fraction(value) - target)))

@@ -53,6 +53,7 @@ COMPONENTS: dict[str, Callable[[Case], float]] = {
     ),
     "repetition": lambda case: components.repetition(case.response),
     "distance": lambda case: components.distance(case.verdict.value, case.target),
+    "closeness": lambda case: components.closeness(case.verdict.value, case.target),
 }
 _REASON_KEYS = {
     reason: {"reason": reason} | {f"reason/{other}": float(other == reason) for other in REASONS}

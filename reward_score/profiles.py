@@ -18,6 +18,7 @@ class Profile(NamedTuple):
 
 PROFILES = {
     "countdown": Profile({"format": 0.1, "acc": 0.9}),
+    "closeness": Profile({"format": 0.1, "closeness": 0.4, "acc": 0.5}),
     "tinyzero": Profile({"answered": 0.1, "acc": 0.9}, frozenset({"answer_in_thought"})),
     "mini_r1": Profile({"layout": 1.0, "acc": 1.0}),
     "datawhale_r1": Profile({"layout": 1.0, "acc": 1.0}),

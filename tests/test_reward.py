@@ -24,6 +24,7 @@ from benchmarks.reward_cost import HOSTILE, block
 from data_prep.cli import CONFIGS
 from data_prep.solver import reachable, solve
 from reward_score import components, random_control
+from reward_score.components import closeness
 from reward_score.countdown import check_options, compute_score
 from reward_score.grammar import MAX_EXPRESSION, REASONS, ExpressionError, evaluate, parse
 from reward_score.profiles import PROFILES
@@ -174,6 +175,20 @@ def test_the_television_rule_takes_a_subset_and_pays_by_distance(answer, paid):
     assert verdict(block(answer), truth)["acc"] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("answer", "paid"),
+    [
+        *(("25*(18-11)", 1.0), ("18*11-25", 10 / 12), ("(18+11)*25", 10 / 560)),
+        *(("25*(18-11)*1", 0.0), ("25*7", 0.0), ("175", 0.0), ("18*11", 0.0), ("25/(11-11)+18", 0.0), ("174.9", 0.0)),
+        ("18*11-25 = 175", 0.0),
+    ],
+)
+def test_closeness_pays_only_an_expression_of_all_the_numbers(answer, paid):
+    scored = verdict(block(answer), profile="closeness")
+    assert scored["closeness"] == paid
+    assert scored["score"] == pytest.approx(0.1 * scored["format"] + 0.4 * paid + 0.5 * scored["acc"])
+
+
 # --- properties ------------------------------------------------------------------------------------------------------
 
 SOUP = [
@@ -210,6 +225,18 @@ def test_every_solution_of_the_solver_is_right_and_no_other_value_is(numbers, rn
         expression = solve(numbers, target).expression
         assert reason(expression, {"numbers": numbers, "target": target}) == "right"
         assert reason(expression, {"numbers": numbers, "target": target + 1}) == "wrong_value"
+
+
+VALUES = st.fractions() | st.integers()
+
+
+@given(VALUES, VALUES, st.integers(0, 10**6))
+def test_the_nearer_value_is_paid_more_and_the_target_most(first, second, target):
+    off, paid = zip(*sorted((abs(Fraction(v) - target), closeness(v, target)) for v in (first, second)), strict=True)
+    assert 1.0 >= paid[0] >= paid[1] >= 0.0
+    assert off[0] > 0 or paid[0] == 1.0
+    too_small_for_a_float = off[1] - off[0] < 1e-9 * (1 + off[1] ** 2)
+    assert too_small_for_a_float or paid[0] > paid[1]
 
 
 SPACE = st.text(" \n\t", max_size=2)
