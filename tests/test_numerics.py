@@ -4,7 +4,8 @@ Fixed log-probabilities, rewards, values and masks go through the functions that
 the recipe's composed configuration; loss and gradient must be those of the formula. Sources: TinyZero,
 verl/trainer/ppo/core_algos.py at b19c457; TRL 0.14.0, trl/trainer/grpo_trainer.py; arXiv 2503.14476 (DAPO),
 2503.20783 (Dr. GRPO), 2402.14740 (RLOO), 2507.18071 (GSPO), 2506.13585 (CISPO), 2511.20347 (SAPO), 2507.20673 (GMPO),
-2504.02546 (GPG), 2501.03262 (REINFORCE++), 2505.23585 (OPO), 2503.19595 (pass@k).
+2504.02546 (GPG), 2501.03262 (REINFORCE++), 2505.23585 (OPO), 2503.19595 (pass@k), 2602.04879 (DPPO),
+2505.22617 (Clip-Cov, KL-Cov).
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from configurations import compose
+from configurations import compose, options
 from omegaconf import open_dict
 from tensordict import TensorDict
 
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.slow
 GROUPS, N, LENGTH = 3, 4, 6
 MASK = (torch.arange(LENGTH) < torch.tensor([6, 3, 5, 1, 2, 6, 4, 4, 3, 5, 6, 2])[:, None]).float()
 SCORES = torch.tensor([0.1, 1.0, 0.0, 0.1, 2.0, 1.0, 0.0, 1.0, 0.1, 0.1, 0.1, 0.1])  # the last group has no signal
+SEED = 3  # of what a loss draws
 WITH_SEVERAL_UPDATES = (
     "tinyzero_ppo",
     "tinyzero_grpo",
@@ -33,6 +35,10 @@ WITH_SEVERAL_UPDATES = (
     "sapo",
     "gmpo",
     "grpo_passk",
+    "dppo_tv",
+    "dppo_kl",
+    "clip_cov",
+    "kl_cov",
 )
 ON_POLICY = ("tiny", "mini_r1", "datawhale_r1", "datawhale_r1_article", "rloo", "gpg", "opo")
 ON_POLICY += ("reinforce_plus_plus", "reinforce_plus_plus_baseline")
@@ -50,10 +56,11 @@ def case(request):
     def normal(scale, shift=0.0):
         return torch.randn(GROUPS * N, LENGTH, generator=generator) * scale + shift
 
-    old = normal(0.5, -1.5)
+    old, config = normal(0.5, -1.5), config_of(request.param)
+    config.actor_rollout_ref.actor.policy_loss.clip_cov_lb = 0.3  # so few tokens have no covariance of 1
     return SimpleNamespace(
         recipe=request.param,
-        config=config_of(request.param),
+        config=config,
         old=old,
         now=(old if request.param in ON_POLICY else old + normal(0.3)).clone().requires_grad_(),
         reference=old + normal(0.2),
@@ -225,10 +232,61 @@ def grpo_passk(case):
     return mean_over_tokens(clipped((case.now - case.old).exp(), over_groups(ahead), 0.2, 0.2))
 
 
+def dppo(case, diverges, threshold):
+    """Equation 12: a token counts unless it moves the policy away from the old one, and this is too far from it."""
+    advantage, old, now = group_advantage(1e-6), case.old.exp(), case.now.exp()
+    away = torch.where(advantage > 0, now > old, now < old)
+    kept = (~(away & (diverges(old, now) > threshold))).float()
+    return -mean_over_tokens(advantage * (now / old).detach() * kept.detach() * case.now)
+
+
+def dppo_tv(case):
+    return dppo(case, lambda old, now: (now - old).abs(), 0.15)
+
+
+def dppo_kl(case):
+    """The divergence of two coins, "this token" and "another" (equation 14)."""
+
+    def of_coins(old, now):
+        return old * (old / now).log() + (1 - old) * ((1 - old) / (1 - now)).log()
+
+    return dppo(case, of_coins, 0.05)
+
+
+def covariance(case):
+    """Equation 10: how much each token's log-probability and advantage vary together."""
+    advantage = group_advantage(1e-6).expand(-1, LENGTH)
+    return ((advantage - mean_over_tokens(advantage)) * (case.now - mean_over_tokens(case.now))).detach()
+
+
+def clip_cov(case):
+    """Equation 11: one of the tokens that are not clipped, with a covariance between the bounds, drawn as verl does."""
+    low = case.config.actor_rollout_ref.actor.policy_loss.clip_cov_lb
+    ratio, advantage = (case.now - case.old).exp(), group_advantage(1e-6)
+    loss = clipped(ratio, advantage, 0.2, 0.2)
+    may = (covariance(case) > low) & (covariance(case) < 5) & (MASK > 0) & (loss <= -ratio * advantage)
+    tokens = may.nonzero()
+    assert len(tokens) > 1
+    torch.manual_seed(SEED)
+    row, column = tokens[torch.randperm(len(tokens))[0]]
+    kept = torch.ones_like(MASK)
+    kept[row, column] = 0
+    return mean_over_tokens(loss * kept)
+
+
+def kl_cov(case):
+    """Equation 12: the token of the largest covariance pays for its distance from the old policy."""
+    log_ratio = case.now - case.old
+    largest = covariance(case).masked_fill(MASK == 0, -torch.inf).argmax()
+    pays = (torch.arange(MASK.numel()) == largest).view(MASK.shape)
+    return mean_over_tokens(-log_ratio.exp() * group_advantage(1e-6) + pays * log_ratio.abs())
+
+
 FORMULAS = {
     f.__name__: f for f in (tinyzero_ppo, tinyzero_grpo, tiny, dapo, dr_grpo, rloo, gspo, cispo, sapo, gmpo, gpg)
 }
 FORMULAS |= {f.__name__: f for f in (reinforce_plus_plus, reinforce_plus_plus_baseline, opo, grpo_passk)}
+FORMULAS |= {f.__name__: f for f in (dppo_tv, dppo_kl, clip_cov, kl_cov)}
 FORMULAS |= dict.fromkeys(("mini_r1", "datawhale_r1", "datawhale_r1_article"), trl_grpo)
 
 
@@ -296,6 +354,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_published_formula(case):
     if actor.entropy_coeff != 0:
         output["entropy"] = after_one_prompt_token(case.entropy)
     data = batch_of(case, old_log_probs=case.old, advantages=advantages, ref_log_prob=case.reference)
+    torch.manual_seed(SEED)
     loss, _ = ppo_loss(omega_conf_to_dataclass(actor), output, data)
     published = FORMULAS[case.recipe](case)
     torch.testing.assert_close(loss, published, rtol=2e-5, atol=1e-6)
@@ -469,3 +528,41 @@ def test_tinyzeros_learning_rates_are_constant():
     for optim, rate in ((config.actor_rollout_ref.actor.optim, 1e-6), (config.critic.optim, 1e-5)):
         rates = learning_rates(optim, 450)
         assert [rates[step - 1] for step in (1, 14, 225, 450)] == [rate] * 4
+
+
+def token_weights(log_ratio, low, high):
+    """Truncated above without a lower bound (arXiv 2505.24298), or nothing outside of the bounds (IcePop)."""
+    ratio = log_ratio.exp() * MASK
+    return ratio.clamp(max=high) if low is None else ratio * ((ratio >= low) & (ratio <= high))
+
+
+@pytest.mark.parametrize("option", options("correction"))
+def test_a_correction_weighs_by_the_trainers_probability_over_the_rollouts(option):
+    from verl import DataProto
+    from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_and_add_to_batch
+
+    generator = torch.Generator().manual_seed(1)
+    old = torch.randn(MASK.shape, generator=generator) * 0.5 - 2
+    scale = 0.001 if option == "geo_rs" else 0.7
+    log_ratio = torch.randn(MASK.shape, generator=generator) * scale
+    tensors = {"old_log_probs": old, "rollout_log_probs": old - log_ratio, "response_mask": MASK.clone()}
+    config = compose("train", f"correction={option}").algorithm.rollout_correction
+    data, _ = compute_rollout_correction_and_add_to_batch(DataProto.from_dict(tensors), config)
+    weights, mask = data.batch.get("rollout_is_weights"), data.batch["response_mask"]
+    of_whole = (log_ratio * MASK).sum(1, keepdim=True)
+    expected = {
+        "token_tis": lambda: token_weights(log_ratio, None, 2.0),
+        "icepop": lambda: token_weights(log_ratio, 0.5, 5.0),
+        "sequence_tis": lambda: of_whole.exp().clamp(max=2.0) * MASK,
+    }
+    if option in expected:
+        torch.testing.assert_close(weights, expected[option]())
+        assert 0 < (weights[MASK > 0] != log_ratio.exp()[MASK > 0]).float().mean() <= 1  # the bounds were reached
+    else:
+        assert weights is None
+    if option == "geo_rs":
+        kept = (of_whole / MASK.sum(1, keepdim=True)).abs() <= 0.001
+        assert 0 < kept.sum() < len(MASK)
+        torch.testing.assert_close(mask, MASK * kept)
+    else:
+        torch.testing.assert_close(mask, MASK)

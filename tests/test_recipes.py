@@ -123,6 +123,12 @@ def test_three_gpus_keep_the_prompts_a_step_as_near_as_they_can():
         (["actor_rollout_ref.rollout.n=1"], "rollout.n must be 2 or more"),
         (["data.max_response_length=20000"], "do not fit a micro-batch"),
         (["algorithm.adv_estimator=gae", "actor_rollout_ref.model.lora_rank=8"], "cannot train a critic beside a LoRA"),
+        (["algorithm.adv_estimator=remax"], "does not give it the reward of a greedy response"),
+        (["algorithm.adv_estimator=optimal_token_baseline"], "does not give it sum_pi_squared"),
+        (
+            ["algorithm.rollout_correction.bypass_mode=true", "algorithm.rollout_correction.rollout_is=token"],
+            "correction= has no effect",
+        ),
         (["trainer.device=cpu", "trainer.v1.trainer_mode=separate_async", "updates=2"], "bypass_mode=true"),
     ],
 )

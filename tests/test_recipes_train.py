@@ -37,7 +37,7 @@ def steps_of(run_dir):
 
 @pytest.fixture(scope="module")
 def ppo(tmp_path_factory, small_data):
-    """TinyZero's PPO with a KL loss as well, out of distribution, told to all trackers without a network.
+    """TinyZero's PPO with a KL loss and a curriculum as well, out of distribution, told to all trackers offline.
 
     As on a GPU without flash-attn: actor, reference and critic see packed sequences, and eight workers of verl's own
     agent loop answer.
@@ -50,7 +50,7 @@ def ppo(tmp_path_factory, small_data):
         *("env", "WANDB_MODE=offline", "SWANLAB_MODE=local", *(f"{name}={KEY}" for name in KEYS)),
         *(sys.executable, "-m", "verl_recipes.train"),
         *(f"run_dir={run_dir}", "recipe=tinyzero_ppo", trackers, *SHORT, *others, *AS_ON_GPUS),
-        "actor_rollout_ref.actor.use_kl_loss=true",
+        *("actor_rollout_ref.actor.use_kl_loss=true", "curriculum=adaptive"),
     )
     assert command.wait() == 0, command.output
     command.assert_nothing_is_left()

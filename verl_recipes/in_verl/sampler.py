@@ -101,6 +101,7 @@ class CountdownReplayBuffer(ReplayBuffer):
         self.write(rows, split, global_steps)
         shares = component_metrics(rows, "reward")
         if split == "train":
+            self.link.learn(rows)
             self.history[global_steps] = shares
             alarm = self.sampler_kwargs["alarm"]
             check_output(self.history, alarm["limits"], alarm["steps"], Path(self.sampler_kwargs["checkpoints_dir"]))

@@ -49,6 +49,12 @@ class TrainerLink:
             if name not in OURS and not isinstance(tracker, Tracker):
                 trackers[name] = Tracker(name, tracker)
 
+    def learn(self, rows: list[dict[str, Any]]) -> None:
+        """Tell the curriculum, if there is one, how a training step's samples came out (in_verl/dataset.py)."""
+        dataset = self.trainer.train_dataset
+        if hasattr(dataset, "learn"):
+            dataset.learn(rows)
+
     def save_this_step(self) -> None:
         """Make the trainer save after the present step: it reads `save_freq` after each step."""
         self.trainer.config.trainer.save_freq = 1

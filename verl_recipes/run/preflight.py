@@ -213,6 +213,21 @@ def check_verl_keys(cfg: DictConfig, rows: int) -> None:
         )
 
 
+def check_curriculum(cfg: DictConfig) -> None:
+    """Raise UserError if the run orders its problems by a difficulty that the data does not hold."""
+    import pyarrow.parquet as pq
+
+    if not (curriculum := cfg.data.get("curriculum")):
+        return
+    for name in as_list(cfg.data.train_files):
+        infos = pq.read_table(name, columns=["extra_info"])["extra_info"].to_pylist()
+        if unknown := sum((info or {}).get("difficulty") is None for info in infos):
+            raise UserError(
+                f"curriculum={curriculum.order}: {unknown} of {len(infos)} problems in {name} have no difficulty; make "
+                "the data with annotate=true and unsolvable=drop, or leave the curriculum out"
+            )
+
+
 def check_space(cfg: DictConfig, run_dir: Path, trains: bool = True) -> None:
     """Raise UserError if the machine lacks memory or disk for the run, unless force=true."""
     if (short := lacking(needs(cfg, run_dir, trains))) and not cfg.force:
@@ -266,4 +281,5 @@ def preflight(cfg: DictConfig, run: RunFolder) -> Inputs:
     train = check_data(cfg, "data.train_files", cfg.data.train_files)
     val = check_data(cfg, "data.val_files", cfg.data.val_files)
     check_verl_keys(cfg, train.rows)
+    check_curriculum(cfg)
     return Inputs(train, val, check_start(cfg, run.path))

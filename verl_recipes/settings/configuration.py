@@ -127,6 +127,22 @@ def check_attention(cfg: DictConfig) -> None:
         )
 
 
+def check_algorithm(algorithm: DictConfig) -> None:
+    """Raise UserError for what verl 0.9.1 has but its trainer (v1) cannot run, or would leave out without a word."""
+    lacking = {"remax": "the reward of a greedy response", "optimal_token_baseline": "sum_pi_squared"}
+    if missing := lacking.get(algorithm.adv_estimator.removeprefix("tir_")):
+        raise UserError(
+            f"algorithm.adv_estimator={algorithm.adv_estimator}: verl 0.9.1's trainer does not give it {missing}; "
+            "choose another, such as rloo"
+        )
+    correction = algorithm.rollout_correction
+    if correction.bypass_mode and correction.rollout_is and correction.loss_type == "ppo_clip":
+        raise UserError(
+            "correction= has no effect while algorithm.rollout_correction.bypass_mode=true takes the rollout's "
+            "log-probabilities for the trainer's: set it to false"
+        )
+
+
 def check_choice(cfg: DictConfig) -> None:
     """Raise UserError if the numbers of recipe, model, hardware and topology do not go together."""
     check_ranks(cfg)
@@ -155,6 +171,7 @@ def check_choice(cfg: DictConfig) -> None:
             f"data.train_batch_size={cfg.data.train_batch_size} must be whole mini-batches, and {n} responses to each "
             f"of actor_rollout_ref.actor.ppo_mini_batch_size={mini} prompts must be shared evenly by {ranks} ranks"
         )
+    check_algorithm(cfg.algorithm)
     if n < 2 and cfg.algorithm.adv_estimator != "gae":
         raise UserError(
             f"algorithm.adv_estimator={cfg.algorithm.adv_estimator} compares responses: rollout.n must be 2 or more"
