@@ -43,9 +43,9 @@ def prompt_of(cfg: DictConfig) -> dict[str, Any]:
     """The prompt of the recipe or the prompt that is named, or else of the model's export or run."""
     named = [each for each in cfg.overrides if each.partition("=")[0] in ("recipe", "prompt")]
     if not named:
-        model = Path(cfg.model)
-        return find_prompt(None, model, find_weights(model))
-    prompt: dict[str, Any] = OmegaConf.to_container(compose("train", named).prompt, resolve=True)  # type: ignore[assignment]
+        return find_prompt(None, Path(cfg.model), find_weights(Path(cfg.model)))
+    model = "model=tiny" if "recipe=tiny" in named else "model=local"  # the tiny model's file sets its prompt
+    prompt: dict[str, Any] = OmegaConf.to_container(compose("train", [model, *named]).prompt)  # type: ignore[assignment]
     return prompt
 
 
@@ -88,8 +88,8 @@ def training_of(model: Path) -> dict[str, Any] | None:
         return None
     run = Run(folder.path, 0)
     cost = run.cost()
-    gpu = facts("gpus").get(lookup(run.config, "card.name"))
-    prices = (gpu or {}).get("price")
+    gpu = facts("gpus").get(lookup(run.config, "card.name"), {})
+    prices = gpu.get("price")
     return {
         "recipe": lookup(run.config, "recipe_name"),
         "base": lookup(run.config, "actor_rollout_ref.model.path"),
