@@ -10,6 +10,7 @@ from itertools import combinations
 from statistics import fmean
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from configurations import compose, options
@@ -61,9 +62,10 @@ def test_ids_are_stable_strata_equal_and_no_numbers_occur_twice():
     assert len(RESERVED) == 1024
 
 
-@pytest.mark.parametrize("count", [3, 4, 5, pytest.param(6, marks=pytest.mark.end_to_end)])  # six numbers take seconds
-def test_the_solver_says_what_the_file_says(count):
-    some = [row for row in PROBLEMS if len(row["numbers"]) == count]
+@pytest.mark.parametrize(("count", "step"), [(3, 1), (4, 1), (5, 1), pytest.param(6, 16, marks=pytest.mark.slow)])
+def test_the_solver_says_what_the_file_says(count, step):
+    """Of six numbers, for which the solver takes long, every sixteenth problem; the next test but one makes all."""
+    some = [row for row in PROBLEMS if len(row["numbers"]) == count][::step]
     solved = solve_many(np.array([row["numbers"] for row in some]), np.array([row["target"] for row in some]))
     for i, row in enumerate(some):
         assert row["solutions"] == solved.solutions[i] > 0
@@ -181,8 +183,16 @@ def test_traces_of_a_folder_that_an_older_version_made_leave_them_out(tmp_path, 
     usable = traces.usable(batch, tests) == traces.USABLE
     lists = [tuple(sorted(numbers)) for numbers in traces.truths(batch)[0]]
     assert not {numbers for numbers, good in zip(lists, usable, strict=True) if good} & RESERVED
-    assert command.reserved_rows([str(old / "train.parquet")]) > 0
-    assert command.reserved_rows([str(tmp_path / "gone.parquet")]) is None
+
+
+def test_rows_that_a_model_trained_on_are_counted_if_they_are_known_and_of_this_task(tmp_path):
+    truth = [PROBLEMS[0] | {"numbers": PROBLEMS[0]["numbers"][::-1]}, {"numbers": [1, 50, 60], "target": 7}]
+    pq.write_table(pa.table({"reward_model": [{"ground_truth": each} for each in truth]}), tmp_path / "ours.parquet")
+    pq.write_table(pa.table({"reward_model": [{"ground_truth": "42"}]}), tmp_path / "theirs.parquet")
+    files = [str(tmp_path / name) for name in ("ours.parquet", "theirs.parquet", "gone.parquet")]
+    assert command.reserved_rows(files[:2]) == 1
+    assert command.reserved_rows(files) is None
+    assert command.reserved_rows([]) is None
 
 
 @pytest.mark.slow

@@ -25,9 +25,11 @@ from rich.console import Console
 
 from data_prep.bench import write_bench
 from data_prep.cli import CONFIGS, command, compose
+from data_prep.solver import MAX_COUNT
 from data_prep.split import hash_numbers, is_reserved, padded
 from data_prep.test_set import VERSION, identity, read_problems
 from reward_score import bench
+from verl_recipes.measure.problems import numbers_and_target
 from verl_recipes.planning.model import facts
 from verl_recipes.reporting.run import Run, lookup
 from verl_recipes.run.evaluation import SamplingKeys, evaluate
@@ -70,15 +72,17 @@ def seconds_to_goal(right: Mapping[int, float], seconds: Mapping[int, float]) ->
 
 
 def reserved_rows(files: Iterable[str]) -> int | None:
-    """How many rows of training files have numbers of the test set, as older versions of data_prep left some in.
+    """How many rows of training files have numbers of the test set: some may, if data_prep of today did not make them.
 
-    None if a file is gone.
+    None if no files are recorded, or one is gone.
     """
     paths = [Path(file) for file in files]
-    if not all(path.is_file() for path in paths):
+    if not paths or not all(path.is_file() for path in paths):
         return None
-    truths = [row["ground_truth"] for path in paths for row in pq.read_table(path)["reward_model"].to_pylist()]
-    return int(is_reserved(hash_numbers(*padded([truth["numbers"] for truth in truths]))).sum())
+    rows = [row for path in paths for row in pq.read_table(path, columns=["reward_model"])["reward_model"].to_pylist()]
+    problems = filter(None, (numbers_and_target(row) for row in rows))  # rows of other tasks have none
+    lists = [numbers for numbers, _ in problems if len(numbers) <= MAX_COUNT]
+    return int(is_reserved(hash_numbers(*padded(lists))).sum())
 
 
 def training_of(model: Path) -> dict[str, Any] | None:

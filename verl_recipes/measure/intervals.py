@@ -4,8 +4,7 @@ The unit is the problem, because the samples of one problem depend on each other
 mean of one value for each problem, and its interval says what other problems of the same kind could have given.
 
 **Shares** (accuracy, pass@k, truncation) have Wilson's score interval with an effective sample size
-(reward_score/figures.py). **Lengths and counts** have Student's t interval. Tests simulate the
-coverage.
+(reward_score/figures.py). **Lengths and counts** have Student's t interval. Tests simulate the coverage.
 """
 
 from collections.abc import Iterable
