@@ -64,7 +64,7 @@ def test_ids_are_stable_strata_equal_and_no_numbers_occur_twice():
 
 @pytest.mark.parametrize(("count", "step"), [(3, 1), (4, 1), (5, 1), pytest.param(6, 16, marks=pytest.mark.slow)])
 def test_the_solver_says_what_the_file_says(count, step):
-    """Of six numbers, for which the solver takes long, every sixteenth problem; the next test but one makes all."""
+    """Of six numbers, for which the solver takes long, every sixteenth problem; a long test makes all again."""
     some = [row for row in PROBLEMS if len(row["numbers"]) == count][::step]
     solved = solve_many(np.array([row["numbers"] for row in some]), np.array([row["target"] for row in some]))
     for i, row in enumerate(some):
