@@ -119,28 +119,39 @@ def over_seeds(results: dict[str, dict[str, Any]], name: str) -> list[float] | N
     return figure(values, share=False) if len(values) == len(SEEDS) else None
 
 
-def page(template: str, results: dict[str, dict[str, Any]]) -> str:
-    """One of the pages."""
+def environment() -> jinja2.Environment:
+    """For the templates of this folder; the filter `figure` writes a value with its interval."""
     loader = jinja2.FileSystemLoader(RESULTS)
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=loader,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["figure"] = interval
-    return environment.get_template(template).render(
-        results=results,
-        models=MODELS,
-        seeds=SEEDS,
-        random=RANDOM,
-        n=N,
-        gpu_runs=GPU_RUNS,
-        over_seeds={name: over_seeds(results, name) for name in (f"mean@{N}", f"pass@{N}", f"majority@{N}", "greedy")},
-        data_command=command("data_prep", DATA),
-        sft_command=command("verl_recipes.tiny_base", SFT_RUN),
-        commands={name: command("verl_recipes.evaluate", evaluation(name, "runs")) for name in MODELS},
+    made.filters["figure"] = interval
+    return made
+
+
+def page(template: str, results: dict[str, dict[str, Any]]) -> str:
+    """One of the pages."""
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            results=results,
+            models=MODELS,
+            seeds=SEEDS,
+            random=RANDOM,
+            n=N,
+            gpu_runs=GPU_RUNS,
+            over_seeds={
+                name: over_seeds(results, name) for name in (f"mean@{N}", f"pass@{N}", f"majority@{N}", "greedy")
+            },
+            data_command=command("data_prep", DATA),
+            sft_command=command("verl_recipes.tiny_base", SFT_RUN),
+            commands={name: command("verl_recipes.evaluate", evaluation(name, "runs")) for name in MODELS},
+        )
     )
 
 

@@ -18,9 +18,10 @@ from data_prep.cli import command
 from data_prep.engines import Engine, Local, OnRay
 from data_prep.folder import replaced
 from data_prep.manifest import write_manifest, written_manifest
-from data_prep.prepare import prepare
+from data_prep.prepare import RESERVED, prepare
 from data_prep.schema import PrepareKeys
 from data_prep.sources import ROWS, open_source
+from data_prep.test_set import identity
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -
     """Write the data folder. Returns what `prepare` returned, or None if the folder was already there."""
     written = written_manifest(out)
     source = open_source(config)
-    about = {"source": source.about, "configuration": config}
+    about = {"source": source.about, "configuration": config, "bench": identity()}
     if written and {key: written.get(key) for key in about} == about:
         return None
     with replaced(out) as folder, progress_bars() as progress:
@@ -76,7 +77,7 @@ def main(cfg: DictConfig) -> None:
         print(f"{out}: already there, with this source and configuration")
         return
     rows = result["rows"]
-    others = {"rejected", "duplicates", "unsolvable", "not selected"}
+    others = {"rejected", "duplicates", "unsolvable", RESERVED, "not selected"}
     rest = ", ".join(f"{n:,} {what}" for what, n in rows.items() if n and what in others)
     print(
         f"{out}: {rows['train']:,} training and {rows['test']:,} test problems"

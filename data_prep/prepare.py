@@ -18,12 +18,13 @@ from data_prep.engines import Engine
 from data_prep.prompts import to_table
 from data_prep.render import token_counter
 from data_prep.sources import Source
-from data_prep.split import SIDES, TEST, make_split
+from data_prep.split import SIDES, TEST, TRAIN, is_reserved, make_split
 from data_prep.steps import RANGE, Task, ood_rows
 
 Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
 
+RESERVED = "reserved for the bench"  # training rows that a recipe takes and whose numbers are in the frozen test set
 ROW_GROUP = 32_768  # rows of a parquet row group
 # Columns with few different values; parquet's dictionary would not help the others.
 REPEATED = ["data_source", "ability", "prompt.list.element.role", "reward_model.style", "extra_info.split"]
@@ -193,6 +194,10 @@ class Preparation:
         """
         size, counts = self.sizes[side], self.counts
         counts["duplicates"] += before - len(rows)
+        if side == TRAIN:  # by_numbers has put them on the test side; a recipe's split chooses by place
+            free = ~is_reserved(rows["hash"])
+            counts[RESERVED] += int((~free).sum())
+            rows, solved = rows[free], solved[free]
         keep = np.ones(len(rows), bool) if self.config["unsolvable"] == "keep" else solved["solutions"] != 0
         last = len(rows)
         if size is not None:  # the first rows that hold as many as are still needed
@@ -215,7 +220,7 @@ class Preparation:
         """Check the sizes, and close all files."""
         self.check_rejected()
         for name, size, found in zip(SIDES, self.sizes, self.taken, strict=True):
-            if size is not None and found < size:
+            if size is not None and found + (name == "train") * self.counts[RESERVED] < size:
                 raise too_few(name, size, found, self.config)
             if not found:
                 raise UserError(f"none of the {self.source.rows:,} rows is on the {name} side")
@@ -233,6 +238,7 @@ class Preparation:
                 "rejected": rejected,
                 "duplicates": counts["duplicates"],
                 "unsolvable": counts["unsolvable"],
+                RESERVED: counts[RESERVED],
                 "not selected": counts["not selected"] + total - known,  # a recipe's split skips rows from the start
                 "train": taken[1],
                 "test": taken[0],

@@ -1,5 +1,7 @@
 """Splits problems into training and test problems: by a hash of the numbers, or as the published recipes did.
 
+The numbers of the frozen test set (data_prep/test_set.py) are never in training, whatever the split (`is_reserved`).
+
 `by_numbers` compares the SHA-256 of the sorted numbers with a fixed threshold. So a multiset of numbers is always on
 the same side, whatever the order and size of the source and whatever the seed: no problem leaks, and a growing source
 moves no row to the other side. A second hash, of numbers, target and seed, sorts the rows of a side, and a size takes
@@ -10,6 +12,7 @@ The recipes' splits choose rows by their place in the source, and keep duplicate
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +21,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from data_prep.cli import UserError
+from data_prep.solver import MAX_COUNT
+from data_prep.test_set import read_problems
 
 Array = NDArray[Any]
 
@@ -47,6 +52,12 @@ def joined(lists: pa.ListArray, separator: str) -> pa.StringArray:
     return pc.binary_join(texts, separator)
 
 
+def padded(lists: list[list[int]]) -> tuple[Array, Array]:
+    """Lists of numbers as rows of MAX_COUNT sorted numbers, 0 if unused, and their counts."""
+    rows = [sorted(numbers) + [0] * (MAX_COUNT - len(numbers)) for numbers in lists]
+    return np.array(rows, np.int64).reshape(-1, MAX_COUNT), np.array([len(numbers) for numbers in lists], np.int64)
+
+
 def hash_numbers(numbers: Array, count: Array) -> Array:
     """The hash of each row that decides its side: the first 8 bytes of the SHA-256 of a text such as "3,7,25".
 
@@ -59,9 +70,25 @@ def hash_numbers(numbers: Array, count: Array) -> Array:
     return np.frombuffer(digests, ">u8")[::4].astype(np.uint64)
 
 
-def is_held_out(hashes: Array, share: float) -> Array:
-    """Whether multisets of numbers belong to the test side, as a share < 1 of all multisets does."""
+def is_below(hashes: Array, share: float) -> Array:
+    """Whether hashes are among the lowest share < 1 of all."""
     return hashes < np.uint64(int(np.ceil(share * 2.0**64)))
+
+
+@cache
+def reserved_hashes() -> Array:
+    """The hashes of the numbers of the frozen test set, sorted."""
+    return np.sort(hash_numbers(*padded([problem["numbers"] for problem in read_problems()])))
+
+
+def is_reserved(hashes: Array) -> Array:
+    """Whether multisets of numbers are those of the frozen test set, which no training split may hold."""
+    return np.isin(hashes, reserved_hashes())
+
+
+def is_held_out(hashes: Array, share: float) -> Array:
+    """Whether multisets of numbers belong to the test side: a share < 1 of all multisets, and all reserved ones."""
+    return is_below(hashes, share) | is_reserved(hashes)
 
 
 class Split(NamedTuple):
@@ -114,5 +141,4 @@ def assign(split: Split, hashes: Array, target: Array, place: Array) -> tuple[Ar
 
 def held_out(numbers: Sequence[int], share: float) -> bool:
     """`is_held_out` of one multiset of numbers."""
-    row = np.sort(np.array([numbers]), axis=1)
-    return bool(is_held_out(hash_numbers(row, np.array([len(numbers)])), share)[0])
+    return bool(is_held_out(hash_numbers(*padded([list(numbers)])), share)[0])

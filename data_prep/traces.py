@@ -33,8 +33,8 @@ from data_prep.prepare import ROW_GROUP
 from data_prep.render import load_tokenizer
 from data_prep.schema import TracesKeys
 from data_prep.search import solution_steps
-from data_prep.solver import MAX_COUNT, Flat, flat, solutions_of, solve_many
-from data_prep.split import hash_numbers, is_held_out, mix
+from data_prep.solver import Flat, flat, solutions_of, solve_many
+from data_prep.split import hash_numbers, is_below, mix, padded, reserved_hashes
 from data_prep.wording import STYLES, write_trace
 
 Array = NDArray[Any]
@@ -92,12 +92,6 @@ def tree_of(k: int, function: int) -> Flat:
     return flat(k, function, range(k))
 
 
-def padded(lists: list[list[int]]) -> tuple[Array, Array]:
-    """Lists of numbers as rows of MAX_COUNT sorted numbers, and their counts."""
-    rows = [sorted(numbers) + [0] * (MAX_COUNT - len(numbers)) for numbers in lists]
-    return np.array(rows, np.int64).reshape(-1, MAX_COUNT), np.array([len(numbers) for numbers in lists], np.int64)
-
-
 def truths(batch: pa.RecordBatch) -> tuple[list[list[int]], Array]:
     """Numbers and targets of rows in verl's format."""
     found = [row["ground_truth"] for row in batch["reward_model"].to_pylist()]
@@ -109,10 +103,13 @@ def batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def hashes_of_tests(folder: Path) -> Array:
-    """The hashes of the numbers of all test sets in a data folder, sorted. A recipe's split may share some."""
+    """The hashes of the numbers of all test sets in a data folder and of the frozen one, sorted.
+
+    A recipe's split may share some with its training rows, and a folder of an older version some of the frozen set.
+    """
     paths = [path for path in sorted(folder.glob("*.parquet")) if path.stem == "test" or path.stem.startswith("ood_")]
     found = [hash_numbers(*padded(truths(batch)[0])) for path in paths for batch in batches(path, ["reward_model"])]
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *found]))
+    return np.unique(np.concatenate([reserved_hashes(), *found]))
 
 
 def usable(batch: pa.RecordBatch, tests: Array) -> Array:
@@ -225,7 +222,7 @@ def trace_chunk(batch: pa.RecordBatch, first: int, job: Job) -> Traced:
     made, lengths, skipped = trace_rows(problems, solved, job)
     skipped["unsolvable"] += len(rows) - len(solved)
     salt = mix(np.array([job.seed], np.uint64))
-    held_out = is_held_out(mix(hash_numbers(*padded(lists)) ^ salt), job.held_out_share)
+    held_out = is_below(mix(hash_numbers(*padded(lists)) ^ salt), job.held_out_share)
     sides = [[each for each in made if held_out[each.place] == side] for side in (False, True)]
     tables = [as_table(some, batch, prompts, before) for some in sides]
     return Traced((tables[0], tables[1]), lengths, skipped)

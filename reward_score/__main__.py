@@ -8,6 +8,11 @@ A file of JSON lines with `response` and `ground_truth`, such as a run writes to
 shares of all reasons at the end:
 
     python -m reward_score runs/tiny-seed0/samples/validation/30.jsonl
+
+Responses to the frozen test set (docs/bench.md), whatever made them, as JSON lines with `id` and `response`, one or
+more for each problem: the figures with intervals, all and by stratum:
+
+    python -m reward_score --bench answers.jsonl
 """
 
 import argparse
@@ -19,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from reward_score import bench
 from reward_score.countdown import check_options, compute_score, read_ground_truth
 from reward_score.grammar import MAX_EXPRESSION, OPTIONS, REASONS, ExpressionError, judge, parse
 from reward_score.profiles import PROFILES
@@ -81,18 +87,47 @@ def listed(numbers: list[int]) -> str:
     return quote(", ".join(map(str, numbers)))[1:-1]
 
 
-def read(path: Path) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
-    """Line number, response and ground truth of each line in a file."""
+def read(path: Path, *fields: str) -> Iterator[tuple[Any, ...]]:
+    """Line number and fields of each line in a file; `response` as text."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                yield number, str(row["response"]), row["ground_truth"]
+                yield number, *(str(row[name]) if name == "response" else row[name] for name in fields)
             except (ValueError, TypeError, KeyError) as error:
+                expected = " and ".join(f"`{name}`" for name in fields)
+                fault = f"{type(error).__name__}: {error}"
                 raise ValueError(
-                    f"{path}, line {number}: a JSON object with `response` and `ground_truth` is expected "
-                    f"({type(error).__name__}: {error})"
+                    f"{path}, line {number}: a JSON object with {expected} is expected ({fault})"
                 ) from None
+
+
+def score_bench(path: Path, options: Mapping[str, bool]) -> None:
+    """The table of responses to the frozen test set."""
+    answers: dict[str, list[str]] = {}
+    for number, name, response in read(path, "id", "response"):
+        if not isinstance(name, str) or name not in bench.problems():
+            raise ValueError(f"{path}, line {number}: {bench.unknown(name)}")
+        answers.setdefault(name, []).append(response)
+    print(*bench.table(bench.measure(bench.judge_all(answers, **options))), sep="\n")
+    if widened := [name for name, value in options.items() if value]:
+        print(f"the grammar was widened by {', '.join(widened)}: no row for the board")
+
+
+def score_file(path: Path, profile: str, options: Mapping[str, bool]) -> None:
+    """A line for each response of a file, and the shares of all reasons."""
+    reasons, total = Counter[str](), 0.0
+    for line, response, row_truth in read(path, "response", "ground_truth"):
+        score = compute_score(str(path), response, row_truth, {"index": line}, profile=profile, **options)
+        reasons[score["reason"]] += 1
+        total += score["score"]
+        print(f"{line}: {score['score']:g} {score['reason']}: {explain(response, row_truth, **options)}")
+    count = reasons.total()
+    if not count:
+        raise ValueError(f"{path} is empty")
+    print(f"{count} responses, mean score {total / count:.3f}")
+    for reason in ("right", *REASONS):
+        print(f"  {reason:17}{reasons[reason]:7} {reasons[reason] / count:7.1%}")
 
 
 def show(response: str, ground_truth: Mapping[str, Any], profile: str, options: dict[str, Any]) -> None:
@@ -112,6 +147,7 @@ def main() -> None:
     parser.add_argument("source", help="a response, with --numbers and --target; without them a file of JSON lines")
     parser.add_argument("--numbers", type=int, nargs="+", metavar="N")
     parser.add_argument("--target", type=int)
+    parser.add_argument("--bench", action="store_true", help="the file answers the frozen test set")
     parser.add_argument("--profile", default="countdown", choices=PROFILES)
     for option in OPTIONS:
         parser.add_argument(
@@ -120,6 +156,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.numbers is None) != (arguments.target is None):
         parser.error("--numbers and --target belong together")
+    if arguments.bench and (arguments.numbers is not None or arguments.profile != "countdown"):
+        parser.error("--bench has problems and a rule of its own: it goes with neither --numbers nor --profile")
     given = {option: getattr(arguments, option) for option in OPTIONS if getattr(arguments, option) is not None}
     options: dict[str, Any] = check_options(profile=arguments.profile, **given).grammar
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it quietly
@@ -129,22 +167,12 @@ def main() -> None:
             truth = {"numbers": arguments.numbers, "target": arguments.target}
             show(arguments.source, truth, arguments.profile, options)
             return
-        reasons, total = Counter[str](), 0.0
-        for line, response, row_truth in read(Path(arguments.source)):
-            score = compute_score(
-                arguments.source, response, row_truth, {"index": line}, profile=arguments.profile, **options
-            )
-            reasons[score["reason"]] += 1
-            total += score["score"]
-            print(f"{line}: {score['score']:g} {score['reason']}: {explain(response, row_truth, **options)}")
+        if arguments.bench:
+            score_bench(Path(arguments.source), options)
+        else:
+            score_file(Path(arguments.source), arguments.profile, options)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    count = reasons.total()
-    if not count:
-        sys.exit(f"error: {arguments.source} is empty")
-    print(f"{count} responses, mean score {total / count:.3f}")
-    for reason in ("right", *REASONS):
-        print(f"  {reason:17}{reasons[reason]:7} {reasons[reason] / count:7.1%}")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def test_the_manifest_names_every_file_with_its_hash(folder):
     assert set(hashes(folder)) == {path.name for path in folder.iterdir()} - {"manifest.json"}
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["files"]["train.parquet"]["rows"] == 400
-    assert {"source", "configuration", "files", "versions"} == set(manifest)
+    assert {"source", "configuration", "bench", "files", "versions"} == set(manifest)
 
 
 @pytest.mark.slow

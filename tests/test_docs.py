@@ -19,7 +19,13 @@ from verl_recipes.warm_start import Keys as WarmKeys
 ROOT = CONFIGS.parent
 READMES = ["README.md", "README.zh.md"]
 DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
-OTHERS = ["CHANGELOG.md", "CONTRIBUTING.md", "assets/tiny_base/README.md", "requirements/README.md"]
+OTHERS = [
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "assets/bench/README.md",
+    "assets/tiny_base/README.md",
+    "requirements/README.md",
+]
 FOLDERS = ["configs", "launch", "tests", "benchmarks", "verl_recipes", "reward_score", "assets", "docs", "requirements"]
 
 

@@ -27,6 +27,7 @@ from data_prep.cli import CONFIGS, UserError, check, quoted
 from verl_recipes import evaluate, export, play
 from verl_recipes.measure.evaluation import measure
 from verl_recipes.reporting.text import interval
+from verl_recipes.run import evaluation
 from verl_recipes.run.folder import RunFolder, as_lines, read_lines, write_whole
 from verl_recipes.run.weights import find_weights
 
@@ -45,10 +46,10 @@ def data(tmp_path_factory):
 
 
 def test_every_wanted_response_has_its_own_seed(data):
-    files = evaluate.find_data(str(data))
+    files = evaluation.find_data(str(data))
     assert [file.name for file in files] == ["test.parquet", "ood_needs_product.parquet"]
-    rows = evaluate.rows_to_answer(files, 3, 0.7, True, seed=1)
-    assert len({evaluate.sample_key(row) for row in rows}) == len(rows) == 36 * 4
+    rows = evaluation.rows_to_answer(files, 3, 0.7, True, seed=1)
+    assert len({evaluation.sample_key(row) for row in rows}) == len(rows) == 36 * 4
     sampling = [row["extra_info"]["sampling"] for row in rows]
     assert len({each["seed"] for each in sampling}) == len(rows)
     assert [each["temperature"] for each in sampling[:4]] == [0.0, 0.7, 0.7, 0.7]
@@ -64,7 +65,7 @@ def test_the_longest_prompt_of_the_data_fits_a_model_of_no_run_and_its_response_
     for overrides, prompt, response in (([], 200, 256), (["data.max_prompt_length=128"], 128, 9999)):
         training = OmegaConf.create({"data": lengths, "actor_rollout_ref": {"model": {"custom_chat_template": None}}})
         cfg.overrides = overrides
-        evaluate.make_room_for_prompts(training, cfg, BASE, [tmp_path / "test.parquet"])
+        evaluation.make_room_for_prompts(training, cfg, BASE, [tmp_path / "test.parquet"])
         assert (training.data.max_prompt_length, training.data.max_response_length) == (prompt, response)
 
 
@@ -75,9 +76,9 @@ def test_responses_of_commands_that_were_killed_are_kept(tmp_path):
     new = tmp_path / "samples" / "validation" / "0.jsonl"
     for index in (0, 1):
         write_whole(new, as_lines([response(index)]))
-        assert len(evaluate.collect(RunFolder(tmp_path))) == index + 1
+        assert len(evaluation.collect(RunFolder(tmp_path))) == index + 1
         assert not new.exists()
-    assert evaluate.collect(RunFolder(tmp_path))["test", 1, 1] == response(1)
+    assert evaluation.collect(RunFolder(tmp_path))["test", 1, 1] == response(1)
 
 
 def test_a_model_is_found_in_a_run_a_checkpoint_or_a_folder(tmp_path):
@@ -130,7 +131,7 @@ def test_a_model_is_measured_with_the_prompt_and_the_lengths_of_the_recipe(recip
     cfg = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml")
     cfg.merge_with({"overrides": [f"recipe={recipe}"], "hardware": "a800_x4", "model": "Some/Model"})
     files = [tmp_path / "test.parquet"]
-    composed = evaluate.training_config(cfg, find_weights(Path(cfg.model)), files, RunFolder(tmp_path))
+    composed = evaluation.training_config(cfg, find_weights(Path(cfg.model)), files, RunFolder(tmp_path))
     model = "tiny" if recipe == "tiny" else "qwen2.5_3b"
     trained = compose("train", f"recipe={recipe}", f"model={model}", "hardware=a800_x4")
     assert composed.actor_rollout_ref.model.path == "Some/Model"
@@ -152,9 +153,9 @@ def test_a_model_that_brings_code_is_not_evaluated_unless_it_is_trusted(data, tm
 @pytest.mark.slow
 def test_other_mistakes_are_one_line_too(tmp_path, run_dir):
     with pytest.raises(UserError, match=r"holds no test.parquet and no ood_\*.parquet"):
-        evaluate.find_data(str(tmp_path))
+        evaluation.find_data(str(tmp_path))
     with pytest.raises(UserError, match="two files have the same name"):
-        evaluate.find_data(["a/test.parquet", "b/test.parquet"])
+        evaluation.find_data(["a/test.parquet", "b/test.parquet"])
     shutil.copytree(run_dir / "samples", tmp_path / "samples")
     assert len(evaluate.samples_of(tmp_path)) == 16
     RunFolder(tmp_path).write_mark("evaluation")

@@ -9,19 +9,18 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pydantic import Field
 
-from data_prep.cli import CONFIGS, Checked, Count, Integer, Number, Seed, Text, UserError, command, compose
+from data_prep.cli import CONFIGS, Checked, Count, Integer, Number, Seed, Text, UserError, command
 from data_prep.prompts import messages_for
 from data_prep.render import load_tokenizer, render
 from data_prep.solver import solve
 from reward_score.__main__ import explain
 from reward_score.countdown import compute_score
-from verl_recipes.run.fingerprint import read_config
-from verl_recipes.run.folder import read_json
 from verl_recipes.run.preflight import check_model
-from verl_recipes.run.weights import find_weights, hugging_face, run_of
+from verl_recipes.run.prompt import find_prompt
+from verl_recipes.run.weights import find_weights, hugging_face
 
 
 class Keys(Checked):
@@ -55,18 +54,6 @@ def printable(text: str) -> str:
 def show_piece(text: str, stream_end: bool = False) -> None:
     """Print a piece of a response as soon as it is whole."""
     print(printable(text), end="\n" if stream_end else "", flush=True)
-
-
-def find_prompt(name: str | None, model: Path, weights: Path) -> dict[str, Any]:
-    """The prompt of that name. Without a name: the one beside an exported model, the run's, or tinyzero_base."""
-    if name is None and (weights / "prompt.json").exists():
-        prompt: dict[str, Any] = read_json(weights / "prompt.json", "export the model again")
-        return prompt
-    run = run_of(model)
-    if name is None and run and "prompt" in (config := read_config(run.config)):
-        return dict(config["prompt"])
-    cfg = compose("render", [f"prompt={name or 'tinyzero_base'}", "tokenizer=none"])
-    return OmegaConf.to_container(cfg.prompt, resolve=True)  # type: ignore[return-value]
 
 
 def read_problem(line: str) -> tuple[list[int], int]:

@@ -1,6 +1,6 @@
 """verl's single-turn agent loop, with sampling parameters that a row of the data may set for itself.
 
-An evaluation gives each row a seed, and greedy rows temperature 0, in `extra_info.sampling` (verl_recipes/evaluate.py).
+An evaluation (run/evaluation.py) gives each row a seed, and greedy rows temperature 0, in `extra_info.sampling`.
 On a CPU verl_recipes/cpu/batch_rollout.py does the same for a whole batch. This loop works there too, but vLLM's
 sampler for CPUs ignores seeds while a greedy request is in the batch (cpu/vllm_server.py).
 """

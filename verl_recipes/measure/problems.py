@@ -16,9 +16,9 @@ Rows of another task have no numbers and target. The key of their problem is the
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from math import comb
 from typing import Any
 
+from reward_score.figures import pass_at_k
 from reward_score.grammar import find_answer
 
 Row = Mapping[str, Any]
@@ -86,17 +86,6 @@ def least_samples(groups: Iterable[Iterable[Row]]) -> int:
     It is the n of mean@n and the largest k of pass@k. For a larger k, some problems would have no unbiased estimate.
     """
     return min(filter(None, (len(values(group, "acc")) for group in groups)), default=0)
-
-
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased estimate of the chance that at least one of k samples is right, if `correct` of n samples are.
-
-    1 - C(n - correct, k) / C(n, k), for k up to n: equation 1 of arXiv 2107.03374 (Codex).
-
-    >>> pass_at_k(8, 1, 1)
-    0.125
-    """
-    return 1.0 - comb(n - correct, k) / comb(n, k)
 
 
 def group_pass_at_k(group: Sequence[Row], k: int) -> float:

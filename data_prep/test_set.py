@@ -1,0 +1,42 @@
+"""The frozen test set: its problems, and its hash.
+
+assets/bench/v1.json holds 1,024 problems (assets/bench/README.md), whose numbers no training split may hold
+(data_prep/split.py). The file never changes: other problems are another version, beside this one.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from data_prep import SHIPPED
+from data_prep.cli import UserError
+
+FOLDER = SHIPPED / "assets" / "bench"
+VERSION = "v1"
+SUMS = "SHA256SUMS"
+
+
+def recorded_sha256(folder: Path = FOLDER) -> str:
+    """The SHA-256 that SHA256SUMS records for this version's file."""
+    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    return next(line.split()[0] for line in lines if line.split()[1:] == [f"{VERSION}.json"])
+
+
+def read_problems(folder: Path = FOLDER) -> list[dict[str, Any]]:
+    """The problems in the order of the file: `id`, `stratum`, `numbers`, `target`, and what the solver says of them.
+
+    Raises:
+        UserError: the file is not the one that SHA256SUMS records.
+    """
+    path = folder / f"{VERSION}.json"
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != recorded_sha256(folder):
+        raise UserError(f"{path} is not the file that {SUMS} beside it records; restore both, as by git checkout")
+    problems: list[dict[str, Any]] = json.loads(content)["problems"]
+    return problems
+
+
+def identity() -> dict[str, str]:
+    """What a manifest records of the test set: version and SHA-256."""
+    return {"version": VERSION, "sha256": recorded_sha256()}

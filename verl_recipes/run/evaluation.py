@@ -1,0 +1,282 @@
+"""Samples a model by verl's own validation, and measures it: what `evaluate` and `bench` share.
+
+Every row that verl gets has its own seed, so the same model, data and seed give the same responses. If the command is
+killed, the same command does what is missing.
+"""
+
+import shutil
+import zlib
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from pydantic import Field
+from rich.console import Console
+
+from data_prep.cli import (
+    CONFIGS,
+    Checked,
+    Count,
+    Number,
+    PathText,
+    Seed,
+    Text,
+    UserError,
+    as_list,
+    compose,
+    quoted,
+)
+from data_prep.render import load_tokenizer, render
+from reward_score.figures import CONFIDENCE
+from verl_recipes.measure.evaluation import measure, summarize, what_is_missing
+from verl_recipes.measure.problems import OUT
+from verl_recipes.run.fingerprint import differences, flat, provenance, read_config
+from verl_recipes.run.folder import RunFolder, as_lines, read_json, read_lines, write_json, write_whole
+from verl_recipes.run.hashes import is_checkpoint
+from verl_recipes.run.preflight import check_data, check_start, manifest_beside
+from verl_recipes.run.reward import check_reward
+from verl_recipes.run.start import say, start_verl
+from verl_recipes.run.trackers import check_trackers
+from verl_recipes.run.weights import find_weights, hugging_face, run_of
+from verl_recipes.settings import configuration  # noqa: F401  registers the resolvers
+from verl_recipes.settings.schema import Name
+
+PENDING, ANSWERED = "pending.parquet", "answered.jsonl"
+PROMPT_LENGTH, RESPONSE_LENGTH = "data.max_prompt_length", "data.max_response_length"
+TEMPLATE = "actor_rollout_ref.model.custom_chat_template"
+RESPONSE = 1024  # tokens of the longest response, if neither a run nor generation_config.json sets it
+Row = dict[str, Any]
+
+
+class SamplingKeys(Checked):
+    """The keys of a command that samples a model."""
+
+    model: Text = Field(description="a Hugging Face folder or name, a run's folder, or a checkpoint of verl's")
+    n: Count = Field(description="samples a problem")
+    temperature: Number = Field(ge=0, description="of the samples")
+    greedy: bool = Field(description="also one response to each problem at temperature 0")
+    seed: Seed = Field(description="of the samples")
+    batch: Count = Field(description="problems at once; a killed command loses at most these")
+    max_prompt_length: Count = Field(
+        description="tokens, if the model's run allows fewer: other problems may be longer"
+    )
+    out: PathText = Field(description="folder to write; only what is missing there is done")
+    name: Name | None = Field(description="of that folder; null: from model, data and seed")
+    fresh: bool = Field(description="empty that folder first")
+    hardware: Text | None = Field(description="null: the CPU, if the machine has no GPU")
+    overrides: list[Text] = Field(description="keys and groups of training; those of the command line are added")
+
+
+def find_data(data: str | ListConfig) -> list[Path]:
+    """The parquet files of a folder of data_prep (test.parquet, ood_*.parquet), or those that were named."""
+    if not isinstance(data, str) or not Path(data).is_dir():
+        files = [Path(name) for name in as_list(data)]
+        if len({file.stem for file in files}) < len(files):
+            raise UserError("data: two files have the same name, which is the name of their set in all results")
+        return files
+    files = [*Path(data).glob("test.parquet"), *sorted(Path(data).glob(f"{OUT}*.parquet"))]
+    if not files:
+        raise UserError(f"data={data} holds no test.parquet and no {OUT}*.parquet; `python -m data_prep` makes them")
+    return files
+
+
+def identity(cfg: DictConfig, model: dict[str, str], files: dict[str, str]) -> dict[str, Any]:
+    """Everything that the responses depend on: the settings, and the content of model and data (run/preflight.py)."""
+    config: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    names = ("model", "n", "temperature", "greedy", "seed", "hardware", "max_prompt_length", "overrides")
+    return {name: config[name] for name in names} | {"weights": model, "files": files}
+
+
+def rows_to_answer(files: Sequence[Path], n: int, temperature: float, greedy: bool, seed: int) -> list[Row]:
+    """A row for each response: samples 1 to n of each problem, and sample 0 at temperature 0 if `greedy`."""
+    rows = []
+    for file in files:
+        for index, row in enumerate(pq.read_table(file).to_pylist()):
+            for sample in range(0 if greedy else 1, n + 1):
+                own_seed = zlib.crc32(f"{seed}/{file.stem}/{index}/{sample}".encode())
+                sampling = {"seed": own_seed, "temperature": temperature if sample else 0.0}
+                info = {"set": file.stem, "index": index, "sample": sample, "sampling": sampling}
+                rows.append(row | {"extra_info": (row.get("extra_info") or {}) | info})
+    return rows
+
+
+def sample_key(row: Row) -> tuple[str, int, int]:
+    """Test set, problem and sample: the same for a row and for its response."""
+    info = row["extra_info"]
+    return info["set"], info["index"], info["sample"]
+
+
+def collect(out: RunFolder) -> dict[tuple[str, int, int], Row]:
+    """All responses so far. They are moved to a file of their own, where verl does not overwrite them."""
+    new, kept = out.samples_of("validation", 0), out.samples / ANSWERED
+    rows = {sample_key(row): row for path in (kept, new) for row in read_lines(path)}
+    if new.exists():
+        write_whole(kept, as_lines(rows.values()))
+        new.unlink()
+    return rows
+
+
+def hardware_of(cfg: DictConfig) -> str:
+    """The option of `hardware`: the one that is set, or cpu on a machine without a GPU."""
+    if cfg.hardware is None and Path("/dev/nvidia0").exists():
+        raise UserError("hardware= is missing: this machine has a GPU; name an option for it, or hardware=cpu")
+    return str(cfg.hardware or "cpu")
+
+
+def longest_response(weights: Path, prompt: int) -> int:
+    """Tokens of the longest response of a model that belongs to no run, limited by its context."""
+
+    def value(name: str, key: str) -> Any:
+        file = weights / name
+        return read_json(file, "fetch or export the model again").get(key) if file.is_file() else None
+
+    length = value("generation_config.json", "max_new_tokens") or RESPONSE
+    positions = value("config.json", "max_position_embeddings")
+    return min(length, max(1, positions - prompt)) if positions else length
+
+
+def training_config(cfg: DictConfig, weights: Path, files: Sequence[Path], out: RunFolder) -> DictConfig:
+    """The configuration of a run that only evaluates: verl's trainer stops after its first validation.
+
+    Unless they are set, the prompt comes from the data, and the lengths from the model's run or the model itself.
+    """
+    agent = "actor_rollout_ref.rollout.agent"
+    overrides = [
+        "model=tiny" if "recipe=tiny" in cfg.overrides else "model=local",  # configs/model/tiny.yaml sets its lengths
+        f"actor_rollout_ref.model.path={quoted(weights)}",
+        f"hardware={hardware_of(cfg)}",
+        f"seed={cfg.seed}",
+        f"run_dir={quoted(out.path)}",
+        "eval_n=1",  # each response is a row of its own
+        f"actor_rollout_ref.rollout.val_kwargs.temperature={cfg.temperature}",
+        f"{agent}.default_agent_loop=row_sampling",
+        f"{agent}.agent_loop_config_path={quoted(CONFIGS / 'evaluate' / 'agent_loop.yaml')}",
+        f"data.train_files={quoted(out.path / PENDING)}",
+        f"data.val_files={quoted(out.path / PENDING)}",
+        f"data.val_batch_size={cfg.batch * (cfg.n + cfg.greedy)}",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=${data.train_batch_size}",
+        "trainer.resume_mode=disable",
+    ]
+    training = compose("train", [*overrides, *cfg.overrides])
+    named = {each.lstrip("+").partition("=")[0] for each in cfg.overrides}
+    run = run_of(Path(cfg.model))
+    theirs = OmegaConf.create(read_config(run.config) if run and run.config.exists() else {})
+    of_model = {PROMPT_LENGTH: cfg.max_prompt_length, RESPONSE_LENGTH: longest_response(weights, cfg.max_prompt_length)}
+    values = {key: OmegaConf.select(theirs, key) for key in (*of_model, TEMPLATE)} if theirs else {}
+    if not theirs and "recipe" not in named:  # a recipe sets its own lengths
+        values = of_model
+    if not {"recipe", "prompt"} & named:
+        of_data = manifest_beside(files[0]).get("configuration", {}).get("prompt")
+        values |= {TEMPLATE: of_data["chat_template"]} if of_data else {}
+    for key in values.keys() - named:
+        OmegaConf.update(training, key, values[key])
+    training.data.max_prompt_length = max(training.data.max_prompt_length, cfg.max_prompt_length)
+    return training
+
+
+def make_room_for_prompts(training: DictConfig, cfg: DictConfig, weights: Path, files: Sequence[Path]) -> None:
+    """Let the longest prompt of the data fit, if the lengths are those of a model that belongs to no run.
+
+    Its tokenizer and template decide how long a prompt is. verl would end at the first that is too long, minutes later.
+    """
+    named = {each.lstrip("+").partition("=")[0] for each in cfg.overrides}
+    if run_of(Path(cfg.model)) or {"recipe", PROMPT_LENGTH} & named:
+        return
+    folder = weights / "huggingface" if is_checkpoint(weights) else weights
+    template = training.actor_rollout_ref.model.custom_chat_template
+    tokenizer = load_tokenizer(str(folder), {"name": "null", "chat_template": template})
+    prompts = [prompt for file in files for prompt in pq.read_table(file, columns=["prompt"])["prompt"].to_pylist()]
+    longest = max(len(render(tokenizer, prompt)[1]) for prompt in prompts)
+    training.data.max_prompt_length = max(training.data.max_prompt_length, longest)
+    if RESPONSE_LENGTH not in named:
+        training.data.max_response_length = longest_response(folder, training.data.max_prompt_length)
+
+
+def seconds_of_sampling(out: RunFolder) -> float:
+    """Seconds that verl's finished batches took."""
+    events = read_lines(out.events)
+    finished = [(a, b) for a, b in pairwise(events) if (a["event"], b["event"]) == ("generating", "generated")]
+    return float(sum(b["time"] - a["time"] for a, b in finished))
+
+
+def begin(cfg: DictConfig, out: RunFolder, wanted: Row, console: Console) -> None:
+    """Mark the folder as this evaluation's, or check that it already is."""
+    if cfg.fresh:
+        out.empty(partial(say, console))
+    if before := out.read_mark():
+        found = differences(*(dict(flat({key: side.get(key) for key in wanted})) for side in (before, wanted)))
+        if found:
+            raise UserError(
+                f"{out.path} holds another evaluation: {'; '.join(found[:6])}. Choose another folder with out=, or "
+                "fresh=true"
+            )
+    out.write_mark("evaluation", **wanted)
+
+
+def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
+    """Sample what is missing, score, measure and write; returns the summary."""
+    files, weights = find_data(cfg.data), find_weights(Path(cfg.model))
+    training = training_config(cfg, weights, files, out)
+    check_trackers(training.trackers)
+    check_reward(training)
+    data = check_data(training, "data", [str(file) for file in files])
+    model = check_start(training, out.path, trains=False)
+    make_room_for_prompts(training, cfg, weights, files)
+    with out.locked():
+        begin(cfg, out, identity(cfg, model, data.sha256), console)
+        if out.summary.exists():
+            say(console, f"{out.path} is complete; fresh=true starts it anew")
+            summary: Row = read_json(out.summary, "fresh=true starts anew")
+            return summary
+        rows = rows_to_answer(files, cfg.n, cfg.temperature, cfg.greedy, cfg.seed)
+        if answered := collect(out):
+            say(console, f"continuing {out.path}: {len(answered)} of {len(rows)} responses are there")
+        missing = [row for row in rows if sample_key(row) not in answered]
+        if missing:
+            pq.write_table(pa.Table.from_pylist(missing), out.path / PENDING)
+            training.actor_rollout_ref.model.path = str(hugging_face(weights, out.path / "merged", out.log))
+            training.data.train_batch_size = min(len(missing), 8)  # nothing is trained, but verl requires a batch
+            batches = ceil(len(missing) / training.data.val_batch_size)
+            start_verl(training, out, console, batches, val_before_train=True, val_only=True)
+            answered = collect(out)
+        responses = [answered[sample_key(row)] for row in rows if sample_key(row) in answered]
+        if len(responses) < len(rows):
+            lost = len(rows) - len(responses)
+            raise UserError(f"verl left {lost} of {len(rows)} rows without a response; see {out.log}")
+        return finish(cfg, out, responses)
+
+
+def finish(cfg: DictConfig, out: RunFolder, responses: list[Row]) -> Row:
+    """Write samples/ in order, and summary.json."""
+    for row in responses:
+        name, index, _ = sample_key(row)
+        row |= {"set": name, "prompt_id": f"{name}-{index}"}
+    samples = [row for row in responses if row["extra_info"]["sample"]]
+    greedy = [row for row in responses if not row["extra_info"]["sample"]]
+    inside = [row for row in samples if not row["set"].startswith(OUT)] or samples
+    seconds, tokens = seconds_of_sampling(out), sum(row["response_tokens"] for row in responses)
+    summary = {
+        "model": cfg.model,
+        "data": OmegaConf.to_container(cfg)["data"],  # type: ignore[index,call-overload]
+        "seed": cfg.seed,
+        "temperature": cfg.temperature,
+        **summarize(inside),
+        **measure(samples, greedy),
+        "missing": what_is_missing(samples),
+        "confidence": CONFIDENCE,
+        "cost": {"responses": len(responses), "response tokens": tokens, "seconds of sampling": seconds},
+    } | provenance()
+    write_whole(out.samples_of("validation", 0), as_lines(samples))
+    if greedy:
+        write_whole(out.samples_of("greedy", 0), as_lines(greedy))
+    write_json(out.summary, summary)
+    for path in (out.samples / ANSWERED, out.path / PENDING):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(out.path / "merged", ignore_errors=True)
+    return summary
