@@ -43,7 +43,7 @@ def run(name: str, arguments: list[str]) -> None:
 
 
 def completion(request: str) -> None:
-    """Answer Hydra's shell function, which gives the line in COMP_LINE: the commands, or what the named one completes."""
+    """Answer Hydra's shell function, which gives the line in COMP_LINE: with commands, or with what one completes."""
     if not request.startswith("query="):
         sys.argv[0] = "countdown-zero"  # the name that the shell function serves
         complete(request, {"train": CONFIGS})  # any: only the shell function is wanted
