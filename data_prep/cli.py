@@ -22,7 +22,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,6 +40,7 @@ ENVIRONMENT = (  # errors of the machine, which become one line
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
 )
 NO_KEY = "Could not override '(.*)'"  # what Hydra says of a key that is not there
+_OWN: list[str] = []  # the folders of --config-dir
 HELP = ("--help", "-h")
 CFG = ("--cfg", "job")  # as Hydra has it: print the configuration and do nothing
 OPTIONS = ("--help", "--version", "--cfg job", "--config-dir")
@@ -257,23 +258,28 @@ def _refusal(error: Exception) -> str:
     return " ".join(filter(None, dict.fromkeys(lines))).replace(" ;", ";")
 
 
-def _add_config_folders(folders: Sequence[str]) -> None:
-    """Let Hydra also find configurations in folders of the user's."""
+def _set_own_folders(folders: Sequence[str]) -> None:
+    """Let Hydra also find configurations in these folders of the user's, and in no others of an earlier command."""
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise UserError(f"--config-dir {folder}: there is no such folder")
+    _OWN[:] = folders
+    if folders:
+        _register_own_folders()
+
+
+@cache
+def _register_own_folders() -> None:
     from hydra.core.config_search_path import ConfigSearchPath
     from hydra.core.plugins import Plugins
     from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-    for folder in folders:
-        if not Path(folder).is_dir():
-            raise UserError(f"--config-dir {folder}: there is no such folder")
-
     class OwnConfigurations(SearchPathPlugin):
         def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-            for folder in folders:
+            for folder in _OWN:
                 search_path.append("--config-dir", f"file://{Path(folder).resolve()}")
 
-    if folders:
-        Plugins.instance().register(OwnConfigurations)
+    Plugins.instance().register(OwnConfigurations)
 
 
 def split_options(arguments: Sequence[str], keys: Iterable[str] = ()) -> tuple[list[str], list[str]]:
@@ -298,7 +304,7 @@ def split_options(arguments: Sequence[str], keys: Iterable[str] = ()) -> tuple[l
 def overrides_of(arguments: Sequence[str]) -> list[str]:
     """The overrides of a command line; Hydra finds configurations in the folders of its `--config-dir` from here on."""
     overrides, folders = split_options(arguments)
-    _add_config_folders(folders)
+    _set_own_folders(folders)
     return overrides
 
 
@@ -379,13 +385,12 @@ def command(
                     complete(arguments[-1], {config: folder} | ({"train": CONFIGS} if others else {}))
                     return
                 given, own = split_options([each for each in arguments if each not in CFG], keys.model_fields)
-                if folder == CONFIGS:  # another folder has keys with the name of a group: play's prompt=
-                    _add_config_folders(own)
+                # A command of another folder has keys with the name of a group, such as play's prompt=.
+                _set_own_folders(own if folder == CONFIGS else [])
                 rest = [each for each in given if others and _key(each) not in keys.model_fields]
                 cfg = compose(config, [each for each in given if each not in rest], folder=folder)
                 with _misspelt(rest, keys), in_one_line():
-                    if folder != CONFIGS:
-                        _add_config_folders(own)
+                    _set_own_folders(own)
                     if others:
                         cfg[others] = [*cfg[others], *rest]
                     check(cfg, keys)
