@@ -93,7 +93,9 @@ def test_own_configurations_are_taken_by_every_command_that_has_the_group(monkey
     assert (refused, cfg.recipe_name) == (None, "mine")
     typed(monkeypatch, data_command.main, "--config-dir", own, "prompt=mine", "--cfg", "job")
     assert "\n  name: mine\n" in capsys.readouterr().out
-    with pytest.raises(UserError, match="model=nowhere"):  # the prompt was taken: play has a key of the group's name
+    with pytest.raises(
+        UserError, match="nowhere holds no model"
+    ):  # the prompt was taken: play has a key of the group's name
         typed(monkeypatch, play.main, "--config-dir", own, "prompt=mine", "model=nowhere", "numbers=[1,2]", "target=3")
 
 
