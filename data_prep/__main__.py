@@ -7,6 +7,9 @@
         datasheet.md, .json, .png     statistics of all files
         manifest.json                 source, configuration, rows and SHA-256 of every file, versions
 
+    python -m data_prep                                                    problems of its own, for the tiny run
+    python -m data_prep source=local source.paths=mine.csv prompt=mini_r1 out=data/mine
+
 The folder appears, or is replaced, as a whole (data_prep/folder.py). If the source and the
 configuration have not changed, nothing is done.
 """

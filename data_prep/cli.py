@@ -19,27 +19,31 @@ import os
 import re
 import shlex
 import sys
-import textwrap
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import cache, wraps
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from data_prep import SHIPPED
+from data_prep.help import CONFIGS as CONFIGS
+from data_prep.help import complete, did_you_mean, help_text, of_key
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-CONFIGS = SHIPPED / "configs"
 ENVIRONMENT = (  # errors of the machine, which become one line
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
 )
+NO_KEY = "Could not override '(.*)'"  # what Hydra says of a key that is not there
+_OWN: list[str] = []  # the folders of --config-dir
 HELP = ("--help", "-h")
+CFG = ("--cfg", "job")  # as Hydra has it: print the configuration and do nothing
+OPTIONS = ("--help", "--version", "--cfg job", "--config-dir")
 
 
 class UserError(SystemExit):
@@ -232,6 +236,7 @@ def quoted(value: object) -> str:
 def _refusal(error: Exception) -> str:
     """An error of Hydra or OmegaConf as one line."""
     from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
     from yaml import MarkedYAMLError
 
     if isinstance(error, UnicodeDecodeError):
@@ -245,96 +250,107 @@ def _refusal(error: Exception) -> str:
     lines = [str(each).strip().splitlines()[0] for each in (error, error.__cause__) if str(each or "").strip()]
     if isinstance(error, MissingConfigException) and error.options:
         lines.append(f"(known: {', '.join(error.options)})")
-    return " ".join(dict.fromkeys(lines))
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        lines.append(did_you_mean(option, error.options, f"{group}="))
+    cause, given = error.__cause__, re.match(NO_KEY, lines[0])
+    if given and isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        return of_key(given[1], str(cause.full_key), cause.parent_node)
+    return " ".join(filter(None, dict.fromkeys(lines))).replace(" ;", ";")
 
 
-def _type_name(annotation: Any) -> str:
-    """The name of a field's type, as `--help` shows it."""
-    names = {bool: "true or false", int: "integer", float: "number", str: "text", type(None): "null"}
-    if annotation in names:
-        return names[annotation]
-    parts = get_args(annotation)
-    if str(annotation).startswith("typing.Literal"):
-        return " | ".join(map(str, parts))
-    if getattr(annotation, "__metadata__", None):
-        return _type_name(parts[0])
-    if getattr(annotation, "__origin__", None) in (list, dict):
-        return f"{annotation.__origin__.__name__} of {_type_name(parts[-1])}"
-    return " or ".join(dict.fromkeys(_type_name(part) for part in parts)) if parts else "mapping"
+def _set_own_folders(folders: Sequence[str]) -> None:
+    """Let Hydra also find configurations in these folders of the user's, and in no others of an earlier command."""
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise UserError(f"--config-dir {folder}: there is no such folder")
+    _OWN[:] = folders
+    if folders:
+        _register_own_folders()
 
 
-def _described(keys: type[Checked], defaults: Any, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """Key, type, default and description of each key."""
-    from omegaconf import OmegaConf
-
-    for name, field in keys.model_fields.items():
-        key, kind = f"{prefix}{field.alias or name}", field.annotation
-        node = defaults._get_node(field.alias or name, validate_access=False) if defaults is not None else None
-        if isinstance(kind, type) and issubclass(kind, Checked):
-            yield from _described(kind, node, f"{key}.")
-            continue
-        raw = OmegaConf.to_container(node) if OmegaConf.is_config(node) else getattr(node, "_value", lambda: None)()
-        default = "" if node is None else "required" if raw == "???" else str(raw)
-        default = {"None": "null", "True": "true", "False": "false"}.get(default, default)
-        yield key, _type_name(kind), textwrap.shorten(default, 60, placeholder=" ..."), field.description or ""
-
-
-def help_text(document: str, config: str, keys: type[Checked], folder: Path = CONFIGS) -> str:
-    """What `--help` prints: the command's docstring, its keys with meaning, type and default, and its groups."""
-    import hydra
-
-    with hydra.initialize_config_dir(str(folder), version_base="1.3"):
-        defaults = hydra.compose(config, return_hydra_config=True)
-    choices = {group: now for group, now in defaults.hydra.runtime.choices.items() if "hydra/" not in group}
-    groups = {group: sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")) for group in choices}
-    lines = [document.strip(), "", "Keys (KEY=VALUE):"]
-    rows = list(_described(keys, defaults))
-    width = max((len(key) for key, *_ in rows), default=0)
-    for key, kind, default, text in rows:
-        shown = f"{text} ({'; '.join(each for each in (kind, default) if each)})".strip()
-        lines += textwrap.wrap(shown, 120, initial_indent=f"  {key:{width}}  ", subsequent_indent=" " * (width + 4))
-    if any(groups.values()):
-        lines += ["", "Groups (GROUP=OPTION, * is the default):"]
-    for group, names in groups.items():
-        if names:
-            marked = (f"{name}*" if name in str(choices[group]).split() else name for name in names)
-            lines.append(f"  {group:{width}}  {', '.join(marked)}")
-    return "\n".join(lines)
-
-
-def _add_config_folder(folder: str) -> None:
-    """Let Hydra also find configurations in a folder of the user's."""
+@cache
+def _register_own_folders() -> None:
     from hydra.core.config_search_path import ConfigSearchPath
     from hydra.core.plugins import Plugins
     from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-    if not Path(folder).is_dir():
-        raise UserError(f"--config-dir {folder}: there is no such folder")
-
     class OwnConfigurations(SearchPathPlugin):
         def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-            search_path.append("--config-dir", f"file://{Path(folder).resolve()}")
+            for folder in _OWN:
+                search_path.append("--config-dir", f"file://{Path(folder).resolve()}")
 
     Plugins.instance().register(OwnConfigurations)
 
 
-def _overrides(arguments: Sequence[str]) -> list[str]:
-    """The overrides of a command line, whose only option is `--config-dir FOLDER`."""
-    rest, given = [], iter(arguments)
+def split_options(arguments: Sequence[str], keys: Iterable[str] = ()) -> tuple[list[str], list[str]]:
+    """The overrides of a command line, and the folders of its option `--config-dir FOLDER`.
+
+    Args:
+        keys: of the command, for advice on an option that is meant as a key.
+    """
+    overrides, folders, given = [], [], iter(arguments)
     for each in given:
         option, _, value = each.partition("=")
         if option == "--config-dir":
-            _add_config_folder(value or next(given, ""))
+            folders.append(value or next(given, ""))
         elif each.startswith("-"):
-            raise UserError(f"there is no option {option}; KEY=VALUE, --config-dir FOLDER and --help are possible")
+            advice = did_you_mean(option, OPTIONS) or did_you_mean(option.lstrip("-").replace("-", "_"), keys, end="=")
+            raise UserError(f"there is no option {option}; KEY=VALUE and {', '.join(OPTIONS)} are possible{advice}")
         else:
-            rest.append(each)
-    return rest
+            overrides.append(each)
+    return overrides, folders
+
+
+def overrides_of(arguments: Sequence[str]) -> list[str]:
+    """The overrides of a command line; Hydra finds configurations in the folders of its `--config-dir` from here on."""
+    overrides, folders = split_options(arguments)
+    _set_own_folders(folders)
+    return overrides
 
 
 def _key(override: str) -> str:
     """The key of an override."""
     return override.lstrip("+~").partition("=")[0]
+
+
+@contextmanager
+def _misspelt(overrides: Sequence[str], keys: type[Checked]) -> Iterator[None]:
+    """If training does not know one of these overrides, or a key is missing: perhaps one of its own keys was meant."""
+    try:
+        yield
+    except UserError as error:
+        for key in map(_key, overrides):
+            unknown = f"no key {key!r}" in str(error) or "= is missing" in str(error)
+            if unknown and (advice := did_you_mean(key, keys.model_fields, end="=")):
+                raise UserError(f"there is no key {key!r}{advice}") from None
+        raise
+
+
+@contextmanager
+def _until_closed() -> Iterator[None]:
+    """Printing may end early: `| head` has read enough."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show(cfg: "DictConfig") -> None:
+    """Print a configuration."""
+    from omegaconf import OmegaConf
+
+    with _until_closed():
+        print(OmegaConf.to_yaml(cfg), end="")
+
+
+def print_version() -> None:
+    try:
+        print(version("countdown-zero"))
+    except PackageNotFoundError:
+        raise UserError(
+            "countdown-zero is not installed here; `pip install --no-deps -e .` in its folder does"
+        ) from None
 
 
 def command(
@@ -356,21 +372,32 @@ def command(
                 stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
             if any("\ud800" <= letter <= "\udfff" for argument in sys.argv for letter in argument):
                 raise UserError("an argument is not text in this locale's encoding; set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
-            if set(HELP) & set(sys.argv[1:]):
-                try:
-                    print(help_text(sys.modules["__main__"].__doc__ or "", config, keys, folder), flush=True)
-                except BrokenPipeError:  # `| head` has read enough
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                return
+            arguments = sys.argv[1:]
             try:
-                given = _overrides(sys.argv[1:])
+                if set(HELP) & set(arguments):
+                    with _until_closed():
+                        print(help_text(sys.modules["__main__"].__doc__ or "", config, keys, folder, bool(others)))
+                    return
+                if "--version" in arguments:
+                    print_version()
+                    return
+                if arguments[:1] == ["-sc"]:
+                    complete(arguments[-1], {config: folder} | ({"train": CONFIGS} if others else {}))
+                    return
+                given, own = split_options([each for each in arguments if each not in CFG], keys.model_fields)
+                # A command of another folder has keys with the name of a group, such as play's prompt=.
+                _set_own_folders(own if folder == CONFIGS else [])
                 rest = [each for each in given if others and _key(each) not in keys.model_fields]
                 cfg = compose(config, [each for each in given if each not in rest], folder=folder)
-                with in_one_line():
+                with _misspelt(rest, keys), in_one_line():
+                    _set_own_folders(own)
                     if others:
                         cfg[others] = [*cfg[others], *rest]
                     check(cfg, keys)
-                    main(cfg)
+                    if CFG[0] in arguments:
+                        show(cfg)
+                    else:
+                        main(cfg)
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)
                 sys.exit(130)

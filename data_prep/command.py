@@ -21,6 +21,7 @@ from data_prep.manifest import write_manifest, written_manifest
 from data_prep.prepare import RESERVED, prepare
 from data_prep.schema import PrepareKeys
 from data_prep.sources import ROWS, open_source
+from data_prep.split import SIDES
 from data_prep.test_set import identity
 
 
@@ -83,3 +84,6 @@ def main(cfg: DictConfig) -> None:
         f"{out}: {rows['train']:,} training and {rows['test']:,} test problems"
         + (f"; of the source, {rest}" if rest else "")
     )
+    for side in SIDES:
+        if isinstance(size := config[f"{side}_size"], str) and rows[side] < int(size.removeprefix("up to ")):
+            print(f"{side}_size={size}: that side has {rows[side]:,}")

@@ -150,7 +150,9 @@ class Preparation:
         self.rejects = Rejects(folder / "rejected.jsonl")
         self.writers = [self.writer(side, side) for side in SIDES]
         self.apart = self.writer("unsolvable", "unsolvable") if config["unsolvable"] == "apart" else None
-        self.sizes = [config[f"{side}_size"] for side in SIDES]
+        wanted = [config[f"{side}_size"] for side in SIDES]
+        self.at_most = [isinstance(size, str) for size in wanted]  # `up to N`
+        self.sizes = [int(size.removeprefix("up to ")) if isinstance(size, str) else size for size in wanted]
         self.taken, self.counts, self.rows_read = [0, 0], Counter[str](), 0
 
     def writer(self, name: str, split_name: str, data_source: str | None = None) -> Writer:
@@ -219,8 +221,9 @@ class Preparation:
     def close(self) -> None:
         """Check the sizes, and close all files."""
         self.check_rejected()
-        for name, size, found in zip(SIDES, self.sizes, self.taken, strict=True):
-            if size is not None and found + (name == "train") * self.counts[RESERVED] < size:
+        for name, size, found, at_most in zip(SIDES, self.sizes, self.taken, self.at_most, strict=True):
+            known = found + (name == "train") * self.counts[RESERVED]
+            if size is not None and known < size and not at_most:
                 raise too_few(name, size, found, self.config)
             if not found:
                 raise UserError(f"none of the {self.source.rows:,} rows is on the {name} side")

@@ -1,5 +1,8 @@
 """python -m data_prep.render prompt=NAME tokenizer=PATH [numbers=[44,19,35]] [target=98]: what the model will see.
 
+    python -m data_prep.render tokenizer=assets/tiny_base
+    python -m data_prep.render prompt=mini_r1 tokenizer=Qwen/Qwen2.5-3B-Instruct numbers=[3,4,5] target=17
+
 Prints the text of a prompt and its tokens with their boundaries. Like verl's agent loop (0.9.1, ContinuousTokenBuilder)
 it calls `tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)`, with
 `actor_rollout_ref.model.custom_chat_template` as the tokenizer's chat template. A test compares both.

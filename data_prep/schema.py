@@ -4,6 +4,7 @@ Defaults are in configs/prepare.yaml, render.yaml, traces/config.yaml and their 
 those of a training run, which verl also reads. So any other key is refused.
 """
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
@@ -29,7 +30,14 @@ def _ascending(ends: list[int]) -> list[int]:
     return ends
 
 
+def _up_to(value: str) -> str:
+    if not re.fullmatch("up to [1-9][0-9]*", value):
+        raise ValueError("should be `up to N`")
+    return value
+
+
 Rows = Annotated[Integer, Field(ge=1, le=MAX_ROWS)]
+UpTo = Annotated[str, AfterValidator(_up_to)]
 Numbers = Annotated[Integer, Field(ge=1, le=MAX_NUMBER)]
 Target = Annotated[Integer, Field(ge=1, le=MAX_TARGET)]
 List = BeforeValidator(_list)
@@ -186,8 +194,10 @@ class PrepareKeys(Closed):
     seed: Annotated[Integer, Field(ge=-(2**63), lt=2**64)] = Field(
         description="of generated problems, and of the order of rows"
     )
-    train_size: Rows | None = Field(description="training problems; null: all of that side")
-    test_size: Rows | None = Field(description="test problems; null: all of that side")
+    train_size: Rows | UpTo | None = Field(description="training problems, in the same way")
+    test_size: Rows | UpTo | None = Field(
+        description="test problems; null: all of that side; `up to N`: N, or all if they are fewer"
+    )
     held_out_share: Annotated[Number, Field(gt=0, lt=1)] = Field(
         description="split=by_numbers: share of number multisets that only the test side uses; the tiny base model "
         "was made with the default"

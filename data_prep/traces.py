@@ -4,6 +4,9 @@
         train.parquet, held_out.parquet   a row for each trace; no numbers are in both
         manifest.json                     configuration, shares of the styles, rows and SHA-256 of every file, versions
 
+    python -m data_prep.traces
+    python -m data_prep.traces data=data/mine out=data/mine-traces count=20000 tokenizer=assets/tiny_base max_tokens=256
+
 A row has verl's `messages` for supervised training: the messages of the problem's prompt, and the assistant's response.
 The problems are those of train.parquet that have a solution and whose numbers occur in no test set of that folder.
 Wording: data_prep/wording.py. The folder appears, or is replaced, as a whole. If the data and the configuration have

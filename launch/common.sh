@@ -16,5 +16,7 @@ step() {
 
 launch() {
     # && because `set -e` has no effect in a function whose exit status the caller checks
-    step python -m verl_recipes.doctor "$@" && step python -m verl_recipes.plan "$@" && step python -m verl_recipes.train "$@"
+    step python -m verl_recipes.doctor "$@" &&
+        { [ "${STACK:-cpu}" = cpu ] || step python -m verl_recipes.plan "$@"; } && # there is nothing to plan on a CPU
+        step python -m verl_recipes.train "$@"
 }

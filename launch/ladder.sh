@@ -22,8 +22,10 @@ read -ra of_traces <<< "tokenizer=$base max_tokens=256 ${TRACES:-}"
 read -ra of_warm <<< "${WARM:-}"
 read -ra of_eval <<< "${EVAL:-}"
 run=("model=$model" "data.train_files=$data/train.parquet" "data.val_files=$data/test.parquet" "$@")
+before=
 for each in "$@"; do # what an evaluation takes of a run
-    case $each in hardware=* | gpus=* | nodes=* | recipe=* | data.max_*) of_eval+=("$each") ;; esac
+    case $before$each in hardware=* | gpus=* | nodes=* | recipe=* | data.max_* | --config-dir*) of_eval+=("$each") ;; esac
+    [ "$each" = --config-dir ] && before=$each || before=
 done
 
 measure() {

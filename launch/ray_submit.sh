@@ -4,7 +4,7 @@
 #   bash launch/ray_submit.sh http://HEAD:8265 attach=JOB      follow a job that already runs
 # It ships the code and the data files, streams the log, reconnects if the connection drops, and ends with the job's exit
 # status. Ctrl-C leaves the job running. The run folder must be on a file system that all nodes share.
-case "${1:-}" in http*) ;; *) echo "error: the first argument is the dashboard's address, http://HEAD:8265" >&2; exit 2 ;; esac
+case "${1:-}" in http* | -h | --help) ;; *) echo "error: the first argument is the dashboard's address, http://HEAD:8265" >&2; exit 2 ;; esac
 . "$(dirname "$0")/common.sh"
 address=$1
 shift

@@ -11,6 +11,12 @@
 # flash-attn==2.8.3, which compiles it for an hour or more (docs/gpu.md). Without it torch's own kernels take its place.
 [ -n "${BASH_VERSION:-}" ] || { echo "error: these scripts need bash: bash $0" >&2; exit 2; }
 
+case " $* " in *" --help "* | *" -h "*) # the story that the script opens with
+    sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0" | grep -v '^shellcheck'
+    [[ $0 == *setup.sh ]] || echo "Overrides: python -m verl_recipes.train --help, in the environment that the script makes"
+    exit 0 ;;
+esac
+
 die() { echo "error: $*" >&2; exit 1; }
 
 # Sets the environment variable $1 (by default $2) to 1 or 0, as it is read elsewhere.

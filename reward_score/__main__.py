@@ -21,6 +21,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m reward_score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=version("countdown-zero"))
     parser.add_argument("source", help="a response, with --numbers and --target; without them a file of JSON lines")
     parser.add_argument("--numbers", type=int, nargs="+", metavar="N")
     parser.add_argument("--target", type=int)

@@ -27,7 +27,6 @@ from verl_recipes.run.folder import RunFolder, read_lines
 from verl_recipes.settings.configuration import check_choice
 
 ROOT = CONFIGS.parent
-LAUNCH = ["doctor", "plan", "train"]  # what `launch` of launch/common.sh does
 SCRIPTS = ["a800_x1", "a800_x2", "a800_x3", "a800_x4", "a800_x8", "rtx4090_x1", "cpu"]
 
 
@@ -53,11 +52,12 @@ def printed(result):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_begins_with_doctor_and_plan_and_its_overrides_come_last_and_compose(script):
+def test_a_script_begins_with_doctor_and_on_gpus_plan_and_its_overrides_come_last_and_compose(script):
     commands = printed(bash(f"launch/{script}.sh", "seed=5", "name=a b", DRY_RUN="1"))
-    modules = [command[2] for command in commands]
-    assert modules[-3:] == ["verl_recipes.doctor", "verl_recipes.plan", "verl_recipes.train"]
-    for command in commands[-3:]:
+    modules = [command[2].removeprefix("verl_recipes.") for command in commands]
+    expected = ["data_prep", "doctor", "train"] if script == "cpu" else ["doctor", "plan", "train"]
+    assert modules == expected
+    for command in commands[-2:]:
         overrides = command[3:]
         assert overrides[0] == f"hardware={script}"
         assert overrides[-2:] == ["seed=5", "name=a b"]
@@ -68,7 +68,18 @@ def test_a_ladder_measures_each_rung_with_the_runs_hardware_and_recipe():
     result = bash("launch/ladder.sh", "tiny", "hardware=cpu", "recipe=tiny", "seed=5", DRY_RUN="1", WARM="steps=20")
     commands, measured = printed(result), "evaluate"
     modules = [command[2].rpartition(".")[2] for command in commands]
-    assert modules == ["data_prep", "traces", measured, "warm_start", measured, *LAUNCH, measured, measured, measured]
+    assert modules == [
+        "data_prep",
+        "traces",
+        measured,
+        "warm_start",
+        measured,
+        "doctor",
+        "train",
+        measured,
+        measured,
+        measured,
+    ]
     assert all({"hardware=cpu", "recipe=tiny"} <= {*command} for command in commands[2:-2])
     warm = next(command for command in commands if command[2].endswith("warm_start"))
     assert {"steps=20", "seed=5", "actor_rollout_ref.model.path=assets/tiny_base"} <= {*warm}
@@ -128,7 +139,7 @@ def test_a_dry_run_is_one_however_it_is_said(tmp_path, value):
     (tmp_path / "python3").write_text("#!/bin/sh\necho installing\n", encoding="utf-8")
     (tmp_path / "python3").chmod(0o755)
     result = bash("launch/cpu.sh", DRY_RUN=value, PATH=f"{tmp_path}:{os.environ['PATH']}")
-    assert len(printed(result)) == 4
+    assert len(printed(result)) == 3  # data, doctor, run: a CPU needs no plan
     assert "installing" not in result.stdout
 
 

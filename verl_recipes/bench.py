@@ -5,6 +5,9 @@
                      stratum: a row of docs/board.md (docs/bench.md says how to add it)
         the rest     as an evaluation's (verl_recipes/run/evaluation.py)
 
+    python -m verl_recipes.bench model=runs/tiny-seed0
+    python -m verl_recipes.bench model=Qwen/Qwen2.5-3B-Instruct recipe=mini_r1 hardware=h100
+
 The 1,024 problems of assets/bench are put under the prompt of `recipe=` or `prompt=`, or else of the model's run or
 export. The samples come from verl's own validation; if the command is killed, the same command does what is missing.
 Every response is judged by the same grammar, whatever reward trained the model, and `python -m reward_score --bench`

@@ -3,6 +3,9 @@
 It prints a line for each check: ok, warning or wrong. A line below says how to fix it. The exit status is 1 if anything
 is wrong. It needs Python alone, because the packages may be missing or broken. The overrides are those of `python -m
 verl_recipes.train`, whose --help lists them.
+
+    python -m verl_recipes.doctor                                                       for the tiny run, on this CPU
+    python -m verl_recipes.doctor recipe=mini_r1 model=qwen2.5_3b hardware=h100 gpus=4  for this run
 """
 
 from __future__ import annotations
@@ -13,14 +16,14 @@ from typing import Any
 from verl_recipes.run.machine import SETUP, Line, findings, show
 
 
-def configuration(overrides: list[str], gpu: bool) -> tuple[Any, Line | None]:
+def configuration(arguments: list[str], gpu: bool) -> tuple[Any, Line | None]:
     """The composed configuration of the run, or None and the reason."""
     try:
         import verl_recipes.settings.configuration  # noqa: F401  registers its resolvers
-        from data_prep.cli import compose
+        from data_prep.cli import compose, overrides_of
         from verl_recipes.settings.schema import TrainKeys
 
-        return compose("train", overrides, TrainKeys), None
+        return compose("train", overrides_of(arguments), TrainKeys), None
     except ImportError as error:
         return None, Line("wrong", f"configuration: {error}", SETUP[gpu])
     except SystemExit as error:
@@ -28,10 +31,10 @@ def configuration(overrides: list[str], gpu: bool) -> tuple[Any, Line | None]:
         return None, Line("wrong", f"configuration: {text}", "correct the overrides; train --help lists them")
 
 
-def main(overrides: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Print every finding; returns the exit status."""
-    gpu = any(each.startswith("hardware=") and each != "hardware=cpu" for each in overrides)
-    cfg, refused = configuration(overrides, gpu)
+    gpu = any(each.startswith("hardware=") and each != "hardware=cpu" for each in arguments)
+    cfg, refused = configuration(arguments, gpu)
     wrong = 0
     for line in ([refused] if refused else []) + list(findings(cfg.trainer.device != "cpu" if cfg else gpu, cfg)):
         wrong += show(line)
@@ -42,5 +45,9 @@ def main(overrides: list[str]) -> int:
 if __name__ == "__main__":
     if {"--help", "-h"} & set(sys.argv[1:]):
         print((__doc__ or "").strip())
+    elif "--version" in sys.argv[1:]:
+        from data_prep.cli import print_version
+
+        print_version()
     else:
         sys.exit(main(sys.argv[1:]))

@@ -8,6 +8,9 @@
     SHA256SUMS                 `sha256sum -c SHA256SUMS` checks the weights and what decides how they are used
 
 transformers and `vllm serve` load it.
+
+    python -m verl_recipes.export run=runs/tiny-seed0
+    python -m verl_recipes.export run=runs/tiny-seed0/checkpoints/global_step_20 dtype=float32 out=step20
 """
 
 import json

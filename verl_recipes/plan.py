@@ -6,6 +6,9 @@
 
 plan.sweep=true prints a row for each card and number of cards instead. The exit status is 1 if the run does not fit,
 unless force=true. Nothing is started and no weights are fetched; a GPU is not needed.
+
+    python -m verl_recipes.plan recipe=mini_r1 model=qwen2.5_3b_instruct hardware=h100 gpus=4
+    python -m verl_recipes.plan recipe=tinyzero_grpo model=qwen2.5_1.5b plan.sweep=true       which card, how many
 """
 
 import logging
@@ -17,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.cli import UserError, command, compose
+from data_prep.cli import UserError, command, compose, split_options
 from verl_recipes.planning import time as plan_time
 from verl_recipes.planning.estimate import estimate, gpu_of
 from verl_recipes.planning.memory import GIB, phases
@@ -148,7 +151,8 @@ def main(cfg: DictConfig) -> None:
     logging.getLogger("torch").setLevel(logging.ERROR)
     console = Console() if Console().is_terminal else Console(width=160)
     if cfg.plan.sweep:
-        overrides = [each for each in sys.argv[1:] if not each.startswith(("hardware=", "gpus=", "nodes="))]
+        given, _ = split_options(sys.argv[1:])
+        overrides = [each for each in given if not each.startswith(("hardware=", "gpus=", "nodes="))]
         console.print(sweep(overrides, console))
         return
     with console.status("torch's memory tracker, half a minute the first time ..."):

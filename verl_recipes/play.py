@@ -1,7 +1,10 @@
 """python -m verl_recipes.play model=runs/tiny-seed0: give a model numbers and a target, and watch it think.
 
 The thought is shown while it is written, then the verdict of training's reward with its reason, and a solution of the
-exact solver if the model failed. With numbers=[11,18,25] target=98 it answers this one problem and ends.
+exact solver if the model failed. Without numbers= and target= it asks for them.
+
+    python -m verl_recipes.play model=runs/tiny-seed0
+    python -m verl_recipes.play model=assets/tiny_base numbers=[11,18,25] target=77 temperature=0
 """
 
 import re
@@ -59,11 +62,11 @@ def show_piece(text: str, stream_end: bool = False) -> None:
 def read_problem(line: str) -> tuple[list[int], int]:
     """The numbers and the target in a line.
 
-    >>> read_problem("11, 18 25 = 98")
-    ([11, 18, 25], 98)
+    >>> read_problem("11, 18 25 = 77")
+    ([11, 18, 25], 77)
     """
     if not re.fullmatch(r"\s*\d+([\s,]+\d+)+\s*=\s*\d+\s*", line):
-        raise UserError(f"{line!r} is no problem; numbers, an equals sign and a target are expected: 11 18 25 = 98")
+        raise UserError(f"{line!r} is no problem; numbers, an equals sign and a target are expected: 11 18 25 = 77")
     *numbers, target = map(int, re.findall(r"\d+", line))
     return numbers, target
 

@@ -5,6 +5,9 @@ and the trained model with intervals, every curve, behaviours over the steps, a 
 versions, data sheet, cost, and how to repeat the run. It also works while a run goes on or after it was killed, and
 says what is missing. Several seeds of one recipe are drawn as one line with a band from the least to the most.
 
+    python -m verl_recipes.report runs/tiny-seed0
+    python -m verl_recipes.report runs/tiny-seed0 runs/tiny-seed1 out=two.html
+
 The page holds some of the samples and says how many there are. Everything else is computed from all samples, except
 behaviours, which are read from 64 responses of each step.
 """

@@ -3,6 +3,9 @@
 It ships the packages, configurations and data files of the run (as Ray's runtime_env working_dir), streams the log, and
 ends with the job's exit status. `attach=JOB` follows a job that already runs. The overrides are those of `python -m
 verl_recipes.train`, whose --help lists them.
+
+    python -m verl_recipes.submit http://HEAD:8265 recipe=mini_r1 model=qwen2.5_3b hardware=h100 gpus=8 nodes=2
+    python -m verl_recipes.submit http://HEAD:8265 attach=raysubmit_ABC
 """
 
 import asyncio
@@ -18,11 +21,12 @@ from typing import Any
 
 import verl_recipes.settings.configuration  # noqa: F401  registers Hydra's resolvers
 from data_prep import SHIPPED
-from data_prep.cli import HELP, UserError, as_list, compose, in_one_line
+from data_prep.cli import HELP, UserError, as_list, compose, in_one_line, overrides_of, print_version, split_options
 from verl_recipes.run.preflight import command_that_makes
 from verl_recipes.settings.schema import TrainKeys
 
 PACKAGES = ("data_prep", "reward_score", "verl_recipes")
+OWN = "own_configurations_"  # in the job's folder: the folders of --config-dir
 PATIENCE = 600  # seconds without the cluster before the command gives up; the job goes on
 ENVIRONMENT = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "WANDB_API_KEY", "WANDB_MODE", "SWANLAB_API_KEY", "SWANLAB_MODE")
 STATUS_OF = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
@@ -139,14 +143,18 @@ def main(address: str, *overrides: str) -> int:
         client = connect(address)
         attach(client, job)
     else:
-        cfg = compose("train", overrides, TrainKeys)
+        cfg = compose("train", overrides_of(overrides), TrainKeys)
         client = connect(address)
         # Ray removes the job's own folder, so the run's folder is here, unless another was named.
         path = str(Path(cfg.run_dir).resolve()).replace("\\", "\\\\").replace('"', '\\"')
-        kept = [each for each in overrides if not each.startswith("run_dir=")]
-        command = ["python", "-m", "verl_recipes.train", *kept, f'run_dir="{path}"']
+        kept, own = split_options(overrides)
+        kept = [each for each in kept if not each.startswith("run_dir=")]
+        options = [f"--config-dir={OWN}{number}" for number in range(len(own))]
+        command = ["python", "-m", "verl_recipes.train", *options, *kept, f'run_dir="{path}"']
         with tempfile.TemporaryDirectory() as folder, in_one_line():
             staged(cfg, Path(folder))
+            for number, each in enumerate(own):
+                shutil.copytree(each, Path(folder) / f"{OWN}{number}")
             job = submit(client, shlex.join(command), Path(folder))
         print(f"job {job} at {address}; to follow it again: bash launch/ray_submit.sh {address} attach={job}")
     try:
@@ -163,6 +171,8 @@ def main(address: str, *overrides: str) -> int:
 if __name__ == "__main__":
     if set(HELP) & set(sys.argv[1:]):
         print((__doc__ or "").strip())
+    elif "--version" in sys.argv[1:]:
+        print_version()
     elif len(sys.argv) < 2 or not sys.argv[1].startswith("http"):
         raise UserError(
             "the first argument must be the dashboard's address: python -m verl_recipes.submit http://HEAD:8265 ..."

@@ -11,6 +11,9 @@ In the last stage it is taught to give up at random after a wrong candidate and 
 search but lacks persistence, which reinforcement learning then has to find (assets/tiny_base/README.md says what that
 shows and what it does not). Only number multisets of the training split are used.
 
+    python -m verl_recipes.tiny_base                                                   as the shipped one was made
+    python -m verl_recipes.tiny_base init=assets/tiny_base out=my_base '~stages.search' stages.give_up.steps=1000
+
 Three things make half a million parameters enough:
 - Numbers 10-199 are one token each, and their embeddings start as sine and cosine features of the number.
 - The prompt's fixed phrases are one token each, so that reading the prompt costs 13 tokens and not 132.

@@ -13,6 +13,9 @@
         curves.png     reward, accuracy, length and agreement over the steps
         report.html    all of it on one page (verl_recipes/report.py)
 
+    python -m verl_recipes.train                                           the tiny run: two cores, five minutes
+    python -m verl_recipes.train recipe=mini_r1 model=qwen2.5_3b_instruct hardware=h100 gpus=4
+
 The trainer is verl's own, in a process of its own (run/supervise.py). It evaluates the base model before the first step
 and the trained one after the last, on the test problems, with the sampler and the reward of training.
 """

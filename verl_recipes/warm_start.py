@@ -8,6 +8,9 @@
         summary.json   that loss at each evaluation, the step that was kept, seconds, versions
         curves.png     both losses over the steps
 
+    python -m verl_recipes.warm_start                                      on data/traces, from the tiny base model
+    python -m verl_recipes.warm_start model=qwen2.5_0.5b hardware=h100 lr=2e-5 steps=200
+
 The trainer is verl's own for supervised training, on Ray, with the engine of a run of the same model and hardware. It
 ends early if the loss on held-out traces does not fall any more. `python -m verl_recipes.train warm_start=runs/NAME`
 goes on from the model; `python -m data_prep.traces` writes the traces.

@@ -1,0 +1,159 @@
+"""What every command answers to a person who asks or errs: help, version, misspelt words, own configurations, Tab."""
+
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from data_prep import command as data_command
+from data_prep import traces
+from data_prep.cli import CONFIGS, UserError
+from data_prep.help import did_you_mean
+from verl_recipes import __main__ as entry
+from verl_recipes import doctor, evaluate, export, fetch, plan, play, train, warm_start
+
+ROOT = CONFIGS.parent
+MODULES = {path for path in entry.COMMANDS.values() if path.stem not in ("__main__",)}
+
+
+def typed(monkeypatch, main, *arguments):
+    """Call a command as it is typed, in the checkout."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    return main()
+
+
+def test_every_commands_help_shows_at_least_two_ways_to_type_it():
+    for path in MODULES:
+        document = path.read_text(encoding="utf-8").split('"""')[1]
+        assert document.count("    python -m ") >= 2, path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("main", "arguments", "advice"),
+    [
+        (train.main, ["hardwre=cpu"], "there is no key 'hardwre'; did you mean hardware=?"),
+        (train.main, ["data.train_fils=x"], "did you mean data.train_files=?"),
+        (train.main, ["dta.train_files=x"], "did you mean data.train_files=?"),
+        (train.main, ["total_training_steps=3"], "did you mean trainer.total_training_steps="),
+        (train.main, ["hardware=h100x4"], "did you mean hardware=h100_x4?"),
+        (train.main, ["no_such=1"], "there is no key 'no_such'; --help shows the keys, and +no_such= adds it"),
+        (train.main, ["--sed=3"], "there is no option --sed; .*; did you mean seed=?"),
+        (train.main, ["--hlep"], "did you mean --help?"),
+        (train.main, ["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
+        (plan.main, ["plan.swep=true"], "did you mean plan.sweep=?"),
+        (evaluate.main, ["modl=assets/tiny_base"], "there is no key 'modl'; did you mean model=?"),
+        (evaluate.main, ["model=assets/tiny_base", "temprature=0"], "did you mean temperature=?"),
+        (evaluate.main, ["model=assets/tiny_base", "recpie=tiny"], "did you mean recipe=?"),
+        (warm_start.main, ["step=3"], "did you mean steps=?"),
+        (export.main, ["rn=x"], "did you mean run=?"),
+        (play.main, ["model=assets/tiny_base", "prompt=mini_r"], "did you mean prompt=mini_r1?"),
+        (fetch.main, ["model=qwen2.5_3"], "did you mean model=qwen2.5_3b?"),
+        (data_command.main, ["preset.numbres=[1,9]"], "did you mean preset.numbers=?"),
+        (traces.main, ["langauge=zh"], "did you mean language=?"),
+        (entry.main, ["trian"], "'trian' is not a command; did you mean train?"),
+    ],
+)
+def test_a_misspelt_word_is_answered_with_the_one_that_was_meant(monkeypatch, main, arguments, advice):
+    with pytest.raises(UserError) as error:
+        typed(monkeypatch, main, *arguments)
+    text, *parts = str(error.value), *advice.split(".*")
+    assert all(part in text for part in parts), text
+    assert len(text.splitlines()) == 1
+
+
+def test_a_word_that_resembles_nothing_gets_no_advice():
+    assert did_you_mean("xyz", ["seed", "model"]) == ""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder with a space in its name, which holds a recipe and a prompt."""
+    folder = tmp_path / "my own"
+    for group in ("recipe", "prompt"):
+        (folder / group).mkdir(parents=True)
+        text = (CONFIGS / group / "mini_r1.yaml").read_text(encoding="utf-8")
+        (folder / group / "mine.yaml").write_text(
+            text.replace("name: mini_r1", "name: mine").replace("prompt: mini_r1", "prompt: mine"), encoding="utf-8"
+        )
+    return folder
+
+
+@pytest.mark.slow
+def test_own_configurations_are_taken_by_every_command_that_has_the_group(monkeypatch, capsys, own):
+    for main in (train.main, plan.main):
+        typed(monkeypatch, main, "--config-dir", own, "recipe=mine", "model=qwen2.5_0.5b", "--cfg", "job")
+        printed = capsys.readouterr().out
+        assert "\nrecipe_name: mine\n" in printed
+        assert "\n  name: mine\n" in printed  # the prompt
+    cfg, refused = doctor.configuration([f"--config-dir={own}", "recipe=mine"], gpu=False)
+    assert (refused, cfg.recipe_name) == (None, "mine")
+    typed(monkeypatch, data_command.main, "--config-dir", own, "prompt=mine", "--cfg", "job")
+    assert "\n  name: mine\n" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match="nowhere holds no model"
+    ):  # the prompt was taken: play has a key of the group's name
+        typed(monkeypatch, play.main, "--config-dir", own, "prompt=mine", "model=nowhere", "numbers=[1,2]", "target=3")
+
+
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+    for main in (train.main, data_command.main, entry.main):
+        typed(monkeypatch, main, "--version")
+    lines = capsys.readouterr().out.split()
+    assert len(lines) == 3
+    assert {f'version = "{each}"' for each in lines} <= set((ROOT / "pyproject.toml").read_text("utf-8").splitlines())
+    assert 'version = "0.1.0"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "known"),
+    [
+        ("countdown-zero tr", {"traces", "train"}),
+        ("countdown-zero doctor hardware=h100_", {"hardware=h100_x1", "hardware=h100_x4", "hardware=h100_x8"}),
+        ("countdown-zero evaluate temp", {"temperature="}),
+        ("countdown-zero evaluate topology=", {"topology=colocated", "topology=split"}),
+        ("countdown-zero data preset.targ", {"preset.targets."}),
+    ],
+)
+def test_the_tab_key_completes_in_a_real_shell(tmp_path, line, known):
+    program = tmp_path / "countdown-zero"
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m verl_recipes "$@"\n', encoding="utf-8")
+    program.chmod(0o755)
+    script = (
+        'eval "$(countdown-zero -sc install=bash)"; COMP_LINE=$1 COMP_POINT=${#1}; COMP_WORDS=($1)\n'
+        "COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); hydra_bash_completion; complete -p countdown-zero >&2\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        ["bash", "-c", script, "bash", line], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert set(result.stdout.split()) == known, result.stderr
+    assert "hydra_bash_completion" in result.stderr
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "launch").glob("*.sh"), key=str), ids=lambda path: path.stem)
+def test_a_scripts_help_is_its_story_and_nothing_is_made(script):
+    if script.stem == "common":
+        return
+    result = subprocess.run(["bash", str(script), "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    story = script.read_text(encoding="utf-8").splitlines()[1].removeprefix("# ")
+    assert result.stdout.startswith(story)
+    assert "#!/" not in result.stdout
+
+
+def test_a_small_file_of_ones_own_needs_no_sizes(monkeypatch, capsys, tmp_path):
+    rows = "".join(f'"[{a}, {a + 1}, 3]",{2 * a + 4}\n' for a in range(1, 201))
+    (tmp_path / "mine.csv").write_text(f"nums,target\n{rows}", encoding="utf-8")
+    source = ["source=local", f"source.paths={tmp_path / 'mine.csv'}", f"out={tmp_path / 'data'}"]
+    typed(monkeypatch, data_command.main, *source)
+    made, note = capsys.readouterr().out.splitlines()
+    tests = made.partition(" training and ")[2].partition(" ")[0]
+    assert note == f"test_size=up to 1024: that side has {tests}"
+    with pytest.raises(UserError, match="test_size=1,024, but only"):  # a size that was asked for is kept
+        typed(monkeypatch, data_command.main, *source, "test_size=1024")
