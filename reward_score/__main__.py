@@ -21,7 +21,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +141,19 @@ def show(response: str, ground_truth: Mapping[str, Any], profile: str, options: 
     print(f"reason   {score['reason']}: {explain(response, ground_truth, **options)}")
 
 
+def own_version() -> str:
+    """The version of the installed package; this folder may have been copied without it."""
+    try:
+        return version("countdown-zero")
+    except PackageNotFoundError:
+        return "unknown: countdown-zero is not installed here"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m reward_score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--version", action="version", version=version("countdown-zero"))
+    parser.add_argument("--version", action="version", version=own_version())
     parser.add_argument("source", help="a response, with --numbers and --target; without them a file of JSON lines")
     parser.add_argument("--numbers", type=int, nargs="+", metavar="N")
     parser.add_argument("--target", type=int)
