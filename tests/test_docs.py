@@ -21,6 +21,7 @@ READMES = ["README.md", "README.zh.md"]
 DOCS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))
 OTHERS = ["CHANGELOG.md", "CONTRIBUTING.md", "assets/tiny_base/README.md", "requirements/README.md"]
 FOLDERS = ["configs", "launch", "tests", "benchmarks", "verl_recipes", "reward_score", "assets", "docs", "requirements"]
+FOLDERS += ["learn", "examples"]
 
 
 @pytest.mark.parametrize("name", READMES)
