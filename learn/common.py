@@ -243,7 +243,7 @@ def draw(names: list[str], path: Path) -> Path:
 
 
 def row(name: str) -> str:
-    """A run as a row of the pages' tables: right and tokens at first and at last, and the held-out mean@8."""
+    """A run as a row of the pages' tables: right and tokens at first and at last, and the held-out mean@8 if it was measured."""
     lines = read_curve(name)
     steps, last = [line for line in lines if "step" in line], lines[-1]
     means = [
@@ -251,4 +251,4 @@ def row(name: str) -> str:
         for key in ("acc", "tokens")
     ]
     (first, end), (short, long) = means
-    return f"| `{name}` | {first:.2f} → {end:.2f} | {short:.0f} → {long:.0f} | {last['held_out']:.3f} |"
+    return f"| `{name}` | {first:.2f} → {end:.2f} | {short:.0f} → {long:.0f} | {last.get('held_out', '-')} |"
