@@ -243,7 +243,7 @@ def draw(names: list[str], path: Path) -> Path:
 
 
 def row(name: str) -> str:
-    """A run as a row of the pages' tables: right and tokens at first and at last, and the held-out mean@8 if it was measured."""
+    """A run as a row of the pages' tables: right and tokens, first and last; and the held-out mean@8."""
     lines = read_curve(name)
     steps, last = [line for line in lines if "step" in line], lines[-1]
     means = [
