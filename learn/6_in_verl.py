@@ -9,6 +9,7 @@ What to look at: the curve lies on script 5's, as close as script 5's own seeds 
 """
 
 # %% What can be changed on the command line, and the command
+import os
 import shlex
 import subprocess
 import sys
@@ -25,7 +26,7 @@ o = common.options("6_in_verl", steps=12, seed=0, start=1)
 NAME = o.name.removesuffix("-start=0")
 RUN = RunFolder(common.RUNS / f"{NAME}.verl")
 OVERRIDES = [
-    f"run_dir={quoted(RUN.path.relative_to(common.ROOT))}",
+    f"run_dir={quoted(os.path.relpath(RUN.path, common.ROOT))}",
     f"trainer.total_training_steps={o.steps}",
     f"seed={o.seed}",
     "recipe=tiny",

@@ -251,4 +251,5 @@ def row(name: str) -> str:
         for key in ("acc", "tokens")
     ]
     (first, end), (short, long) = means
-    return f"| `{name}` | {first:.2f} → {end:.2f} | {short:.0f} → {long:.0f} | {last.get('held_out', '-')} |"
+    held_out = f"{last['held_out']:.3f}" if "held_out" in last else "-"
+    return f"| `{name}` | {first:.2f} → {end:.2f} | {short:.0f} → {long:.0f} | {held_out} |"
