@@ -1,8 +1,8 @@
 """python benchmarks/beside.py [steps]: the tiny run by verl, by TRL and by a bare PyTorch loop, one after another.
 
 All have the same model, prompts, samples, lengths, optimizer and reward, and use both cores, so nothing else should
-run. TRL needs the environment that benchmarks/trl_run.py describes. Prints and writes the table of
-benchmarks/beside.md. The 30 steps of the recipe take about fifteen minutes.
+run. TRL needs the environment that benchmarks/trl_run.py describes; the bare loop is learn/4_clip.py with one update.
+Prints and writes the table of benchmarks/beside.md. The 30 steps of the recipe take about fifteen minutes.
 """
 
 import json
@@ -59,7 +59,7 @@ def main(steps: str = "30") -> None:
     runs = {
         "verl, this project": verl(steps),
         "TRL's GRPOTrainer": lines_of([str(python), "benchmarks/trl_run.py", str(RUN), steps]),
-        "bare PyTorch loop": lines_of([sys.executable, "benchmarks/bare_loop.py", f"steps={steps}"]),
+        "bare PyTorch loop": lines_of([sys.executable, "learn/4_clip.py", "updates=1", f"steps={steps}"]),
     }
     # Each training problem occurs once, so this is the accuracy on unseen problems. Three steps are 768 responses.
     limit = statistics.median(line["step_s"] for line in runs["bare PyTorch loop"])

@@ -28,6 +28,7 @@ OTHERS = [
     "requirements/README.md",
 ]
 FOLDERS = ["configs", "launch", "tests", "benchmarks", "verl_recipes", "reward_score", "assets", "docs", "requirements"]
+FOLDERS += ["learn", "examples"]
 
 
 @pytest.mark.parametrize("name", READMES)

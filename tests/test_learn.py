@@ -1,0 +1,137 @@
+"""The path of learn/: every script runs, and what its pages show was recorded."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import ROOT, Command
+
+from data_prep.cli import UserError
+
+LEARN = ROOT / "learn"
+SCRIPTS = sorted(path.stem for path in LEARN.glob("[1-6]_*.py"))
+RECORDED = sorted(path.stem for path in (LEARN / "curves").glob("*.jsonl"))
+SMALL = ["steps=2", "prompts=4", "n=4", "held_out=2"]
+
+
+@pytest.fixture
+def run(monkeypatch, small_data, tmp_path):
+    """Runs a script with options, cell by cell as a notebook does; returns the lines of its curve."""
+    monkeypatch.syspath_prepend(LEARN)
+    import common
+
+    monkeypatch.setattr(common, "RUNS", tmp_path)
+    monkeypatch.setattr(common, "DATA", Path(small_data[0].partition("=")[2]).parent)
+
+    def go(script, *options):
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *options])
+        names = {"__name__": "__main__"}
+        for cell in re.split(r"^(?=# %%)", (LEARN / f"{script}.py").read_text(encoding="utf-8"), flags=re.M):
+            exec(compile(cell, script, "exec"), names)
+        return common.read_curve("-".join([script, *options]))
+
+    return go
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_is_short_opens_with_its_story_and_has_cells(script):
+    text = (LEARN / f"{script}.py").read_text(encoding="utf-8")
+    assert text.startswith(f'"""python learn/{script}.py [key=value ...]: ')
+    assert len(text.splitlines()) < 150
+    assert text.count("\n# %%") >= 3
+
+
+@pytest.mark.slow
+def test_a_script_runs_cell_by_cell_and_leaves_its_curve(run, tmp_path):
+    for script in SCRIPTS[:5]:
+        *steps, last = run(script, *SMALL)
+        assert [line["step"] for line in steps] == [1, 2]
+        assert all(math.isfinite(value) for line in [*steps, last] for value in line.values())
+        assert all(line["gradient_norm"] > 0 for line in steps)
+        assert 0 <= last["held_out"] <= 1
+        assert (tmp_path / f"{'-'.join([script, *SMALL])}.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_without_its_idea_a_script_is_the_one_before(run):
+    """Weights of one update, and no KL: the same samples, and the same gradient but for the rounding."""
+    group, clip = run("3_group", *SMALL), run("4_clip", *SMALL, "updates=1")
+    for before, after in zip(group[:2], clip[:2], strict=True):
+        assert before["tokens"] == after["tokens"]
+        assert before["gradient_norm"] == pytest.approx(after["gradient_norm"], rel=0.01)
+    clip, kl = run("4_clip", *SMALL), run("5_kl", *SMALL, "kl=0.0")
+    assert [line["acc"] for line in clip[:2]] == [line["acc"] for line in kl[:2]]
+    assert clip[1]["gradient_norm"] == pytest.approx(kl[1]["gradient_norm"], rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "paid"),
+    [
+        ("3+4=7 yes</think>\n<answer> 3+4 </answer>", {"countdown": 1.0, "format": 1.0}),
+        ("3-4=7 yes</think>\n<answer> 3-4 </answer>", {"countdown": 0.1, "format": 1.0}),
+        ("3-4=1 no</think>\n<answer>", {"countdown": 0.0, "format": 0.0}),
+    ],
+)
+def test_a_reward_that_can_be_gamed_pays_for_what_it_sees(run, text, paid):
+    import common
+
+    verdict = common.countdown.compute_score("", text, {"numbers": [3, 4], "target": 7})
+    assert {name: common.REWARDS[name](verdict, []) for name in paid} == paid
+    assert common.REWARDS["length"](verdict, [0] * common.LONGEST) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("rate=1", "no such key"), ("steps=x", "steps=12"), ("n=1", "2 or more"), ("reward=none", "no such reward")],
+)
+def test_a_wrong_option_is_one_line(run, option, message):
+    with pytest.raises(UserError, match=message):
+        run("3_group", option)
+
+
+def test_the_last_script_points_every_setting_of_the_one_before_at_verls_configuration(run, capsys):
+    run("6_in_verl", "start=0")
+    *rows, command = capsys.readouterr().out.splitlines()
+    said = dict(re.findall(r"^    (\w+)=([^,\n]+),", (LEARN / "5_kl.py").read_text(encoding="utf-8"), re.M))
+    shown = dict(match.groups() for row in rows if (match := re.match(r"5_kl.py:\d+ +(\w+)=\S+, +(\S+ = .+)", row)))
+    assert shown.keys() == said.keys() - {"held_out"}
+    for name, value in said.items():
+        if name not in ("held_out", "reward", "updates"):  # 8 prompts an update are 4 updates of 32
+            assert float(shown[name].partition(" = ")[2]) == float(value)
+    assert command.startswith("python -m verl_recipes.train ")
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_pages_show_each_recorded_run(run, name):
+    import common
+
+    for language in ("", "zh/"):
+        pages = (ROOT / "docs" / language / "learn").glob("*.md")
+        assert any(f"\n{common.row(name)}\n" in page.read_text(encoding="utf-8") for page in pages), common.row(name)
+
+
+def test_the_recorded_curve_of_verl_ends_within_noise_of_the_last_scripts(run):
+    """Three standard errors of a difference: of 768 responses in three steps, of 1,024 and 2,048 held-out responses."""
+    import common
+
+    (*ours, held_out), (*verls, verls_held_out) = common.read_curve("5_kl"), common.read_curve("6_in_verl")
+    assert len(ours) == len(verls)
+    ends = [sum(line["acc"] for line in lines[-common.WINDOW :]) / common.WINDOW for lines in (ours, verls)]
+    assert abs(ends[0] - ends[1]) < 3 * math.sqrt(0.25 * 2 / 768)
+    assert abs(held_out["held_out"] - verls_held_out["held_out"]) < 3 * math.sqrt(0.25 / 1024 + 0.25 / 2048)
+
+
+@pytest.mark.long
+@pytest.mark.end_to_end
+def test_the_last_script_trains_in_verl():
+    subprocess.run([sys.executable, "-m", "data_prep"], cwd=ROOT, check=True)
+    command = Command(sys.executable, "learn/6_in_verl.py", "steps=2")
+    assert command.wait() == 0, command.output
+    *steps, last = [json.loads(line) for line in command.output.splitlines() if line.startswith('{"')]
+    assert [line["step"] for line in steps] == [1, 2]
+    assert 0 < last["held_out"] < 1
