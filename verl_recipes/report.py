@@ -23,7 +23,7 @@ from pydantic import Field
 
 from data_prep.cli import Checked, Integer, Positive, Text, UserError, command, quoted
 from verl_recipes.reporting.page import write_report
-from verl_recipes.reporting.watch import EVERY, serve, watch
+from verl_recipes.reporting.watch import EVERY, HOST, serve, watch
 
 
 class ReportKeys(Checked):
@@ -52,10 +52,10 @@ def report(cfg: Any) -> None:
         return write_report(folders, out, price, cfg.currency, refresh)
 
     try:
-        print(make(EVERY if cfg.serve else 0))
+        print(make(EVERY if cfg.serve or cfg.watch else 0))
         if cfg.serve:
             server = serve(out, cfg.port)
-            print(f"http://{server.server_address[0]}:{server.server_port}/    (Ctrl-C ends it)", flush=True)
+            print(f"http://{HOST}:{server.server_port}/    (Ctrl-C ends it)", flush=True)
         if cfg.serve or cfg.watch:
             watch(folders, make)
         while cfg.serve:

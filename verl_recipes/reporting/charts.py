@@ -1,4 +1,4 @@
-"""The charts of a report: which metrics each shows, in which words, and what is said instead where nothing is to see."""
+"""The charts of a report: which metrics each shows, in which words, and what is said where nothing is to see."""
 
 import json
 import math
@@ -54,55 +54,55 @@ DEGENERATE = {
     "reward/identical": "same response to another prompt",
     "reward/repeated": "repeats itself",
 }
+PARTS_ELSEWHERE = ("reward/*/*", "reward/score", "reward/reward_score", "reward/truncated", *DEGENERATE)
+PARTS = {"reward/acc": "right", "reward/format": "well formed"} | dict.fromkeys(PARTS_ELSEWHERE, "-") | {"reward/*": ""}
+KL = {
+    "actor/kl_loss": "from the base model, in the loss",
+    "actor/reward_kl_penalty": "from the base model, in the reward",
+    "actor/ppo_kl": "from the policy before the update",
+    "rollout_corr/kl": "of trainer from rollout engine",
+}
+SECONDS = {
+    "timing_s/step": "whole step",
+    "timing_s/gen": "writing responses",
+    "timing_s/update_actor": "updating the policy",
+    "timing_s/update_weights": "weights to the rollout engine",
+    "timing_s/old_log_prob": "log-probabilities",
+    "timing_s/adv": "advantages",
+    "timing_s/ref": "log-probabilities of the base model",
+    "timing_s/save_checkpoint": "saving a checkpoint",
+    "timing_s/update_critic": "updating the model of values",
+    "timing_s/values": "values",
+    "timing_s/testing": "test",
+    "timing_s/*": "",
+}
+REWARD = {"reward/score|critic/score/mean": "reward", "reward/reward_score": "before the penalty for length"}
+WRONG = {f"reward/reason/{name}": words for name, words in REASONS.items()} | {"reward/reason/*": ""}
+AGREEMENT = ("Disagreement of rollout engine and trainer", "1 - correlation", "agreement")
 CHARTS = [
-    Chart(
-        "Reward in training", "points", "reward",
-        {"reward/score|critic/score/mean": "reward", "reward/reward_score": "before the penalty for length"},
-    ),
-    Chart(
-        "Parts of the reward", OF_100, "well_formed",
-        {"reward/acc": "right", "reward/format": "well formed",
-         **dict.fromkeys(("reward/*/*", "reward/score", "reward/reward_score", "reward/truncated", *DEGENERATE), "-"),
-         "reward/*": ""}, 100,
-    ),
-    Chart(
-        "Why answers are wrong", OF_100, "reasons",
-        {f"reward/reason/{name}": words for name, words in REASONS.items()} | {"reward/reason/*": ""}, 100,
-    ),
+    Chart("Reward in training", "points", "reward", REWARD),
+    Chart("Parts of the reward", OF_100, "well_formed", PARTS, 100),
+    Chart("Why answers are wrong", OF_100, "reasons", WRONG, 100),
     Chart("Response length", "tokens", "response_tokens", {"response_length/mean": "mean length"}),
     Chart("Responses cut off", OF_100, "truncated", {"response_length/clip_ratio": "cut off"}, 100),
-    Chart(
-        "Groups without signal, degenerate output", "of 100", "without_signal", DEGENERATE, 100,
-    ),
-    Chart(
-        "KL divergence", "nats a token", "kl",
-        {"actor/kl_loss": "from the base model, in the loss", "actor/reward_kl_penalty": "from the base model, in the reward",
-         "actor/ppo_kl": "from the policy before the update", "rollout_corr/kl": "of trainer from rollout engine"},
-        floor=1e-6,
-    ),
+    Chart("Groups without signal, degenerate output", "of 100", "without_signal", DEGENERATE, 100),
+    Chart("KL divergence", "nats a token", "kl", KL, floor=1e-6),
     Chart("Entropy", "nats", "entropy", {"actor/entropy|actor/entropy_loss": "entropy"}),
     Chart("Gradient norm", "norm", "gradient", {"actor/grad_norm": "policy", "critic/grad_norm": "model of values"}),
     Chart("Throughput", "tokens a second and device", "throughput", {"perf/throughput": "throughput"}),
-    Chart(
-        "Seconds of a step", "seconds", "parts_of_step",
-        {"timing_s/step": "whole step", "timing_s/gen": "writing responses", "timing_s/update_actor": "updating the policy",
-         "timing_s/update_weights": "weights to the rollout engine", "timing_s/old_log_prob": "log-probabilities",
-         "timing_s/adv": "advantages", "timing_s/ref": "log-probabilities of the base model",
-         "timing_s/save_checkpoint": "saving a checkpoint", "timing_s/update_critic": "updating the model of values",
-         "timing_s/values": "values", "timing_s/testing": "test", "timing_s/*": ""},
-    ),
-    Chart("Disagreement of rollout engine and trainer", "1 - correlation", "agreement", {"|".join(DISAGREEMENT): "disagreement"}, floor=1e-6),
-]  # fmt: skip
+    Chart("Seconds of a step", "seconds", "parts_of_step", SECONDS),
+    Chart(*AGREEMENT, {"|".join(DISAGREEMENT): "disagreement"}, floor=1e-6),
+]
+TRIED = {"candidates": "tried", "repeats": "of them tried before"}
+SHOWN = dict(zip(BEHAVIOURS, ("verification", "backtracking", "setting subgoals", "working backwards"), strict=True))
+BROKEN = {"language_mixing": "words in another language", "repetition": "ends in repetition"}
 BEHAVIOUR_CHARTS = [
-    Chart("Equations tried", "mean count a response", "equations_tried", {"candidates": "tried", "repeats": "of them tried before"}),
-    Chart(
-        "Behaviours", OF_100, "behaviours",
-        dict(zip(BEHAVIOURS, ("verification", "backtracking", "setting subgoals", "working backwards"), strict=True)), 100,
-    ),
+    Chart("Equations tried", "mean count a response", "equations_tried", TRIED),
+    Chart("Behaviours", OF_100, "behaviours", SHOWN, 100),
     Chart("True arithmetic", "of 100 equations", "true_arithmetic", {"true arithmetic": "true"}, 100),
-    Chart("Broken language", "of 100", "degenerate", {"language_mixing": "words in another language", "repetition": "ends in repetition"}, 100),
-]  # fmt: skip
-RIGHT = Chart("Right answers", OF_100, "first_try", {"test": "test problems", "train": "training"}, 100)
+    Chart("Broken language", "of 100", "degenerate", BROKEN, 100),
+]
+RIGHT = Chart("Right answers", OF_100, "first_try", {}, 100)
 
 # Keys that differ between two seeds of one recipe: the seeds, what the run is called, and how the command was started.
 OF_ONE_RUN = re.compile(r"name|run_dir|fresh|force|plan\..+|(.+\.)?experiment_name|(.+[._])?seed")
@@ -131,29 +131,28 @@ def thin(points: Curve) -> list[list[float]]:
     return [[step for step, _ in chosen], [float(f"{value:.6g}") for _, value in chosen]]
 
 
+def matches(name: str, pattern: str) -> bool:
+    """Whether a name matches one of the alternatives of a pattern."""
+    return any(fnmatchcase(name, each) for each in pattern.split("|"))
+
+
 def chosen_names(lines: dict[str, str], names: Iterable[str]) -> dict[str, int]:
-    """The names that match a pattern of a chart, each with the place of its colour."""
-    names, excluded = sorted(names), [pattern for pattern, words in lines.items() if words == "-"]
-    patterns, wanted = [pattern for pattern, words in lines.items() if words != "-"], dict[str, int]()
-    for place, pattern in enumerate(patterns):
-        matches = ([name for name in names if fnmatchcase(name, each)] for each in pattern.split("|"))
-        fresh = [name for name in next(filter(None, matches), []) if name not in wanted]
-        barred = excluded if words_of(lines, pattern) == "" else []
-        allowed = [name for name in fresh if not any(fnmatchcase(name, each) for each in barred)]
-        wanted |= {name: place + i for i, name in enumerate(allowed)}
-    return wanted
-
-
-def words_of(lines: dict[str, str], name: str) -> str:
-    """The words of the pattern that names a metric; "" if it has none."""
-    if name in lines:
-        return lines[name]
-    return next((words for pattern, words in lines.items() if words != "-" and any(fnmatchcase(name, each) for each in pattern.split("|"))), "")  # fmt: skip
+    """The names that a chart shows, each with the place of its colour."""
+    barred = [pattern for pattern, words in lines.items() if words == "-"]
+    chosen = dict[str, int]()
+    for place, (pattern, words) in enumerate(each for each in lines.items() if each[1] != "-"):
+        found = ([name for name in sorted(names) if fnmatchcase(name, each)] for each in pattern.split("|"))
+        fresh = [name for name in next(filter(None, found), []) if name not in chosen]
+        if not words:  # all the rest
+            fresh = [name for name in fresh if not any(matches(name, each) for each in barred)]
+        chosen |= {name: place + i for i, name in enumerate(fresh)}
+    return chosen
 
 
 def label(lines: dict[str, str], name: str) -> str:
-    """What a reader sees as the name of a metric."""
-    return words_of(lines, name) or name.rpartition("/")[2].replace("_", " ")
+    """What a reader sees as the name of a metric: its words, or the last part of the name."""
+    found = (words for pattern, words in lines.items() if words not in ("", "-") and matches(name, pattern))
+    return next(found, name.rpartition("/")[2].replace("_", " "))
 
 
 def line(curves: Sequence[Curve], scale: float = 1) -> dict[str, list[float]]:
@@ -261,7 +260,8 @@ def of_right(runs: Sequence[Run]) -> dict[str, Any]:
             if any(figures):
                 words = "in training" if name == "train" else "test problems" if len(sets) == 1 else f"test: {name}"
                 about = {"name": name, "label": words, "colour": 0 if name == "train" else 1 + sets.index(name)}
-                about |= {"group": group, "run": label_of(members) if len(runs) > 1 else "", "test": name != "train", "look": None}
+                about |= {"group": group, "run": label_of(members) if len(runs) > 1 else ""}
+                about |= {"test": name != "train", "look": None}
                 means = [{step: each[0] for step, each in of_run.items()} for of_run in figures]
                 one = len(members) == 1
                 lines.append(about | (with_interval(figures[0], chart.scale) if one else line(means, chart.scale)))

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
-from matplotlib.figure import Figure  # slow to import, so this module is imported late; unlike pyplot it needs no screen
+from matplotlib.figure import (
+    Figure,
+)  # slow to import, so this module is imported late; unlike pyplot it needs no screen
+from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +24,7 @@ COLOURS = ("#2a6fb0", "#c8610a", "#1b8557", "#a8418a", "#7d7300", "#c0362f", "#6
 DASHES = ("-", "--", ":", "-.")
 INK, GRID = "#1c1e21", "#d0d4da"
 FEW = 40  # points of a line whose points are shown
-POINT = {"fmt": "o", "markersize": 5, "capsize": 3, "linewidth": 1.4, "zorder": 3}
+POINT: dict[str, Any] = {"fmt": "o", "markersize": 5, "capsize": 3, "linewidth": 1.4, "zorder": 3}
 
 
 def looks(chart: dict[str, Any], line: dict[str, Any]) -> tuple[int, int]:
@@ -57,7 +60,7 @@ def plot(axis: "Axes", chart: dict[str, Any]) -> None:
     axis.tick_params(length=0, labelsize=8.5, colors=INK)
     axis.set_axisbelow(True)
     axis.margins(x=0.02)
-    axis.xaxis.get_major_locator().set_params(integer=True, nbins=6)
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if all(value >= 0 for line in chart["lines"] for value in line.get("low", line["y"])):
         axis.set_ylim(0)
 
@@ -86,7 +89,7 @@ def svg(chart: dict[str, Any], number: int, size: tuple[float, float]) -> dict[s
 
 
 def for_page(text: str, number: int) -> str:
-    """matplotlib's SVG without what the page sets (fonts, sizes, ids that nothing names), and with the page's colours."""
+    """matplotlib's SVG with the page's colours, and without fonts, sizes, and ids that nothing names."""
     (view,) = re.findall(r'viewBox="([\d .]+)"', text)
     body = re.search(r"<svg[^>]*>(.*)</svg>", text, re.S)
     assert body

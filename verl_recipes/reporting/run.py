@@ -102,10 +102,17 @@ def behaviour_means(rows: Sequence[Row]) -> dict[str, float]:
     return means | shares | true
 
 
+def as_read(row: Row) -> Row:
+    """A row with the part of its response that is searched."""
+    response = row.get("response")
+    return {**row, "response": response[:READ]} if isinstance(response, str) and len(response) > READ else row
+
+
 def evaluation_figures(groups: Groups) -> PerProblem:
     """The figures of an evaluation for the headline, at each problem."""
     n = least_samples(groups.values())
-    return accuracies(groups, n, {n} - {1}) | shape(groups) | mean_candidates(groups)
+    read = {key: [as_read(row) for row in rows] for key, rows in groups.items()}
+    return accuracies(groups, n, {n} - {1}) | shape(groups) | mean_candidates(read)
 
 
 def main_figure(groups: Groups) -> PerProblem:

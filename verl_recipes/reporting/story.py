@@ -8,7 +8,7 @@ from typing import Any
 from verl_recipes.measure.evaluation import candidates
 from verl_recipes.measure.intervals import figure
 from verl_recipes.measure.problems import Key, Row, finite, numbers_and_target
-from verl_recipes.reporting.run import Run, gains, marked
+from verl_recipes.reporting.run import Run, as_read, gains, marked
 
 Pair = tuple[Mapping[Key, float], Mapping[Key, float]]
 LESS, MORE = 0.8, 1.25  # a ratio between them is no change worth a sentence
@@ -100,15 +100,14 @@ def example(run: Run) -> dict[str, Any] | None:
         return None
     before, after = run.evaluations
     both = [(before[key][0], after[key][0]) for key in before if key in after and numbers_and_target(before[key][0])]
-    turned = [pair for pair in both if finite(pair[0].get("acc")) == 0 and finite(pair[1].get("acc")) == 1]
+    turned = [pair for pair in both if [finite(row.get("acc")) for row in pair] == [0, 1]]
     if not both:
         return None
-    usual = [fmean(each.get("candidates", {0: 0.0}).values() or [0.0]) for each in run.figures]
+    usual = [fmean(each.get("candidates", {}).values() or [0.0]) for each in run.figures]
 
     def distance(pair: tuple[Row, Row]) -> float:
-        return sum(
-            abs(math.log((1 + (candidates(row) or 0)) / (1 + mean))) for row, mean in zip(pair, usual, strict=True)
-        )
+        tried = [candidates(as_read(row)) or 0 for row in pair]
+        return sum(abs(math.log((1 + one) / (1 + mean))) for one, mean in zip(tried, usual, strict=True))
 
     chosen = min(turned or both, key=distance)
     problem = numbers_and_target(chosen[0])

@@ -10,7 +10,8 @@ from threading import Thread
 from data_prep.cli import UserError
 from verl_recipes.run.folder import RunFolder
 
-EVERY = 15  # seconds between two looks, and after which a browser loads the page again
+EVERY = 15  # seconds between two looks at least, and after which a browser loads the page again
+IDLE = 10  # times as long as making the page takes, nothing is done: the run needs the machine
 HOST = "127.0.0.1"  # no other machine reaches it
 
 
@@ -32,12 +33,13 @@ def watch(folders: Sequence[Path], make: Callable[[int], Path]) -> None:
     Args:
         make: writes the page, given the seconds after which a browser loads it again.
     """
-    seen = None
+    seen, took = None, 0.0
     while go_on(folders):
         if (now := trace(folders)) != seen:
-            seen = now
+            seen, began = now, time.monotonic()
             make(EVERY)
-        time.sleep(EVERY)
+            took = time.monotonic() - began
+        time.sleep(max(EVERY, IDLE * took))
     make(0)
 
 
