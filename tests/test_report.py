@@ -300,7 +300,7 @@ def test_hostile_text_is_shown_as_text(tmp_path, visit):
     assert "⟨U+202E⟩right⟨U+202C⟩" in "".join(texts)
     assert "lone ⟨U+D800⟩ and ⟨U+DFFF⟩ and a pair \U0001f600" in texts
     assert sum("994,000 characters left out" in text for text in texts) == 1
-    assert len((run / "report.html").read_bytes()) < 8_000_000
+    assert len((run / "report.html").read_bytes()) < 2_000_000
     assert evil in page.locator("#setup ~ details, section[aria-labelledby=setup]").first.inner_text()
 
 
@@ -364,13 +364,13 @@ def make_large_run(run):
     return run
 
 
-def test_a_hundred_thousand_samples_stay_under_20_megabytes_and_the_page_says_that_it_samples(
+def test_a_hundred_thousand_samples_stay_under_7_megabytes_and_the_page_says_that_it_samples(
     tmp_path, visit, monkeypatch
 ):
     monkeypatch.setattr("verl_recipes.reporting.run.BEHAVIOUR_ROWS", 4)  # most of the time, and no part of the size
     run = make_large_run(tmp_path / "run")
     path = write_report([run], run / "report.html")
-    assert path.stat().st_size < 20_000_000
+    assert path.stat().st_size < 7_000_000
     page = visit(path)
     shown = re.search(r"(\d+) of 100072 samples are on this page", page.locator("body").inner_text())
     assert 1000 < int(shown[1]) < PAGE_BYTES / 1000
