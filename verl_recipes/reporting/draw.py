@@ -60,7 +60,7 @@ def plot(axis: "Axes", chart: dict[str, Any]) -> None:
     axis.tick_params(length=0, labelsize=8.5, colors=INK)
     axis.set_axisbelow(True)
     axis.margins(x=0.02)
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     if all(value >= 0 for line in chart["lines"] for value in line.get("low", line["y"])):
         axis.set_ylim(0)
 

@@ -220,6 +220,8 @@ class Run:
         times = [at for each in began if (at := finite(each.get("time"))) is not None]
         self.began = time.strftime("%-d %B %Y, %H:%M", time.localtime(times[0])) if times else ""
         self.seconds = finite(lookup(self.summary, "seconds.total"))
+        described = str(self.summary.get("git_commit") or "")
+        self.commit, self.changed = described.removesuffix("-dirty"), described.endswith("-dirty")
         parts = self.summary.get("goodput")
         self.goodput: dict[str, float] = parts if isinstance(parts, dict) and "share" in parts else {}
         if None in map(finite, self.goodput.values()):
