@@ -102,7 +102,12 @@ def test_every_chart_is_drawn_and_has_its_table(plain):
     assert len(counts) >= 13
     assert all(drawn >= legends == lines > 0 for drawn, legends, lines in counts)
     page.get_by_text("Table: Reward in training").click()
-    assert page.locator("figure:has-text('Reward in training') table").inner_text().split()[:4] == ["step", "reward", "1", "0.1"]
+    assert page.locator("figure:has-text('Reward in training') table").inner_text().split()[:4] == [
+        "step",
+        "reward",
+        "1",
+        "0.1",
+    ]
 
 
 def test_the_pointer_reads_the_values_of_a_step(plain):

@@ -139,7 +139,9 @@ def hardware(gpu: bool) -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     names = [row[0] for row in nvidia_smi()[1]] if gpu else []
     cards = [f"{names.count(name)} × {name}" for name in dict.fromkeys(names)]
-    return ", ".join([*cards, f"{cores} cores of {model[1] if model else platform.machine()}", f"{memory:.0f} GiB of memory"])
+    return ", ".join(
+        [*cards, f"{cores} cores of {model[1] if model else platform.machine()}", f"{memory:.0f} GiB of memory"]
+    )
 
 
 def driver(gpu: bool, **_: Any) -> Iterator[Line]:
