@@ -62,13 +62,13 @@ for (const figure of figures) {
 }
 
 // A link to a part opens it.
-function open() {
+function reveal() {
   const part = location.hash && document.getElementById(location.hash.slice(1))?.closest("details.part");
   if (part) part.open = true;
 }
-addEventListener("hashchange", open);
-document.querySelector("nav").addEventListener("click", () => setTimeout(open));
-open();
+addEventListener("hashchange", reveal);
+document.querySelector("nav").addEventListener("click", () => setTimeout(reveal));
+reveal();
 
 // Control characters and those that turn the direction of text are shown by their code, so that no response can hide one.
 const visible = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]/gu,
