@@ -6,6 +6,9 @@ all figures with intervals, every curve, behaviours over the steps, a browser of
 sheet, cost, and the command that repeats the run. It also works while a run goes on or after it was killed, and says
 what is missing. Several seeds of one recipe are drawn as one line with a band from the least to the most.
 
+    python -m verl_recipes.report runs/tiny-seed0 serve=true
+    python -m verl_recipes.report runs/tiny-seed0 runs/tiny-seed1 out=two.html
+
 `watch=true` makes the page again whenever the run has done something, until it ends; the page refreshes itself.
 `serve=true` does the same and serves the page to this machine alone; the address is printed, and Ctrl-C ends it.
 

@@ -1,7 +1,12 @@
 """python -m verl_recipes.runs [folder=runs]: the runs of a folder with their figures, one line a run.
 
 Right answers before and after training are of 100 at the first try on the test problems (mean@n), and the gain is their
-difference. Seeds of one recipe have their mean below them, with the least and the most. Runs that go on, or were ended
+difference.
+
+    python -m verl_recipes.runs
+    python -m verl_recipes.runs folder=/data/runs
+
+Seeds of one recipe have their mean below them, with the least and the most. Runs that go on, or were ended
 early, are listed with what there is. Only the small files of a run are read; `python -m verl_recipes.report RUN RUN
 out=both.html` draws the same runs on one page.
 """
