@@ -18,6 +18,7 @@ from data_prep.steps import problem_hash
 Array = NDArray[Any]
 
 DIFFICULTY_STEP = 0.25
+BINS = 25  # of a picture of many values
 
 
 class Portrait:
@@ -182,31 +183,48 @@ def solution_rows(sets: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def edges_of(values: list[float], step: float) -> Array:
+    """Edges of bins: one a value if there are few, else BINS of equal width, or of equal ratio over more than 1,000."""
+    low, high = min(values), max(values)
+    if (high - low) / step < 2 * BINS:
+        return np.arange(low - step / 2, high + step, step)
+    if low > 0 and high / low > 1000:
+        return np.geomspace(low, high + 1, BINS + 1)
+    return np.linspace(low - step / 2, high + step / 2, BINS + 1)
+
+
 def draw(sets: dict[str, Any], path: Path) -> None:
     """Numbers, targets, solutions and difficulty of the sets, as a picture."""
     from matplotlib.figure import Figure
 
+    solved = {name: summary["solver"] or {} for name, summary in sets.items()}
+    panels = {
+        "Given numbers": {name: summary["numbers"] for name, summary in sets.items()},
+        "Targets": {name: summary["targets"] for name, summary in sets.items()},
+        "Solutions of a problem (to 50)": {
+            name: {n: k for n, k in solver.get("solutions", {}).items() if n <= 50} for name, solver in solved.items()
+        },
+        "Difficulty: blind tries until it is solved, as a power of ten": {
+            name: {float(step): k for step, k in solver.get("difficulty", {}).items()}
+            for name, solver in solved.items()
+        },
+    }
     figure = Figure(figsize=(10, 6))
-    axes = figure.subplots(2, 2)
-    figure.subplots_adjust(0.07, 0.06, 0.98, 0.95, 0.14, 0.24)  # a layout engine would take longer than all the rest
-    for name, summary in sets.items():
-        solver = summary["solver"] or {}
-        panels = (
-            ("numbers", summary["numbers"]),
-            ("targets", summary["targets"]),
-            ("solutions", {n: k for n, k in solver.get("solutions", {}).items() if n <= 50}),
-            ("difficulty", {float(step): k for step, k in solver.get("difficulty", {}).items()}),
-        )
-        for axis, (title, histogram) in zip(axes.flat, panels, strict=True):
-            total = sum(histogram.values())
-            axis.plot(list(histogram), [k / total for k in histogram.values()], drawstyle="steps-mid", label=name)
-            axis.set_title({"solutions": "solutions (to 50)"}.get(title, title))
-    for axis in axes[0]:
-        axis.set_xscale("log")
-        axis.minorticks_off()
-    axes[0, 0].set_ylabel("share")
-    axes[1, 0].set_ylabel("share")
-    axes[1, 1].legend(fontsize="small")
+    figure.subplots_adjust(0.06, 0.06, 0.98, 0.94, 0.14, 0.3)  # a layout engine would take longer than all the rest
+    for axis, (title, histograms) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        values = [value for histogram in histograms.values() for value in histogram]
+        edges = edges_of(values, DIFFICULTY_STEP if "Difficulty" in title else 1) if values else np.arange(2.0)
+        for name, histogram in histograms.items():
+            counts, _ = np.histogram(list(histogram), edges, weights=list(histogram.values()))
+            if histogram:
+                axis.stairs(100 * counts / counts.sum(), edges, label=name, linewidth=1.5)
+        axis.set_title(title, fontsize=10)
+        axis.set_xscale("log" if values and np.ptp(np.diff(edges)) > 1 else "linear")
+        axis.set_ylim(0)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in figure.axes[::2]:
+        axis.set_ylabel("% of the set")
+    figure.axes[1].legend(fontsize="small", frameon=False)
     figure.savefig(path, dpi=100, metadata={"Software": None})
 
 

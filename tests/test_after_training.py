@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 from configurations import compose
@@ -95,3 +96,13 @@ def test_a_name_with_brackets_is_shown_as_it_is(run, capsys):
     assert NAME in console.export_text()
     assert json.loads(run.summary.read_text(encoding="utf-8"))["name"] == NAME
     assert NAME in run.report.read_text(encoding="utf-8")
+
+
+def test_a_machine_without_matplotlib_lacks_the_pictures_alone(run, monkeypatch):
+    cfg, run = run
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "verl_recipes.reporting.draw", raising=False)
+    whole, said = finish(cfg, run)
+    assert whole
+    assert said.count("matplotlib is not installed") == 1
+    assert {name for name in STAGES.values() if (run.path / name).exists()} == {*STAGES.values()} - {"curves.png"}

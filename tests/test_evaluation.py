@@ -210,6 +210,9 @@ def test_the_model_card_is_filled_from_the_run(exported):
     assert "| precision of this export | bfloat16 |" in card
     assert "train.parquet 64" in card
     assert "{{" not in card
+    assert "{'" not in card
+    assert "['" not in card
+    assert "license: apache-2.0" in card.split("---")[1]
     assert "None" not in card.split("## Data")[1]
 
 

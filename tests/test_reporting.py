@@ -1,19 +1,28 @@
 """What a report and the picture of a run are made from, and the command, without a browser."""
 
+import fcntl
 import json
+import re
 import shutil
 import sys
+import urllib.error
+import urllib.request
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.cli import UserError
-from verl_recipes import report
+from verl_recipes import report, runs
+from verl_recipes.reporting import watch as watching
 from verl_recipes.reporting.charts import charts, recipe_of
 from verl_recipes.reporting.curves import draw
 from verl_recipes.reporting.page import PAGE_BYTES, as_script_data, write_report
 from verl_recipes.reporting.run import Run, marked
+from verl_recipes.reporting.story import example, story
+from verl_recipes.reporting.terms import PAGES, terms
+from verl_recipes.reporting.terms import page as glossary
+from verl_recipes.run.folder import RunFolder, append_line
 
 THOUGHTS = ["11+18=29,29-25=4 no\n18-11=7,7*25=175 yes", "11*18=190,190-25=165 no", "先凑出7：18-11=7，7*25=175，对了"]
 
@@ -35,10 +44,13 @@ def sample(step, problem, i, response=None):
     }
 
 
-def write_samples(run, split, step, rows):
-    path = run / "samples" / split / f"{step}.jsonl"
+def write_lines(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_samples(run, split, step, rows):
+    write_lines(run / "samples" / split / f"{step}.jsonl", rows)
 
 
 def make_run(run, steps=6, seed=0, **config):
@@ -155,7 +167,7 @@ def test_the_lines_of_a_chart_are_runs_and_bands_of_seeds(tmp_path):
     runs += [make_run(tmp_path / place / "same", steps=2) for place in "ab"]
     for run in runs[-2:]:
         (run / "config.yaml").unlink()  # two folders of one name, of which nothing else is known
-    lines = charts([run_of(run) for run in runs], [])[1]["lines"]
+    lines = charts([run_of(run) for run in runs], [])[0]["lines"]
     assert [line["run"] for line in lines] == ["grpo-seed0 and 1 more seeds", "rloo-seed0", "same", "same"]
     assert ["low" in line for line in lines] == [True, False, False, False]
 
@@ -167,7 +179,7 @@ def test_a_reward_without_a_verdict_has_a_report_that_says_so(tmp_path):
         kept = [{key: row[key] for key in row.keys() - {"acc", "format", "reason"}} for row in rows]
         write_samples(run, path.parent.name, path.stem, kept)
     read = run_of(run)
-    assert [row[0] for row in read.headline] == ["reward", "truncated", "response tokens"]
+    assert [row[0] for row in read.headline] == ["reward", "truncated", "response tokens", "candidates"]
     assert {sample["right"] for sample in read.samples} == {None}
     page = write_report([run], run / "report.html").read_text("utf-8")
     for name in ("acc", "format", "reason"):
@@ -195,8 +207,8 @@ def test_the_headline_is_right_for_samples_in_any_order_and_for_some_more_of_one
     rows.append(sample(0, 0, 1) | {"acc": 0.0})  # the first problem four times, one of them right
     write_samples(run, "validation", 0, reversed(rows))
     headline = {row[0]: row[1] for row in run_of(run).headline}
-    assert headline["mean@3"].startswith(f"{(1 / 4 + 1 / 3) / 2:.3f}")
-    assert headline["pass@3"].startswith(f"{(3 / 4 + 1) / 2:.3f}")
+    assert headline["mean@3"].startswith(f"{100 * (1 / 4 + 1 / 3) / 2:.1f} ")
+    assert headline["pass@3"].startswith(f"{100 * (3 / 4 + 1) / 2:.1f} ")
 
 
 def test_a_problem_of_two_test_sets_has_two_names_on_the_page(tmp_path):
@@ -205,6 +217,176 @@ def test_a_problem_of_two_test_sets_has_two_names_on_the_page(tmp_path):
     write_samples(run, "validation", 0, rows)
     shown = {row["problem"] for row in run_of(run).samples if row["split"] == "validation" and row["step"] == 0}
     assert shown == {"[11, 18, 25] → 170 (test, a)", "[11, 18, 25] → 170 (test, b)", "[11, 18, 25] → 171 (test, b)"}
+
+
+def turned(run, before, after):
+    """Give a run two tests whose responses are right at these shares of its problems."""
+    for step, right in ((0, before), (2, after)):
+        rows = [sample(step, problem, 0) | {"acc": float(problem < right)} for problem in range(100)]
+        write_samples(run, "validation", step, rows)
+    return run_of(run)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sentence"),
+    [
+        (22, 58, "From 22 to 58 of 100 test problems right after 2 steps of training."),
+        (50, 51, "From 50 to 51 of 100 test problems right after 2 steps of training: no difference"),
+        (58, 22, "From 58 to 22 of 100 test problems right after 2 steps of training: the model got worse."),
+        (40, 40, "40 of 100 test problems right after 2 steps of training: no difference"),
+    ],
+)
+def test_the_first_sentence_says_what_the_tests_say_and_no_more(tmp_path, before, after, sentence):
+    (said, *_), sure = story(turned(make_run(tmp_path / "run", steps=2), before, after))
+    assert said.startswith(sentence)
+    assert "over 100 problems" in sure
+
+
+def test_the_shown_problem_became_right_if_one_did(tmp_path):
+    shown = example(turned(make_run(tmp_path / "run", steps=2), 22, 58))
+    assert shown["turned"]
+    assert [side["right"] for side in shown["sides"]] == [False, True]
+    assert 170 + 22 <= shown["target"] < 170 + 58
+    assert not example(turned(make_run(tmp_path / "worse", steps=2), 58, 22))["turned"]
+
+
+def test_a_run_that_was_killed_tells_how_far_it_came(tmp_path):
+    run = make_run(tmp_path / "run", steps=4)
+    killed(run)
+    (run / "samples" / "validation" / "4.jsonl").unlink()
+    sentences, sure = story(run_of(run))
+    assert sentences[0] == "The run ended early: 1 of 4 steps are done."
+    assert sentences[1].startswith("Before training the model got ")
+    assert sure.startswith("95% interval of the test")
+    assert [len(row) for row in run_of(run).headline] == [2] * len(run_of(run).headline)  # no gain, and no step twice
+
+
+def test_what_is_rounding_or_nothing_or_one_point_is_said_and_not_drawn(tmp_path):
+    run = make_run(tmp_path / "run", steps=3)
+    lines = [json.loads(each) for each in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    for line in lines[1:]:
+        line["data"] |= {"actor/kl_loss": -5e-9, "training/rollout_actor_probs_pearson_corr": 1 - 1.6e-12}
+        line["data"] |= {"response_length/clip_ratio": 0.0, "actor/grad_norm": float("nan")}
+    lines[2]["data"]["actor/grad_norm"] = 0.25
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found = {chart["title"]: chart for chart in charts([run_of(run)], [])}
+    said = {
+        "KL divergence": "from the base model, in the loss: 0 at every step (below 0.000001, which is rounding)",
+        "Disagreement of rollout engine and trainer": "rollout engine and trainer agree to 11 digits at every step",
+        "Responses cut off": "cut off: 0 at every step",
+        "Gradient norm": "policy: 0.25 at step 2, the only value",
+    }
+    for title, sentence in said.items():
+        assert (found[title]["lines"], found[title]["said"]) == ([], [sentence])
+
+
+def test_a_reader_sees_words_and_always_the_same_colours(tmp_path):
+    run = make_run(tmp_path / "run", steps=2)
+    whole = {each["label"]: each["colour"] for chart in charts([run_of(run)], []) for each in chart["lines"]}
+    assert not {label for label in whole if re.search(r"[_/@]", label)}
+    path = run / "metrics.jsonl"
+    path.write_text(path.read_text("utf-8").replace("reward/acc", "x"), encoding="utf-8")
+    fewer = {each["label"]: each["colour"] for chart in charts([run_of(run)], []) for each in chart["lines"]}
+    assert set(whole) - set(fewer) == {"right"}
+    assert fewer.items() <= whole.items()
+
+
+@pytest.mark.slow
+def test_without_matplotlib_a_page_lacks_its_pictures_alone_and_says_so_in_one_line(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", steps=2)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "verl_recipes.reporting.draw", raising=False)
+    page = write_report([run], run / "report.html").read_text("utf-8")
+    assert page.count("matplotlib is not installed, so charts have a table and no picture") == 1
+    assert "<svg" not in page
+    assert "Table: Reward in training" in page
+
+
+@pytest.mark.slow
+def test_a_run_named_twice_is_one_run(tmp_path):
+    run = make_run(tmp_path / "run", steps=2)
+    page = write_report([run, tmp_path / "." / "run"], tmp_path / "out.html").read_text("utf-8")
+    assert "<h1>run</h1>" in page
+
+
+@pytest.mark.slow
+def test_the_typed_command_is_what_repeats_a_run(tmp_path):
+    run = make_run(tmp_path / "run", steps=2)
+    lines = [
+        {"event": "began", "time": 1e9, "command": f"python -m verl_recipes.train recipe=tiny seed={i}"} for i in "00"
+    ]
+    write_lines(run / "starts.jsonl", [line | {"machine": "2 × a CPU, 8 GiB of memory"} for line in lines])
+    page = write_report([run], run / "report.html").read_text("utf-8")
+    assert page.count("python -m verl_recipes.train recipe=tiny seed=0") == 1
+    assert "main_ppo" not in page.partition('id="repeat"')[2].partition("</section>")[0]
+    assert "6 min 0 s · 2 × a CPU, 8 GiB of memory" in page.replace("complete, ", "")
+
+
+@pytest.mark.slow
+def test_every_term_that_the_page_asks_for_is_explained(tmp_path):
+    run = make_run(tmp_path / "run", steps=2)
+    page = write_report([run], run / "report.html").read_text("utf-8")
+    asked = set(re.findall(r'popovertarget="term-(\w*)"', page))
+    assert asked <= terms("en").keys() == terms("zh").keys()
+
+
+@pytest.mark.parametrize("language", PAGES)
+def test_the_glossary_in_the_documents_is_that_of_the_page(language):
+    assert PAGES[language].read_text("utf-8") == glossary(language)
+
+
+def test_runs_are_listed_with_their_figures_and_the_mean_of_seeds(monkeypatch, capsys, tmp_path):
+    for seed, name in enumerate(["a-seed0", "below/a-seed1"]):
+        run = make_run(tmp_path / name, steps=2, seed=seed, recipe_name="tiny")
+        RunFolder(run).write_mark("run")
+        figures = {"base": {"mean@4": 0.2, "candidates": 1.5}, "trained": {"mean@4": 0.5 + seed / 10, "candidates": 6}}
+        (run / "summary.json").write_text(json.dumps(figures | {"seconds": {"total": 300.0}}), encoding="utf-8")
+    killed(make_run(tmp_path / "b", steps=4))
+    RunFolder(tmp_path / "b").write_mark("run")
+    monkeypatch.setattr(sys, "argv", ["runs", f"folder={tmp_path}"])
+    runs.main()
+    header, *lines = (re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines())
+    assert header[:5] == ["run", "recipe", "seed", "state", "steps"]
+    assert [line[0] for line in lines] == ["a-seed0", "a-seed1", "mean of 2 seeds", "b"]
+    assert lines[0][5:10] == ["20.0", "50.0", "+30.0", "1.5 to 6.0", "5 min 0 s"]
+    assert lines[2][2:] == ["20.0 (20.0 to 20.0)", "55.0 (50.0 to 60.0)", "+35.0 (+30.0 to +40.0)"]
+    assert "ended early" in lines[3]
+    monkeypatch.setattr(sys, "argv", ["runs", "folder=nowhere"])
+    with pytest.raises(UserError, match="there is no folder nowhere"):
+        runs.main()
+
+
+def test_a_watched_page_is_made_while_its_run_works_and_once_more_at_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "EVERY", 0.01)
+    run, made = make_run(tmp_path / "run", steps=2), []
+
+    def make(refresh):
+        made.append(refresh)
+        if len(made) == 2:
+            lock.close()  # the run ends
+        append_line(run / "metrics.jsonl", {})  # the run does something
+
+    with (run / "lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        watching.watch([run], make)
+    assert made == [0.01, 0.01, 0]
+
+
+def test_a_page_is_served_to_this_machine_alone_and_nothing_else_is(tmp_path):
+    page = tmp_path / "report.html"
+    page.write_text("<h1>run</h1>", encoding="utf-8")
+    (tmp_path / "secret").write_text("x", encoding="utf-8")
+    server = watching.serve(page, 0)
+    address = f"http://127.0.0.1:{server.server_port}/"
+    assert server.server_address[0] == "127.0.0.1"
+    with urllib.request.urlopen(address) as answer:
+        assert answer.read() == b"<h1>run</h1>"
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{address}secret")
+    with pytest.raises(UserError, match="port=0 takes a free one"):
+        watching.serve(page, server.server_port)
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.mark.slow
@@ -237,6 +419,8 @@ def call(monkeypatch, *arguments):
         (["a", "price=[1,2,3]"], "price"),
         (["a", "out="], "out"),
         (["a", "out=[b"], "out"),
+        (["a", "port=70000"], "port"),
+        (["a", "watch=perhaps"], "watch"),
         ([".", "out=/proc/x/page.html"], "/proc/x: No such file or directory; name another file"),
     ],
 )
@@ -250,7 +434,7 @@ def test_a_mistake_is_one_line(monkeypatch, arguments, message):
 def test_help_is_no_run_folder(monkeypatch, capsys, option):
     call(monkeypatch, option)
     printed = capsys.readouterr().out
-    for key in ("runs", "out", "price", "currency"):
+    for key in ("runs", "out", "price", "currency", "watch", "serve", "port"):
         assert f"\n  {key} " in printed
 
 

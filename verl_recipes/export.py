@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from rich.console import Console
 
+from data_prep import SHIPPED
 from data_prep.cli import Checked, Text, UserError, as_list, command
 from data_prep.folder import replaced
 from data_prep.hub import in_one_clause
@@ -73,17 +74,43 @@ def data_of(training: DictConfig) -> dict[str, Any]:
     return {"files": {}, "source": None} | (read_json(manifest, "make the data again") if manifest.exists() else {})
 
 
+def base_of(path: str) -> dict[str, str | None]:
+    """The base model's `name` on a hub, None for a folder; and its `licence`, None if no card at hand has one."""
+    from huggingface_hub import ModelCard, try_to_load_from_cache
+
+    folder = Path(path)
+    if folder.resolve() == (SHIPPED / "assets" / "tiny_base").resolve():
+        return {"name": None, "licence": "apache-2.0"}  # this project's own
+    found = folder / "README.md" if folder.is_dir() else try_to_load_from_cache(path, "README.md")
+    licence = ModelCard.load(found).data.license if isinstance(found, str | Path) and Path(found).exists() else None
+    return {"name": None if folder.is_dir() else path, "licence": licence}
+
+
+def as_words(value: Any) -> str:
+    """A setting as a reader wants it: lists and mappings without Python's brackets and quotes."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {as_words(each)}" for key, each in value.items() if each not in ([], {}))
+    if isinstance(value, list):
+        return ", ".join(map(as_words, value))
+    if value is None:
+        return "not set"
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+
+
 def model_card(run: RunFolder, step: int, training: DictConfig, name: str, dtype: str) -> str:
     """The README.md of an export."""
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["figure"] = interval
+    environment.filters |= {"figure": interval, "words": as_words}
     return environment.from_string(CARD.read_text(encoding="utf-8")).render(
         name=name,
         step=step,
         dtype=dtype,
         config=training,
+        base=base_of(training.actor_rollout_ref.model.path),
         data=data_of(training),
         results=results(run, sorted({0, step})),
         messages=OmegaConf.to_container(training.prompt.messages) if "prompt" in training else [],

@@ -1,9 +1,16 @@
-"""python -m verl_recipes.report RUN [RUN ...] [out=FILE] [price=P] [currency=C]: a page that shows a run.
+"""python -m verl_recipes.report RUN [RUN ...] [out=FILE] [watch=true | serve=true]: a page that shows a run.
 
-Writes RUN/report.html, or `out` for several runs: one file that opens from disk without a network. It shows the base
-and the trained model with intervals, every curve, behaviours over the steps, a browser of samples, configuration,
-versions, data sheet, cost, and how to repeat the run. It also works while a run goes on or after it was killed, and
-says what is missing. Several seeds of one recipe are drawn as one line with a band from the least to the most.
+Writes RUN/report.html, or `out` for several runs: one file that opens from disk without a network. It begins with what
+happened in two sentences, the curve of right answers with its interval, and one problem before and after. Behind it are
+all figures with intervals, every curve, behaviours over the steps, a browser of samples, configuration, versions, data
+sheet, cost, and the command that repeats the run. It also works while a run goes on or after it was killed, and says
+what is missing. Several seeds of one recipe are drawn as one line with a band from the least to the most.
+
+    python -m verl_recipes.report runs/tiny-seed0 serve=true
+    python -m verl_recipes.report runs/tiny-seed0 runs/tiny-seed1 out=two.html
+
+`watch=true` makes the page again whenever the run has done something, until it ends; the page refreshes itself.
+`serve=true` does the same and serves the page to this machine alone; the address is printed, and Ctrl-C ends it.
 
     python -m verl_recipes.report runs/tiny-seed0
     python -m verl_recipes.report runs/tiny-seed0 runs/tiny-seed1 out=two.html
@@ -13,14 +20,16 @@ behaviours, which are read from 64 responses of each step.
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from data_prep.cli import Checked, Positive, Text, UserError, command, quoted
+from data_prep.cli import Checked, Integer, Positive, Text, UserError, command, quoted
 from verl_recipes.reporting.page import write_report
+from verl_recipes.reporting.watch import EVERY, HOST, serve, watch
 
 
 class ReportKeys(Checked):
@@ -32,6 +41,9 @@ class ReportKeys(Checked):
         description="of a GPU-hour, a number or [low,high]; null: plan.price of the run's configuration"
     )
     currency: Text | None = Field(description="of the price; null: plan.currency of the run's configuration")
+    watch: bool = Field(description="make the page again while the run goes on, until it ends")
+    serve: bool = Field(description="watch, and serve the page at an address of this machine that is printed")
+    port: Annotated[Integer, Field(ge=0, le=65535)] = Field(description="of that address; 0: any that is free")
 
 
 @command("report", ReportKeys)
@@ -41,8 +53,21 @@ def report(cfg: Any) -> None:
     folders = [Path(each) for each in cfg.runs]
     out = Path(cfg.out or folders[0] / "report.html")
     price = list(cfg.price) if isinstance(cfg.price, Sequence) else cfg.price
+
+    def make(refresh: int = 0) -> Path:
+        return write_report(folders, out, price, cfg.currency, refresh)
+
     try:
-        print(write_report(folders, out, price, cfg.currency))
+        print(make(EVERY if cfg.serve or cfg.watch else 0))
+        if cfg.serve:
+            server = serve(out, cfg.port)
+            print(f"http://{HOST}:{server.server_port}/    (Ctrl-C ends it)", flush=True)
+        if cfg.serve or cfg.watch:
+            watch(folders, make)
+        while cfg.serve:
+            time.sleep(EVERY)
+    except KeyboardInterrupt:
+        return
     except (FileNotFoundError, FileExistsError) as error:  # about the folder of `out`
         raise UserError(f"{error.filename or out}: {error.strerror}; name another file with out=FILE") from None
 

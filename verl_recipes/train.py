@@ -117,14 +117,17 @@ def write_summary(cfg: DictConfig, run: RunFolder, spent: dict[str, Any]) -> Non
     write_json(run.summary, about | spent | provenance())
 
 
-def write_curves(cfg: DictConfig, run: RunFolder) -> None:
-    """curves.png."""
+def write_curves(cfg: DictConfig, run: RunFolder, console: Console) -> None:
+    """curves.png. A machine without matplotlib lacks the picture, and its run is none the worse."""
     from verl_recipes.reporting.curves import draw
 
     figures = read_json(run.summary, "") if run.summary.exists() else {}
     mean = f"mean@{cfg.eval_n}"
     gain = [f"{figures[side][mean]:.3f}" for side in ("base", "trained") if mean in figures.get(side, {})]
-    draw(run.path, f"{cfg.name}: {mean} on the test problems {' to '.join(gain)}" if gain else cfg.name)
+    try:
+        draw(run.path, f"{cfg.name}: {mean} on the test problems {' to '.join(gain)}" if gain else cfg.name)
+    except ModuleNotFoundError as error:
+        say(console, f"{error.name} is not installed, so there is no {run.curves} and the report has no pictures")
 
 
 def write_report(run: RunFolder) -> None:
@@ -144,7 +147,7 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[f
     stages: dict[str, Callable[[], None]] = {
         "model/": lambda: write_model(run),
         "summary.json": lambda: write_summary(cfg, run, spent(trained)),
-        "curves.png": lambda: write_curves(cfg, run),
+        "curves.png": lambda: write_curves(cfg, run, console),
         "report.html": lambda: write_report(run),
     }
     failed = False

@@ -1,24 +1,34 @@
 """The page of one or several runs: one HTML file that holds everything it shows and loads nothing."""
 
 import base64
+import gzip
 import hashlib
 import json
 import math
+import re
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.cli import UserError
-from verl_recipes.reporting.charts import charts
-from verl_recipes.reporting.run import BEHAVIOUR_ROWS, Run, lookup
+from verl_recipes.reporting.charts import REASONS, charts, in_groups, number, of_right
+from verl_recipes.reporting.listing import listing
+from verl_recipes.reporting.run import BEHAVIOUR_ROWS, Run, duration, lookup
+from verl_recipes.reporting.story import example, story
+from verl_recipes.reporting.terms import terms
+from verl_recipes.run.fingerprint import flat
 from verl_recipes.run.folder import write_whole
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 HERE = Path(__file__).parent
-PAGE_BYTES = 4_000_000  # of samples on a page
+PAGE_BYTES = 4_000_000  # of samples on a page, before they are compressed
+HIDDEN = re.compile(
+    "[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 
 # The cost of published runs, by their authors (docs/recipes.md names the sources).
 PUBLISHED = [
@@ -27,24 +37,43 @@ PUBLISHED = [
     ("Datawhale-R1", "Qwen2.5-3B-Instruct, 3 × A800, 20 h", 60.0, "330 to 420 yuan"),
 ]
 
-# The settings that a reader looks for first; all others are further down on the page.
+# The settings that a reader looks for first, with the term that explains each; all others are further down on the page.
 SETTINGS = {
-    "model": "actor_rollout_ref.model.path",
-    "reward": "reward.custom_reward_function",
-    "algorithm": "algorithm.adv_estimator",
-    "learning rate": "actor_rollout_ref.actor.optim.lr",
-    "prompts a step": "data.train_batch_size",
-    "samples a prompt": "actor_rollout_ref.rollout.n",
-    "temperature": "actor_rollout_ref.rollout.temperature",
-    "response tokens at most": "data.max_response_length",
-    "steps": "trainer.total_training_steps",
-    "seed": "seed",
+    "recipe": ("recipe", "recipe_name"),
+    "model": ("base_model", "actor_rollout_ref.model.path"),
+    "reward": ("reward", "reward.custom_reward_function"),
+    "algorithm": ("algorithm", "algorithm.adv_estimator"),
+    "learning rate": ("learning_rate", "actor_rollout_ref.actor.optim.lr"),
+    "prompts a step": ("prompt", "data.train_batch_size"),
+    "responses a prompt": ("group", "actor_rollout_ref.rollout.n"),
+    "temperature": ("temperature", "actor_rollout_ref.rollout.temperature"),
+    "response tokens at most": ("truncated", "data.max_response_length"),
+    "steps": ("step", "trainer.total_training_steps"),
+    "seed": ("seed", "seed"),
 }
+# The figures of a test in words, with the term that explains each.
+FIGURES = {
+    "mean": ("right at the first try", "first_try"),
+    "pass": ("right at least once", "pass_at_k"),
+    "well formed": ("well formed", "well_formed"),
+    "truncated": ("cut off", "truncated"),
+    "response tokens": ("response length, tokens", "response_tokens"),
+    "candidates": ("equations tried", "equations_tried"),
+    "reward": ("reward, points", "reward"),
+}
+COLUMN_TERMS = {
+    "recipe": "recipe",
+    "seed": "seed",
+    "steps": "step",
+    "before": "first_try",
+    "gain": "gain",
+    "equations": "equations_tried",
+}
+SIZE, MAIN_SIZE = (4.6, 2.4), (5.6, 3.3)  # of a chart, in inches of 72 units
 
 
-def as_script_data(value: Any) -> "Markup":
-    """JSON that is safe inside a script element: ASCII, without `<`, and with null for numbers that are not finite."""
-    from markupsafe import Markup
+def clean_json(value: Any) -> str:
+    """JSON in ASCII, with null for numbers that are not finite."""
 
     def clean(item: Any) -> Any:
         if isinstance(item, dict):
@@ -53,43 +82,129 @@ def as_script_data(value: Any) -> "Markup":
             return [clean(each) for each in item]
         return None if isinstance(item, float) and not math.isfinite(item) else item
 
-    return Markup(json.dumps(clean(value), separators=(",", ":")).replace("<", "\\u003c"))
+    return json.dumps(clean(value), separators=(",", ":"))
 
 
-def render(runs: Sequence[Run], price: Any, currency: str | None) -> str:
-    """The page."""
+def as_script_data(value: Any) -> "Markup":
+    """`clean_json` that is safe inside a script element: without `<`."""
+    from markupsafe import Markup
+
+    return Markup(clean_json(value).replace("<", "\\u003c"))
+
+
+def packed(value: Any) -> str:
+    """JSON, compressed, in base64: samples take an eighth of their room."""
+    return base64.b64encode(gzip.compress(clean_json(value).encode(), 9, mtime=0)).decode()
+
+
+def visible(text: str) -> str:
+    """Control characters, and those that turn the direction of text, by their code (report.js has the same)."""
+    return HIDDEN.sub(lambda each: f"⟨U+{ord(each[0]):04X}⟩", text)
+
+
+def in_words(name: str) -> tuple[str, str]:
+    """A figure's name on the page, and its term."""
+    kind, _, k = name.partition("@")
+    words, term = FIGURES.get(kind, (name, "test_problems"))
+    return f"{words} in {k}" if kind == "pass" else words, term
+
+
+def description(chart: dict[str, Any]) -> str:
+    """What a chart shows, for who does not see it."""
+    ends = [
+        f"{each['label']}{each['run'] and ', ' + each['run']} from {number(each['y'][0])} at step {each['x'][0]} "
+        f"to {number(each['y'][-1])} at step {each['x'][-1]}"
+        for each in chart["lines"][:6]
+    ]
+    return f"Chart of {chart['title']}, {chart['unit']}: {'; '.join(ends)}. The table below has all values."
+
+
+def with_pictures(drawn: list[dict[str, Any]], missing: list[str]) -> None:
+    """Draw the charts. Without matplotlib they have their tables alone, and `missing` says so."""
+    from markupsafe import Markup
+
+    for chart in drawn:
+        chart |= {"svg": None, "box": None, "description": description(chart)}
+    try:
+        from verl_recipes.reporting.draw import looks, svg
+    except ModuleNotFoundError as error:
+        missing.append(f"{error.name} is not installed, so charts have a table and no picture")
+        return
+    for i, chart in enumerate(drawn):
+        for line in chart["lines"]:
+            line["look"] = looks(chart, line)
+        if chart["lines"]:
+            picture = svg(chart, i, MAIN_SIZE if chart["kind"] == "right" else SIZE)
+            chart |= {"svg": Markup(picture["svg"]), "box": picture["box"]}
+
+
+def about(run: Run) -> list[str]:
+    """What the line below the title says of a run."""
+    done = f"{run.steps} steps" if run.state == "complete" else f"{run.steps} of {run.planned or '?'} steps"
+    took = f"{run.state}{', ' if run.seconds else ''}{duration(run.seconds)}"
+    return [each for each in (done, took, run.machine, run.began) if each]
+
+
+def render(runs: Sequence[Run], price: Any, currency: str | None, refresh: int = 0) -> str:
+    """The page. `refresh`: the seconds after which a browser loads it again; 0 for never."""
     import jinja2  # not at the top: train imports this module long before it writes a report
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     missing = [f"{run.name}: {each}" if len(runs) > 1 else each for run in runs for each in run.missing]
-    drawn = charts(runs, missing)
-    scripts = [get_plotlyjs().replace("\r", ""), (HERE / "report.js").read_text(encoding="utf-8")]
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    drawn = [of_right(runs), *charts(runs, missing)]
+    with_pictures(drawn, missing)
+    sentences, sure = story(runs[0])
+    script = (HERE / "report.js").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page.filters["visible"] = visible
+    plain = [{key: value for key, value in each.items() if key not in ("svg", "description")} for each in drawn]
     return page.from_string((HERE / "report.html").read_text(encoding="utf-8")).render(
         runs=runs,
+        about=about,
+        sentences=sentences,
+        sure=sure,
+        example=next(filter(None, map(example, runs)), None),
+        listing=listing([run.folder.path for run in runs]) if len(runs) > 1 else None,
+        column_terms=COLUMN_TERMS,
+        seeds=len(runs) > len(in_groups(runs)),
+        in_words=in_words,
+        reasons=defaultdict(str, REASONS),
+        terms=terms(),
         costs=[run.cost(price, currency) for run in runs],
         published=PUBLISHED,
-        settings={name: [lookup(run.config, path) for run in runs] for name, path in SETTINGS.items()},
+        settings=[(name, term, [setting(run, path) for run in runs]) for name, (term, path) in SETTINGS.items()],
         charts=drawn,
         missing=missing,
-        policy=" ".join(f"'sha256-{each}'" for each in hashes),
+        policy=f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        scripts=[Markup(script) for script in scripts],
-        data=as_script_data({"charts": drawn, "samples": [sample for run in runs for sample in run.samples]}),
+        script=Markup(script),
+        data=as_script_data({"charts": plain, "reasons": REASONS}),
+        packed=packed([sample for run in runs for sample in run.samples]),
         made=time.strftime("%Y-%m-%d %H:%M"),
+        refresh=refresh,
         behaviour_rows=BEHAVIOUR_ROWS,
     )
 
 
-def write_report(folders: Sequence[Path], out: Path, price: Any = None, currency: str | None = None) -> Path:
+def setting(run: Run, path: str) -> str:
+    """A setting in words."""
+    value = lookup(run.config, path)
+    if isinstance(value, dict):
+        named = [(key.rpartition(".")[2], each) for key, each in flat(value) if each not in (None, {}, "")]
+        return ", ".join(f"{key} {each}" for key, each in named)
+    return "not recorded" if value is None else str(value)
+
+
+def write_report(
+    folders: Sequence[Path], out: Path, price: Any = None, currency: str | None = None, refresh: int = 0
+) -> Path:
     """Make the page of these run folders; returns its path.
 
     Args:
         folders: of runs, complete or not.
         out: the file to write; it is whole at every moment, the old one or the new.
         price, currency: of a GPU-hour, a number or [low, high]; None for those of each run's configuration.
+        refresh: the seconds after which a browser loads the page again; 0 for never.
 
     Raises:
         UserError: a folder does not exist.
@@ -97,6 +212,7 @@ def write_report(folders: Sequence[Path], out: Path, price: Any = None, currency
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"there is no run folder {folder}")
-    page = render([Run(folder, PAGE_BYTES // len(folders)) for folder in folders], price, currency)
+    once = list({folder.resolve(): folder for folder in folders}.values())  # a run named twice is one run
+    page = render([Run(folder, PAGE_BYTES // len(once)) for folder in once], price, currency, refresh)
     write_whole(out, page.encode("utf-8", "xmlcharrefreplace").decode())  # a response may hold half a character
     return out

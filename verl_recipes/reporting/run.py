@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -13,8 +14,18 @@ import yaml
 
 from data_prep.cli import CONFIGS
 from verl_recipes.measure.behaviours import BEHAVIOURS, behaviours, statements
-from verl_recipes.measure.evaluation import NO_SHARES, PerProblem, accuracies, shape, what_is_missing
-from verl_recipes.measure.intervals import figure
+from verl_recipes.measure.evaluation import (
+    NO_SHARES,
+    Groups,
+    PerProblem,
+    accuracies,
+    as_figures,
+    mean_candidates,
+    restricted,
+    shape,
+    what_is_missing,
+)
+from verl_recipes.measure.intervals import Figure, figure
 from verl_recipes.measure.problems import (
     Key,
     Row,
@@ -91,19 +102,30 @@ def behaviour_means(rows: Sequence[Row]) -> dict[str, float]:
     return means | shares | true
 
 
-def evaluation_figures(rows: Sequence[Row]) -> PerProblem:
+def as_read(row: Row) -> Row:
+    """A row with the part of its response that is searched."""
+    response = row.get("response")
+    return {**row, "response": response[:READ]} if isinstance(response, str) and len(response) > READ else row
+
+
+def evaluation_figures(groups: Groups) -> PerProblem:
     """The figures of an evaluation for the headline, at each problem."""
-    groups = by_problem(rows)
     n = least_samples(groups.values())
-    return accuracies(groups, n, {n} - {1}) | shape(groups)
+    read = {key: [as_read(row) for row in rows] for key, rows in groups.items()}
+    return accuracies(groups, n, {n} - {1}) | shape(groups) | mean_candidates(read)
+
+
+def main_figure(groups: Groups) -> PerProblem:
+    """mean@n at each problem; the reward if no sample has a verdict; empty if there is neither."""
+    return {name: each for name, each in accuracies(groups, least_samples(groups.values()), ()).items() if each}
 
 
 def cell(values: Collection[float], name: str, sign: str = "") -> str:
-    """The mean of a figure over problems with its 95% interval; `sign` is "+" for gains."""
+    """The mean of a figure over problems with its 95% interval, shares of 100; `sign` is "+" for gains."""
     if not values:
-        return "–"
-    digits = 1 if name == "response_tokens" else 3
-    mean, low, high = figure(values, share=not sign and name not in NO_SHARES)
+        return ""
+    digits, scale = (3, 1) if name == "score" else (1, 1 if name in NO_SHARES else 100)
+    mean, low, high = (scale * each for each in figure(values, share=not sign and name not in NO_SHARES))
     ends = f" ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})" if math.isfinite(low) else ""
     return f"{mean:{sign}.{digits}f}{ends}"
 
@@ -117,10 +139,14 @@ def headline(evaluations: Sequence[PerProblem]) -> list[list[str]]:
             continue
         cells = [NAMES.get(name, name), *(cell(each.values(), name) for each in at_problems)]
         if len(at_problems) > 1:
-            before, after = at_problems
-            cells.append(cell([after[key] - before[key] for key in before if key in after], name, "+"))
+            cells.append(cell(gains(*at_problems), name, "+"))
         rows.append(cells)
     return rows
+
+
+def gains(before: Mapping[Key, float], after: Mapping[Key, float]) -> list[float]:
+    """The differences at the problems that both have."""
+    return [after[key] - before[key] for key in before if key in after]
 
 
 def labels(keys: Mapping[Key, Row]) -> dict[Key, str]:
@@ -132,6 +158,34 @@ def labels(keys: Mapping[Key, Row]) -> dict[Key, str]:
     count = Counter(short.values())
     sets = {key: f"{set_name(row)}, {str(row.get('data_source', ''))[:80]}" for key, row in keys.items()}
     return {key: f"{label} ({sets[key]})" if count[label] > 1 else label for key, label in short.items()}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none."""
+    try:
+        value = json.loads(path.read_text("utf-8", "replace"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them; "" for None.
+
+    >>> duration(296.1), duration(8040), duration(7)
+    ('4 min 56 s', '2 h 14 min', '7 s')
+    """
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def state_of(folder: RunFolder, summarized: bool) -> str:
+    """What a run is doing, as the end of a sentence: "complete", "goes on" or "ended early"."""
+    return "complete" if summarized else "goes on" if folder.is_locked() else "ended early"
 
 
 class SampleFile(NamedTuple):
@@ -153,9 +207,21 @@ class Run:
         if not metrics:
             self.missing.append("no metrics.jsonl with a step in it, so there are no curves")
         self.curves, self.steps = curves_of(metrics), max(metrics, default=0)
-        self.summary = self.read_json(self.folder.summary)
+        self.summary = read_object(self.folder.summary)
         if not self.summary:
             self.missing.append("no summary.json: the run goes on, or ended before its last step")
+        planned = lookup(self.config, "trainer.total_training_steps")
+        self.planned = planned if isinstance(planned, int) else 0
+        self.state = state_of(self.folder, bool(self.summary))
+        starts = read_lines(self.folder.starts, skip_damaged=True)
+        began = [each for each in starts if each.get("event") == "began"]
+        self.commands = list(dict.fromkeys(str(each["command"]) for each in began if "command" in each))
+        self.machine = next((str(each["machine"]) for each in reversed(began) if "machine" in each), "")
+        times = [at for each in began if (at := finite(each.get("time"))) is not None]
+        self.began = time.strftime("%-d %B %Y, %H:%M", time.localtime(times[0])) if times else ""
+        self.seconds = finite(lookup(self.summary, "seconds.total"))
+        described = str(self.summary.get("git_commit") or "")
+        self.commit, self.changed = described.removesuffix("-dirty"), described.endswith("-dirty")
         parts = self.summary.get("goodput")
         self.goodput: dict[str, float] = parts if isinstance(parts, dict) and "share" in parts else {}
         if None in map(finite, self.goodput.values()):
@@ -166,8 +232,14 @@ class Run:
         self.behaviours: dict[str, Curve] = defaultdict(dict)
         self.samples: list[dict[str, Any]] = []
         self.all_samples = 0
+        self.training: dict[int, Figure] = {}  # the main figure of each step's batch, over its problems
+        self.tests: dict[str, dict[int, Figure]] = defaultdict(dict)  # and of each test, by test set
+        self.judged: set[str] = set()  # the names that the main figure has
         self.evaluated: list[int] = []  # the steps of the first and the last evaluation
-        self.headline = self.read_samples(page_bytes)
+        self.evaluations: list[Groups] = []  # their samples by problem
+        self.figures: list[PerProblem] = []
+        self.read_samples(page_bytes)
+        self.headline = headline(self.figures)
         self.datasheet = self.read_datasheet()
 
     def read_config(self) -> tuple[str, dict[str, Any]]:
@@ -184,14 +256,6 @@ class Run:
             config = None
         return text, config if isinstance(config, dict) else {}
 
-    def read_json(self, path: Path) -> dict[str, Any]:
-        """The object in a file; empty if there is none."""
-        try:
-            value = json.loads(path.read_text("utf-8", "replace"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        return value if isinstance(value, dict) else {}
-
     def sample_files(self) -> list[SampleFile]:
         """Training steps first, then evaluations, both in the order of their steps."""
         return sorted(
@@ -201,8 +265,8 @@ class Run:
             if path.stem.isdecimal()
         )
 
-    def read_samples(self, page_bytes: int) -> list[list[str]]:
-        """Read behaviours, and as many samples as fit on the page; returns the headline."""
+    def read_samples(self, page_bytes: int) -> None:
+        """Read figures and behaviours from all samples, and keep as many samples as fit on the page."""
         files = self.sample_files()
         if not files:
             self.missing.append("no samples/, so there are neither samples nor behaviours")
@@ -210,17 +274,20 @@ class Run:
         evaluated = [file for file in files if file.split == "validation"]
         spacing = math.ceil(len(files) / max(page_bytes // STEP_BYTES, 1)) or 1
         on_page = {*files[::spacing], *evaluated[:1], *evaluated[-1:]}
-        figures, rows = [], list[dict[str, Any]]()
+        rows = list[dict[str, Any]]()
         problems: dict[Key, Row] = {}  # a row of each problem on the page
         for file in files:
             rows = read_lines(file.path, skip_damaged=True)
             self.all_samples += len(rows)
+            groups = by_problem(rows)
+            self.judge(file, groups)
             if file.split == "train":
                 for name, value in behaviour_means(rows).items():
                     self.behaviours[name][file.step] = value
-            elif file in (evaluated[0], evaluated[-1]):
-                figures.append(evaluation_figures(rows))
+            elif file in (evaluated[0], evaluated[-1]) and rows:
                 self.evaluated.append(file.step)
+                self.evaluations.append(groups)
+                self.figures.append(evaluation_figures(groups))
             if file in on_page:
                 for row, sample in self.fitting(rows, file, page_bytes // len(on_page)):
                     problems[sample["problem"]] = row
@@ -229,11 +296,20 @@ class Run:
         called = labels(problems)
         for sample in self.samples:
             sample["problem"] = called[sample["problem"]]
-        if len(figures) < 2:
-            self.missing.append(
-                f"{len(figures) or 'no'} validation with samples, so base and trained model are not compared"
-            )
-        return headline(figures)
+        if len(self.figures) < 2:
+            what = f"one test, at step {self.evaluated[0]}" if self.evaluated else "no validation with samples"
+            self.missing.append(f"{what}, so base and trained model are not compared")
+
+    def judge(self, file: SampleFile, groups: Groups) -> None:
+        """Add the main figure of a file to the curve that it belongs to."""
+        for name, each in main_figure(groups).items():
+            self.judged.add("score" if name == "score" else "acc")
+            if file.split == "train":
+                self.training[file.step] = as_figures({name: each})[name]
+                continue
+            for source in {key[1] for key in each}:
+                of_set = restricted({name: each}, [key for key in each if key[1] == source])
+                self.tests[source][file.step] = as_figures(of_set)[name]
 
     def fitting(self, rows: list[dict[str, Any]], file: SampleFile, room: int) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Rows with what the page shows of them, as many as fit into `room` bytes.
@@ -271,7 +347,7 @@ class Run:
         for file in files if isinstance(files, list) else [files]:
             for root in (Path(), CONFIGS.parent):
                 for name in ("datasheet.json", "manifest.json"):
-                    if isinstance(file, str) and (sheet := self.read_json((root / file).parent / name)):
+                    if isinstance(file, str) and (sheet := read_object((root / file).parent / name)):
                         return json.dumps(sheet, indent=1, ensure_ascii=False)[:200_000]
         self.missing.append(f"no datasheet.json or manifest.json beside the training data ({files})")
         return ""

@@ -184,6 +184,17 @@ class RunFolder:
                 ) from None
             yield
 
+    def is_locked(self) -> bool:
+        """Whether a command is using the folder."""
+        try:
+            with (self.path / "lock").open(encoding="utf-8") as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no lock, or one that may not be read
+            return False
+        return False
+
     def write_mark(self, kind: str, **facts: Any) -> None:
         """Mark the folder as this project's, and record facts about it."""
         elsewhere = self.checkpoints.absolute() != (self.path / "checkpoints").absolute()

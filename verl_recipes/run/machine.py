@@ -131,6 +131,19 @@ def nvidia_smi() -> tuple[str, list[list[str]]]:
     return "", [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
 
 
+def hardware(gpu: bool) -> str:
+    """This machine in words: its GPUs if the run is on them, its CPU, cores that may be used, and memory."""
+    info = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), re.M) if info.exists() else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    names = [row[0] for row in nvidia_smi()[1]] if gpu else []
+    cards = [f"{names.count(name)} × {name}" for name in dict.fromkeys(names)]
+    return ", ".join(
+        [*cards, f"{cores} cores of {model[1] if model else platform.machine()}", f"{memory:.0f} GiB of memory"]
+    )
+
+
 def driver(gpu: bool, **_: Any) -> Iterator[Line]:
     """Whether the driver serves the CUDA that the packages are built for, which most that is rented does not."""
     problem, found = nvidia_smi() if gpu else ("no", [])

@@ -1,9 +1,12 @@
 """One start of verl in the folder of a run: the configuration that verl gets, its end, and its metrics."""
 
 import os
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +18,7 @@ from verl_recipes.run.checkpoints import last_checkpoint, remove_old, sealing
 from verl_recipes.run.cluster import in_job, join_cluster
 from verl_recipes.run.folder import RunFolder, append_line, as_lines, cut_half_line, read_lines, write_whole
 from verl_recipes.run.log import last_error
+from verl_recipes.run.machine import hardware
 from verl_recipes.run.progress import Losses, Progress
 from verl_recipes.run.supervise import SFT, run_verl
 from verl_recipes.settings.configuration import user_cache
@@ -60,9 +64,14 @@ def merge_metrics(run: RunFolder) -> None:
     run.metrics_part.unlink(missing_ok=True)
 
 
-def mark_start(run: RunFolder, event: str) -> None:
-    """Record that verl `began` or `ended`, for the run's goodput."""
-    append_line(run.starts, {"event": event, "time": time.time()})
+def mark_start(run: RunFolder, event: str, **facts: str) -> None:
+    """Record that verl `began` or `ended`, for the run's goodput and its report."""
+    append_line(run.starts, {"event": event, "time": time.time()} | facts)
+
+
+def typed() -> str:
+    """The command that a person typed, as a shell takes it."""
+    return shlex.join(["python", "-m", f"verl_recipes.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
 def as_verl_wants(cfg: DictConfig, trainer: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +129,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     write_whole(run.verl_config, OmegaConf.to_yaml(config))
     already = run.log.stat().st_size if run.log.exists() else 0
     first, steps = last_checkpoint(run.checkpoints), cfg.trainer.total_training_steps
-    mark_start(run, "began")
+    mark_start(run, "began", command=typed(), machine=hardware(cfg.trainer.device != "cpu"))
     try:
         with sealing(run.checkpoints), Progress(console, run, first, steps, batches) as progress:
 

@@ -1,0 +1,134 @@
+"""Runs and their figures, one row a run, from the small files of each folder alone."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from verl_recipes.measure.problems import finite
+from verl_recipes.reporting.charts import recipe_of
+from verl_recipes.reporting.metrics import read_metrics
+from verl_recipes.reporting.run import duration, lookup, read_object, state_of
+from verl_recipes.run.fingerprint import read_config
+from verl_recipes.run.folder import RunFolder, is_marked
+
+COLUMNS = ["run", "recipe", "seed", "state", "steps", "before", "after", "gain", "equations", "took", "last worked on"]
+Row = dict[str, Any]
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The folders of runs in a folder, at any depth but not within a run."""
+    found = []
+    for path in sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()):
+        found += [path] if is_marked(path) else runs_below(path)
+    return [path for path in found if (path / "config.yaml").exists() or (path / "metrics.jsonl").exists()]
+
+
+def mean_at_n(figures: Any) -> float | None:
+    """mean@n of one side of a summary; None if there is none."""
+    found = (
+        [finite(value) for name, value in figures.items() if name.startswith("mean@")]
+        if isinstance(figures, dict)
+        else []
+    )
+    return found[0] if found else None
+
+
+def facts(path: Path) -> Row:
+    """What is known of a run. Figures without a value are None.
+
+    Returns:
+        name, recipe, seed, state, done, planned; `before` and `after`: mean@n; `tried`: the equations of both;
+        `seconds`; `time` of the last sign of work; `same`: equal for runs that differ by their seed alone.
+    """
+    run = RunFolder(path)
+    try:
+        config = read_config(run.config) if run.config.exists() else {}
+    except yaml.YAMLError:
+        config = {}
+    summary, metrics = read_object(run.summary), read_metrics(run)
+    sides = [summary.get(side) for side in ("base", "trained")]
+    tests = {step: found for step, data in metrics.items() if (found := test_of(data)) is not None}
+    before, after = (mean_at_n(side) for side in sides)
+    times = [each.stat().st_mtime for each in (run.metrics, run.metrics_part, run.events, run.summary) if each.exists()]
+    tried = [finite(side.get("candidates")) if isinstance(side, dict) else None for side in sides]
+    return {
+        "name": path.name,
+        "recipe": config.get("recipe_name"),
+        "seed": config.get("seed"),
+        "state": state_of(run, bool(summary)),
+        "done": max(metrics, default=0),
+        "planned": lookup(config, "trainer.total_training_steps"),
+        "before": tests.get(0) if before is None else before,
+        "after": next((tests[step] for step in sorted(tests, reverse=True) if step), None) if after is None else after,
+        "tried": tried,
+        "seconds": finite(lookup(summary, "seconds.total")),
+        "time": max(times, default=None),
+        "same": recipe_of(config) if config else str(path.resolve()),
+    }
+
+
+def test_of(data: dict[str, Any]) -> float | None:
+    """The mean accuracy of a step's test in verl's metrics; None if the step has none."""
+    found = [value for name, value in data.items() if name.startswith("val-core/") and "/acc/mean@" in name]
+    known = [each for each in map(finite, found) if each is not None]
+    return fmean(known) if known else None
+
+
+def share(value: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{100 * value:{sign}.1f}"
+
+
+def cells(each: Row) -> list[str]:
+    """A row as text, by COLUMNS."""
+    both = each["before"] is not None and each["after"] is not None
+    tried = [f"{value:.1f}" for value in each["tried"] if value is not None]
+    return [
+        each["name"],
+        str(each["recipe"] or ""),
+        "" if each["seed"] is None else str(each["seed"]),
+        each["state"],
+        f"{each['done']} of {each['planned']}" if each["planned"] else str(each["done"]),
+        share(each["before"]),
+        share(each["after"]),
+        share(each["after"] - each["before"], "+") if both else "",
+        " to ".join(tried) if len(tried) == 2 else "",
+        duration(each["seconds"]),
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(each["time"])) if each["time"] else "",
+    ]
+
+
+def spread(values: Iterable[float | None], sign: str = "") -> str:
+    """The mean of several runs with the least and the most."""
+    known = [each for each in values if each is not None]
+    return f"{share(fmean(known), sign)} ({share(min(known), sign)} to {share(max(known), sign)})" if known else ""
+
+
+def means(members: Sequence[Row]) -> list[str]:
+    """The row of several seeds: their mean, with the least and the most. A seed that occurs twice counts once."""
+    measured = [each for each in members if each["before"] is not None and each["after"] is not None]
+    rows = list({each["seed"]: each for each in measured}.values())
+    figures = [spread(each[key] for each in rows) for key in ("before", "after")]
+    gain = spread((each["after"] - each["before"] for each in rows), "+")
+    return [f"mean of {len(rows)} seeds", str(members[0]["recipe"] or ""), "", "", "", *figures, gain, "", "", ""]
+
+
+def listing(folders: Sequence[Path]) -> dict[str, Any]:
+    """`columns` and `rows` of runs as text; the mean stands below the seeds of one recipe."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for each in map(facts, folders):
+        groups[each["same"]].append(each)
+    rows = []
+    for members in groups.values():
+        seen = set[Any]()
+        for each in members:
+            twice = "; this seed once more" if each["seed"] is not None and each["seed"] in seen else ""
+            seen.add(each["seed"])
+            rows.append(cells(each | {"state": each["state"] + twice}))
+        if len(seen) > 1 and any(each["after"] is not None for each in members):
+            rows.append(means(members))
+    return {"columns": COLUMNS, "rows": rows}
