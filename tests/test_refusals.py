@@ -233,3 +233,14 @@ def test_a_run_folder_that_another_command_uses_is_one_line(tmp_path, small_data
     monkeypatch.setattr(sys, "argv", ["train", f"run_dir={tmp_path / 'run'}", "force=true", *small_data])
     with RunFolder(tmp_path / "run").locked(), pytest.raises(UserError, match="another command is using"):
         train.main()
+
+
+def test_each_of_several_seeds_has_a_folder_of_its_own():
+    cfg = composed("train", "seeds=[0,1,2]")
+    each = train.of_seeds(cfg, ["seeds=[0,1,2]", "seed=7", "learning_rate=0.1"])
+    assert [(one.seed, one.run_dir, one.seeds) for one in each] == [(k, f"runs/tiny-seed{k}", None) for k in range(3)]
+    assert {one.learning_rate for one in each} == {0.1}
+
+
+def test_several_seeds_in_one_folder_are_refused(refused):
+    refused("two runs have one folder", "seeds=[0,1]", "name=mine")

@@ -14,6 +14,7 @@
         report.html    all of it on one page (verl_recipes/report.py)
 
     python -m verl_recipes.train                                           the tiny run: two cores, five minutes
+    python -m verl_recipes.train seeds=[0,1,2]                             three of them, and one page for all
     python -m verl_recipes.train recipe=mini_r1 model=qwen2.5_3b_instruct hardware=h100 gpus=4
 
 The trainer is verl's own, in a process of its own (run/supervise.py). It evaluates the base model before the first step
@@ -22,6 +23,7 @@ and the trained one after the last, on the test problems, with the sampler and t
 
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.cli import UserError, command
+from data_prep.cli import UserError, command, compose, overrides_of
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.cluster import RETURN, check_nodes, in_job
 from verl_recipes.run.fingerprint import begin, provenance
@@ -130,11 +132,11 @@ def write_curves(cfg: DictConfig, run: RunFolder, console: Console) -> None:
         say(console, f"{error.name} is not installed, so there is no {run.curves} and the report has no pictures")
 
 
-def write_report(run: RunFolder) -> None:
-    """report.html."""
+def write_report(folders: list[Path], out: Path) -> None:
+    """The page of one run or of several."""
     from verl_recipes.reporting import page
 
-    page.write_report([run.path], run.report)
+    page.write_report(folders, out)
 
 
 def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[float], dict[str, Any]]) -> bool:
@@ -148,7 +150,7 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[f
         "model/": lambda: write_model(run),
         "summary.json": lambda: write_summary(cfg, run, spent(trained)),
         "curves.png": lambda: write_curves(cfg, run, console),
-        "report.html": lambda: write_report(run),
+        "report.html": lambda: write_report([run.path], run.report),
     }
     failed = False
     for made, stage in stages.items():
@@ -187,9 +189,21 @@ def is_complete(cfg: DictConfig, run: RunFolder) -> bool:
     return bool(read_json(run.summary, "delete it, and the same command writes it again").get("steps") == step)
 
 
-@command("train", TrainKeys)
-def main(cfg: DictConfig) -> None:
-    console, run = Console(), RunFolder(cfg.run_dir, cfg.trainer.default_local_dir)
+def of_seeds(cfg: DictConfig, arguments: list[str]) -> list[DictConfig]:
+    """The configuration of each of `seeds`, composed anew, as other values may depend on the seed.
+
+    Args:
+        arguments: of the command line.
+    """
+    each = [compose("train", [*overrides_of(arguments), "seeds=null", f"seed={seed}"], TrainKeys) for seed in cfg.seeds]
+    if len({one.run_dir for one in each}) < len(each):
+        raise UserError(f"seeds={list(cfg.seeds)}: two runs have one folder; write name='mine-${{seed}}'")
+    return each
+
+
+def run_once(cfg: DictConfig, console: Console) -> None:
+    """One run, from where it stands to its report."""
+    run = RunFolder(cfg.run_dir, cfg.trainer.default_local_dir)
     inputs = preflight(cfg, run)
     if in_job():
         check_nodes(cfg)
@@ -214,6 +228,21 @@ def main(cfg: DictConfig) -> None:
             show(run, console)
         if not whole:
             raise SystemExit(1)
+
+
+@command("train", TrainKeys)
+def main(cfg: DictConfig) -> None:
+    console = Console()
+    if not cfg.seeds:
+        run_once(cfg, console)
+        return
+    configurations = of_seeds(cfg, sys.argv[1:])
+    for each in configurations:
+        run_once(each, console)
+    folders = [Path(each.run_dir) for each in configurations]
+    together = folders[0].parent / f"{cfg.recipe_name}-seeds.html"
+    write_report(folders, together)
+    say(console, f"{together}: all seeds on one page")
 
 
 if __name__ == "__main__":

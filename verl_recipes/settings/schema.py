@@ -108,6 +108,9 @@ class TrainKeys(Checked):
     name: Name = Field(description="of the run")
     run_dir: PathText = Field(description="its folder")
     seed: Seed = Field(description="of data order, sampling and initialisation")
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = Field(
+        description="a run for each of these seeds, one after another, and one page for all; null: `seed` alone"
+    )
     fresh: bool = Field(description="empty the run's folder first, instead of continuing the run")
     warm_start: Annotated[PathText, AfterValidator(_with_model)] | None = Field(
         description="folder of a warm start or of another run, whose model is trained instead of the base; null: none"
