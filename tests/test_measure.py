@@ -80,7 +80,9 @@ def test_summary_report_evaluation_and_comparison_agree_on_unequal_numbers_of_sa
     chance = np.mean([drawn(line, n) for line in matrix])
     everywhere = [summarize(rows)]
     everywhere.append({name: value[0] for name, value in measure(rows)["figures"].items()})
-    everywhere.append({name: np.mean(list(each.values())) for name, each in evaluation_figures(rows).items()})
+    everywhere.append(
+        {name: np.mean(list(each.values())) for name, each in evaluation_figures(by_problem(rows)).items()}
+    )
     for figures in everywhere:
         assert figures[f"mean@{n}"] == pytest.approx(mean)
         if n > 1 or "pass@1" in figures:

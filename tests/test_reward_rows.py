@@ -12,6 +12,7 @@ from data_prep.cli import UserError
 from verl_recipes.measure.batch import component_metrics
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.evaluation import measure, summarize
+from verl_recipes.measure.problems import by_problem
 from verl_recipes.measure.rows import scored
 from verl_recipes.reporting.run import evaluation_figures
 from verl_recipes.run.reward import check_reward
@@ -157,4 +158,4 @@ def test_a_reward_of_the_users_own_has_metrics_a_summary_an_evaluation_and_a_rep
     assert measured["reasons"] == {}
     assert "format" not in measured["figures"] | summary
     assert compare(rows, rows)["difference"][0] == 0
-    assert set(evaluation_figures(rows)["mean@2"].values()) == {0.5, 0.0}
+    assert set(evaluation_figures(by_problem(rows))["mean@2"].values()) == {0.5, 0.0}
