@@ -288,6 +288,8 @@ def page(template: str, results: list[dict[str, Any]]) -> str:
         steps=STEPS,
         n=N,
         runs=len(results),
+        whole=sum(len(runs) >= 3 for runs in by_algorithm(results).values()),
+        total=len(ALGORITHMS),
         algorithms=[name for name in ALGORITHMS if name != CONTROL],
         base=figure(of_problems(base[:1], "before")) if base else None,
         sweep={

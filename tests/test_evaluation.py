@@ -120,6 +120,9 @@ def refused(module, message, *arguments):
 @pytest.mark.slow
 def test_a_mistake_is_one_line_and_leaves_nothing(data, tmp_path):
     refused("verl_recipes.evaluate", "holds no model", f"model={ROOT}", f"data={data}", f"out={tmp_path / 'out'}")
+    base, parts = f"model={ROOT / 'assets' / 'tiny_base'}", "tensor_model_parallel_size=3"
+    key = f"actor_rollout_ref.rollout.{parts}"
+    refused("verl_recipes.evaluate", f"{parts} does not divide 2", base, f"data={data}", f"out={tmp_path / 'out'}", key)
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="holds no finished evaluation"):
         evaluate.show_comparison(tmp_path, tmp_path, Console())

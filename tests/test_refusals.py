@@ -207,6 +207,7 @@ def test_a_run_that_would_save_nothing_is_refused(refused):
 def test_a_folder_without_a_model_is_one_line(tmp_path, refused, small_data):
     (tmp_path / "model").mkdir()
     refused("holds no model", f"actor_rollout_ref.model.path={tmp_path / 'model'}", *small_data)
+    refused("name the model with actor_rollout_ref.model.path=FOLDER", "model=local", *small_data)
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ from verl_recipes.run.reward import check_reward
 from verl_recipes.run.start import say, start_verl
 from verl_recipes.run.trackers import check_trackers
 from verl_recipes.run.weights import find_weights, hugging_face, run_of
-from verl_recipes.settings import configuration  # noqa: F401  registers the resolvers
+from verl_recipes.settings.configuration import check_ranks  # the module also registers the resolvers
 from verl_recipes.settings.schema import Name
 
 PENDING, ANSWERED = "pending.parquet", "answered.jsonl"
@@ -223,6 +223,7 @@ def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
     """Sample what is missing, score, measure and write; returns the summary."""
     files, weights = find_data(cfg.data), find_weights(Path(cfg.model))
     training = training_config(cfg, weights, files, out)
+    check_ranks(training)
     check_trackers(training.trackers)
     check_reward(training)
     data = check_data(training, "data", [str(file) for file in files])

@@ -110,9 +110,15 @@ def longest(cfg: DictConfig) -> int:
 
 
 def check_ranks(cfg: DictConfig) -> None:
-    """Raise UserError if the topology leaves no GPU for training, or none for generation."""
-    if cfg.trainer.n_gpus_per_node < 1 or (is_split(cfg) and cfg.actor_rollout_ref.rollout.n_gpus_per_node < 1):
+    """Raise UserError if the topology leaves no GPU for training, none for generation, or parts of an engine."""
+    rollout = cfg.actor_rollout_ref.rollout
+    if cfg.trainer.n_gpus_per_node < 1 or (is_split(cfg) and rollout.n_gpus_per_node < 1):
         raise UserError(f"topology=split takes a GPU for generation, so one {cfg.card.name} has none left to train")
+    generating, parallel = rollout.n_gpus_per_node * (rollout.nnodes or 1), rollout.tensor_model_parallel_size
+    if generating % parallel:
+        raise UserError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide {generating} GPUs"
+        )
 
 
 def check_attention(cfg: DictConfig) -> None:
@@ -147,23 +153,18 @@ def check_choice(cfg: DictConfig) -> None:
     """Raise UserError if the numbers of recipe, model, hardware and topology do not go together."""
     check_ranks(cfg)
     trainer, actor, rollout = cfg.trainer, cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.rollout
-    split, name = is_split(cfg), cfg.card.name
+    ranks, split, name = trainer.nnodes * trainer.n_gpus_per_node, is_split(cfg), cfg.card.name
     if cfg.architecture and cfg.architecture.parameters > cfg.card.most_parameters:
         raise UserError(
             f"{cfg.actor_rollout_ref.model.path} has {cfg.architecture.parameters / 1e9:.1f} billion parameters, and "
             f"hardware of {cfg.gpus * cfg.nodes} x {name} takes {cfg.card.most_parameters / 1e9:g} at most; choose "
             "another model or hardware, or set card.most_parameters to try"
         )
-    ranks, generating = trainer.nnodes * trainer.n_gpus_per_node, rollout.n_gpus_per_node * (rollout.nnodes or 1)
-    parallel = rollout.tensor_model_parallel_size
-    if generating % parallel:
-        raise UserError(
-            f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide {generating} GPUs"
-        )
-    if cfg.architecture and cfg.architecture.num_attention_heads % parallel:
+    if cfg.architecture and cfg.architecture.num_attention_heads % rollout.tensor_model_parallel_size:
         heads = cfg.architecture.num_attention_heads
         raise UserError(
-            f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide {heads} heads"
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={rollout.tensor_model_parallel_size} does not "
+            f"divide {heads} heads"
         )
     mini, n = actor.ppo_mini_batch_size, rollout.n
     if cfg.data.train_batch_size % mini or mini * n % ranks:

@@ -129,7 +129,9 @@ class TrainKeys(Checked):
     plan: Plan
 
     @model_validator(mode="after")
-    def _from_the_warm_start(self) -> Self:
+    def _has_a_model(self) -> Self:
         if self.warm_start:
             self.actor_rollout_ref.model.path = str(Path(self.warm_start) / "model")
+        if self.actor_rollout_ref.model.path is None:
+            raise ValueError("model=local: name the model with actor_rollout_ref.model.path=FOLDER")
         return self
