@@ -133,10 +133,11 @@ def train(algorithm: str, rate: float, seed: int) -> dict[str, Any]:
         print(f"\n{name}", flush=True)
         command = [sys.executable, "-m", "verl_recipes.train", f"run_dir={run.relative_to(ROOT)}"]
         done = subprocess.run([*command, *overrides(algorithm, rate, seed)], cwd=ROOT, stdout=subprocess.DEVNULL)
-        if done.returncode and not (run / "samples" / "train").exists():
-            sys.exit(f"{name} did not start: see the message above, or {run}/log.txt")
+        log = run / "log.txt"
+        if done.returncode and "DegenerateOutputError" not in (log.read_text("utf-8") if log.exists() else ""):
+            sys.exit(f"{name} ended with status {done.returncode}: see the message above; the same command goes on")
         if done.returncode:
-            result = {"algorithm": algorithm, "learning rate": rate, "seed": seed, "collapsed": "the run ended early"}
+            result = {"algorithm": algorithm, "learning rate": rate, "seed": seed, "collapsed": "an alarm ended it"}
         else:
             result = measured(algorithm, rate, seed, run)
         RESULTS.mkdir(parents=True, exist_ok=True)
