@@ -167,13 +167,18 @@ def load() -> list[dict[str, Any]]:
 
 
 def by_algorithm(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The runs of each algorithm at the learning rate that most of its seeds have, in the order of ALGORITHMS."""
+    """The runs of each algorithm at the learning rate that most of its seeds have, in the order of ALGORITHMS.
+
+    An algorithm whose rates are not all measured is left out: it would be compared at a rate that nobody chose.
+    """
     found = {}
     for algorithm, group in groupby(sorted(results, key=lambda r: r["algorithm"]), key=lambda r: r["algorithm"]):
         rates = {
             rate: list(same)
             for rate, same in groupby(sorted(group, key=lambda r: r["learning rate"]), key=lambda r: r["learning rate"])
         }
+        if len(rates) < len(RATES) and algorithm != CONTROL:
+            continue
         found[algorithm] = max(rates.values(), key=lambda runs: (len(runs), training_reward(runs[0])))
     return {name: found[name] for name in ALGORITHMS if name in found}
 

@@ -58,6 +58,8 @@ def test_a_rate_is_compared_over_the_seeds_that_have_it():
         {"algorithm": REFERENCE, "learning rate": rate, "seed": seed, "training accuracy": [0.1]}
         for rate, seed in ((1e-4, 0), (3e-4, 0), (3e-4, 1))
     ]
+    assert by_algorithm(runs) == {}  # a rate is missing
+    runs.append(runs[0] | {"learning rate": 1e-3})
     assert [run["learning rate"] for run in by_algorithm(runs)[REFERENCE]] == [3e-4, 3e-4]
 
 
