@@ -233,7 +233,7 @@ def grpo_passk(case):
 
 
 def dppo(case, diverges, threshold):
-    """Equation 12: a token counts unless it moves the policy away from the old one, and this is too far from it."""
+    """A token counts unless it moves the policy away from the old one, and this is too far from it."""
     advantage, old, now = group_advantage(1e-6), case.old.exp(), case.now.exp()
     away = torch.where(advantage > 0, now > old, now < old)
     kept = (~(away & (diverges(old, now) > threshold))).float()
@@ -245,7 +245,7 @@ def dppo_tv(case):
 
 
 def dppo_kl(case):
-    """The divergence of two coins, "this token" and "another" (equation 14)."""
+    """The divergence of two coins, "this token" and "another"."""
 
     def of_coins(old, now):
         return old * (old / now).log() + (1 - old) * ((1 - old) / (1 - now)).log()
@@ -254,13 +254,13 @@ def dppo_kl(case):
 
 
 def covariance(case):
-    """Equation 10: how much each token's log-probability and advantage vary together."""
+    """How much each token's log-probability and advantage vary together."""
     advantage = group_advantage(1e-6).expand(-1, LENGTH)
     return ((advantage - mean_over_tokens(advantage)) * (case.now - mean_over_tokens(case.now))).detach()
 
 
 def clip_cov(case):
-    """Equation 11: one of the tokens that are not clipped, with a covariance between the bounds, drawn as verl does."""
+    """Clip-Cov: one of the tokens that are not clipped, with a covariance between the bounds, drawn as verl does."""
     low = case.config.actor_rollout_ref.actor.policy_loss.clip_cov_lb
     ratio, advantage = (case.now - case.old).exp(), group_advantage(1e-6)
     loss = clipped(ratio, advantage, 0.2, 0.2)
@@ -275,7 +275,7 @@ def clip_cov(case):
 
 
 def kl_cov(case):
-    """Equation 12: the token of the largest covariance pays for its distance from the old policy."""
+    """KL-Cov: the token of the largest covariance pays for its distance from the old policy."""
     log_ratio = case.now - case.old
     largest = covariance(case).masked_fill(MASK == 0, -torch.inf).argmax()
     pays = (torch.arange(MASK.numel()) == largest).view(MASK.shape)

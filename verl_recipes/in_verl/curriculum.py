@@ -43,10 +43,10 @@ class Curriculum:
     def weights(self) -> np.ndarray:
         """How often each class is drawn now; they sum to 1.
 
-        easy_to_hard is the Gaussian schedule of E2H (arXiv 2506.06632, section 3.2): a normal distribution over the
+        easy_to_hard follows the Gaussian schedule of E2H (arXiv 2506.06632): a normal distribution over the
         classes whose mean moves from the first to the last. adaptive weighs a class by p (1 - p), the variance of its
-        success, which is also the mean square of a group's advantages before they are normalised (arXiv 2502.12272,
-        equation 3, for problems); p is a running mean after a uniform prior.
+        success, which is also the mean square of a group's advantages before they are normalised (arXiv 2502.12272
+        draws problems so); p is a running mean after a uniform prior.
         """
         places = np.arange(len(self.members))
         if self.order == "easy_to_hard":
