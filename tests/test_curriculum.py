@@ -94,6 +94,8 @@ def test_every_order_is_an_option_and_composes(order):
 def test_data_without_its_difficulty_is_refused(small_data, tmp_path):
     cfg = compose("train", "curriculum=adaptive", *small_data)
     check_curriculum(cfg)
+    with pytest.raises(UserError, match="does not see the groups that dynamic sampling drops"):
+        check_curriculum(compose("train", "curriculum=adaptive", "recipe=dapo", *small_data))
     table = pq.read_table(as_list(cfg.data.train_files)[0])
     plain = table.set_column(
         table.schema.get_field_index("extra_info"), "extra_info", [[{"split": "train", "index": 0}] * len(table)]

@@ -144,6 +144,8 @@ def main(address: str, *overrides: str) -> int:
         attach(client, job)
     else:
         cfg = compose("train", overrides_of(overrides), TrainKeys)
+        if cfg.seeds:
+            raise UserError("seeds= is not for submit, as a job has one run: submit a job for each seed=")
         client = connect(address)
         # Ray removes the job's own folder, so the run's folder is here, unless another was named.
         path = str(Path(cfg.run_dir).resolve()).replace("\\", "\\\\").replace('"', '\\"')

@@ -164,6 +164,7 @@ def training_config(cfg: DictConfig, weights: Path, files: Sequence[Path], out: 
         "trainer.resume_mode=disable",
     ]
     training = compose("train", [*overrides, *cfg.overrides])
+    training.data.custom_cls.path = None  # a curriculum would choose among the rows
     named = {each.lstrip("+").partition("=")[0] for each in cfg.overrides}
     run = run_of(Path(cfg.model))
     theirs = OmegaConf.create(read_config(run.config) if run and run.config.exists() else {})

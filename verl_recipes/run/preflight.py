@@ -219,6 +219,12 @@ def check_curriculum(cfg: DictConfig) -> None:
 
     if not (curriculum := cfg.data.get("curriculum")):
         return
+    filters = cfg.algorithm.get("filter_groups")
+    if curriculum.order == "adaptive" and filters and filters.enable:
+        raise UserError(
+            "curriculum=adaptive does not see the groups that dynamic sampling drops (algorithm.filter_groups.enable): "
+            "choose another curriculum or recipe"
+        )
     for name in as_list(cfg.data.train_files):
         infos = pq.read_table(name, columns=["extra_info"])["extra_info"].to_pylist()
         if unknown := sum((info or {}).get("difficulty") is None for info in infos):
