@@ -12,7 +12,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable
-from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,28 +31,18 @@ RUNS = ROOT / "runs" / "arena"
 REFERENCE, CONTROL = "grpo", "random reward"
 RATES = (1e-4, 3e-4, 1e-3)
 STEPS, N = 30, 8
-COMMON = [
-    "model=tiny",
-    "hardware=cpu",
-    "data=tiny",
-    "reward=countdown",
-    "prompts=32",
-    f"actor_rollout_ref.rollout.n={N}",
-]
-COMMON += ["data.max_response_length=256", f"trainer.total_training_steps={STEPS}", f"eval_n={N}"]
-COMMON += [f"trainer.save_freq={STEPS}", f"trainer.test_freq={STEPS}", "actor_rollout_ref.actor.calculate_entropy=true"]
-# Name: what differs from `recipe=NAME`. GRPO as in TinyZero, and its on-policy form without a KL.
-ALGORITHMS = {name: [f"recipe={name}"] for name in ("dapo", "dr_grpo", "rloo", "gspo", "cispo", "sapo", "gmpo", "gpg")}
-ALGORITHMS |= {
-    name: [f"recipe={name}"]
-    for name in ("reinforce_plus_plus", "reinforce_plus_plus_baseline", "opo", "grpo_passk", "dppo_tv", "dppo_kl")
-}
-ALGORITHMS |= {name: [f"recipe={name}"] for name in ("clip_cov", "kl_cov")}
+# Name: what differs from the others. GRPO and PPO are TinyZero's.
 ALGORITHMS = {
     REFERENCE: ["recipe=tinyzero_grpo"],
     "ppo": ["recipe=tinyzero_ppo", "critic.optim.lr='${multiply:10,${learning_rate}}'"],
-    **ALGORITHMS,
-    CONTROL: ["recipe=tinyzero_grpo", "reward=random"],
+    **{
+        name: [f"recipe={name}"]
+        for name in (
+            *("dapo", "dr_grpo", "rloo", "gspo", "cispo", "sapo", "gmpo", "gpg", "reinforce_plus_plus"),
+            *("reinforce_plus_plus_baseline", "opo", "grpo_passk", "dppo_tv", "dppo_kl", "clip_cov", "kl_cov"),
+        )
+    },
+    CONTROL: ["recipe=tinyzero_grpo"],
 }
 TEMPLATES = {"arena.md.jinja": "docs/arena.md", "arena.zh.md.jinja": "docs/zh/arena.md"}
 
@@ -64,13 +53,13 @@ def name_of(algorithm: str, rate: float, seed: int) -> str:
 
 def overrides(algorithm: str, rate: float, seed: int) -> list[str]:
     """The arguments of the training command."""
-    own = [each for each in ALGORITHMS[algorithm] if not each.startswith("reward=")]
     return [
-        *own,
-        *COMMON,
-        *(ALGORITHMS[algorithm][1:] if algorithm == CONTROL else []),
-        f"learning_rate={rate:g}",
-        f"seed={seed}",
+        *ALGORITHMS[algorithm],
+        *("model=tiny", "hardware=cpu", "data=tiny", f"reward={'random' if algorithm == CONTROL else 'countdown'}"),
+        *("prompts=32", f"actor_rollout_ref.rollout.n={N}", "data.max_response_length=256"),
+        *(f"trainer.total_training_steps={STEPS}", f"eval_n={N}"),
+        *(f"trainer.save_freq={STEPS}", f"trainer.test_freq={STEPS}", "actor_rollout_ref.actor.calculate_entropy=true"),
+        *(f"learning_rate={rate:g}", f"seed={seed}"),
     ]
 
 
@@ -171,16 +160,14 @@ def by_algorithm(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]
 
     An algorithm whose rates are not all measured is left out: it would be compared at a rate that nobody chose.
     """
-    found = {}
-    for algorithm, group in groupby(sorted(results, key=lambda r: r["algorithm"]), key=lambda r: r["algorithm"]):
-        rates = {
-            rate: list(same)
-            for rate, same in groupby(sorted(group, key=lambda r: r["learning rate"]), key=lambda r: r["learning rate"])
-        }
-        if len(rates) < len(RATES) and algorithm != CONTROL:
-            continue
-        found[algorithm] = max(rates.values(), key=lambda runs: (len(runs), training_reward(runs[0])))
-    return {name: found[name] for name in ALGORITHMS if name in found}
+    found: dict[str, dict[float, list[dict[str, Any]]]] = {name: {} for name in ALGORITHMS}
+    for each in results:
+        found[each["algorithm"]].setdefault(each["learning rate"], []).append(each)
+    return {
+        name: max(rates.values(), key=lambda runs: (len(runs), training_reward(runs[0])))
+        for name, rates in found.items()
+        if len(rates) == len(RATES) or (rates and name == CONTROL)
+    }
 
 
 def of_problems(runs: list[dict[str, Any]], when: str) -> np.ndarray[Any, Any]:

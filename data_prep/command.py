@@ -18,7 +18,7 @@ from data_prep.cli import command
 from data_prep.engines import Engine, Local, OnRay
 from data_prep.folder import replaced
 from data_prep.manifest import write_manifest, written_manifest
-from data_prep.prepare import RESERVED, prepare
+from data_prep.prepare import RESERVED, most, prepare
 from data_prep.schema import PrepareKeys
 from data_prep.sources import ROWS, open_source
 from data_prep.split import SIDES
@@ -85,5 +85,5 @@ def main(cfg: DictConfig) -> None:
         + (f"; of the source, {rest}" if rest else "")
     )
     for side in SIDES:
-        if isinstance(size := config[f"{side}_size"], str) and rows[side] < int(size.removeprefix("up to ")):
+        if isinstance(size := config[f"{side}_size"], str) and rows[side] < most(size):
             print(f"{side}_size={size}: that side has {rows[side]:,}")

@@ -120,9 +120,8 @@ def help_text(document: str, config: str, keys: type[BaseModel], folder: Path, t
 
     with hydra.initialize_config_dir(str(folder), version_base="1.3"):
         defaults = hydra.compose(config, return_hydra_config=True)
-    first: dict[
-        str, Any
-    ] = {}  # the groups that the file names, in its order; Hydra leaves out those with several options
+    # The groups that the file names, in its order; Hydra leaves out those with several options.
+    first: dict[str, Any] = {}
     file: Any = OmegaConf.to_container(OmegaConf.load(folder / f"{config}.yaml"))
     for each in file.get("defaults", []):
         first |= each if isinstance(each, dict) else {}

@@ -133,6 +133,11 @@ def too_few(side: str, size: int, found: int, config: dict[str, Any]) -> UserErr
     return UserError(f"{side}_size={size:,}, but only {found:,} problems {what}are on that side; {advice}")
 
 
+def most(size: str) -> int:
+    """N of the size `up to N`."""
+    return int(size.removeprefix("up to "))
+
+
 class Preparation:
     """The files and the counts of a preparation, while its ranges are processed."""
 
@@ -152,7 +157,7 @@ class Preparation:
         self.apart = self.writer("unsolvable", "unsolvable") if config["unsolvable"] == "apart" else None
         wanted = [config[f"{side}_size"] for side in SIDES]
         self.at_most = [isinstance(size, str) for size in wanted]  # `up to N`
-        self.sizes = [int(size.removeprefix("up to ")) if isinstance(size, str) else size for size in wanted]
+        self.sizes = [most(size) if isinstance(size, str) else size for size in wanted]
         self.taken, self.counts, self.rows_read = [0, 0], Counter[str](), 0
 
     def writer(self, name: str, split_name: str, data_source: str | None = None) -> Writer:

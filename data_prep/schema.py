@@ -194,10 +194,10 @@ class PrepareKeys(Closed):
     seed: Annotated[Integer, Field(ge=-(2**63), lt=2**64)] = Field(
         description="of generated problems, and of the order of rows"
     )
-    train_size: Rows | UpTo | None = Field(description="training problems, in the same way")
-    test_size: Rows | UpTo | None = Field(
-        description="test problems; null: all of that side; `up to N`: N, or all if they are fewer"
+    train_size: Rows | UpTo | None = Field(
+        description="training problems; null: all of that side; `up to N`: N, or all if they are fewer"
     )
+    test_size: Rows | UpTo | None = Field(description="test problems, in the same way")
     held_out_share: Annotated[Number, Field(gt=0, lt=1)] = Field(
         description="split=by_numbers: share of number multisets that only the test side uses; the tiny base model "
         "was made with the default"

@@ -56,10 +56,8 @@ def judge_all(answers: Mapping[str, Sequence[str]], **options: bool) -> dict[str
         ValueError: the test set has no such id.
     """
     known = problems()
-    if unknown := [name for name in answers if name not in known]:
-        raise ValueError(
-            f"the test set {VERSION} has no problem {unknown[0]!r}; its ids are {min(known)} to {max(known)}"
-        )
+    if strange := [name for name in answers if name not in known]:
+        raise ValueError(unknown(strange[0]))
     return {
         name: [judge(each, sorted(known[name]["numbers"]), known[name]["target"], **options).reason for each in some]
         for name, some in answers.items()

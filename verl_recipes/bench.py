@@ -15,8 +15,6 @@ prints the same table for responses that anything made.
 """
 
 import re
-import shlex
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -38,7 +36,7 @@ from verl_recipes.reporting.run import Run, lookup
 from verl_recipes.run.evaluation import SamplingKeys, evaluate
 from verl_recipes.run.folder import RunFolder, read_lines, write_json
 from verl_recipes.run.prompt import find_prompt
-from verl_recipes.run.start import say
+from verl_recipes.run.start import say, typed
 from verl_recipes.run.weights import find_weights, run_of
 
 GOAL, STEPS = 0.6, 5  # the time to 60%: of the training steps before which the mean of five reached it
@@ -122,7 +120,7 @@ def row_of(cfg: DictConfig, prompt: dict[str, Any], out: RunFolder, summary: Map
         "weights": out.read_mark()["weights"],
         "prompt": prompt["name"],
         "test_set": identity(),
-        "command": shlex.join(["python", "-m", "verl_recipes.bench", *sys.argv[1:]]),
+        "command": typed(),
         **{key: summary[key] for key in ("git_commit", "versions", "seed", "temperature", "cost")},
         "train_command": None,  # written by hand, in the board's copy
         "training": training_of(Path(cfg.model)),

@@ -12,9 +12,6 @@ what is missing. Several seeds of one recipe are drawn as one line with a band f
 `watch=true` makes the page again whenever the run has done something, until it ends; the page refreshes itself.
 `serve=true` does the same and serves the page to this machine alone; the address is printed, and Ctrl-C ends it.
 
-    python -m verl_recipes.report runs/tiny-seed0
-    python -m verl_recipes.report runs/tiny-seed0 runs/tiny-seed1 out=two.html
-
 The page holds some of the samples and says how many there are. Everything else is computed from all samples, except
 behaviours, which are read from 64 responses of each step.
 """

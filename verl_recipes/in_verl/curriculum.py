@@ -6,6 +6,7 @@ it depends on is in `state`, so a run that goes on continues it, with no problem
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,12 @@ ORDERS = ("easy_to_hard", "balanced", "adaptive")
 WIDTH = 0.75  # of the normal distribution over the classes that easy_to_hard moves along, in classes
 MEMORY = 0.9  # share of what is known about a class that adaptive keeps from step to step
 LEAST = 0.02  # added to the weight of every class in adaptive, so that each is tried again (the largest weight is 0.25)
+
+
+@lru_cache(maxsize=CLASSES)
+def shuffled(seed: int, place: int, turn: int, size: int) -> Any:
+    """The order of a class in one pass through it, which as many draws as it has problems look up."""
+    return np.random.default_rng([seed, place, turn]).permutation(size)
 
 
 class Curriculum:
@@ -69,7 +76,7 @@ class Curriculum:
         turn, at = divmod(self.taken[place], len(members))
         self.drawn += 1
         self.taken[place] += 1
-        return int(members[np.random.default_rng([self.seed, place, turn]).permutation(len(members))[at]])
+        return int(members[shuffled(self.seed, place, turn, len(members))[at]])
 
     def learn(self, results: Iterable[tuple[float, float]]) -> None:
         """Take note of a step's responses: the difficulty of each one's problem, and 1 if it was right, else 0."""

@@ -10,10 +10,9 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+# Slow to import, so this module is imported late. A Figure needs no screen, unlike pyplot.
 from matplotlib import rc_context
-from matplotlib.figure import (
-    Figure,
-)  # slow to import, so this module is imported late; unlike pyplot it needs no screen
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:

@@ -30,12 +30,8 @@ def runs_below(folder: Path) -> list[Path]:
 
 def mean_at_n(figures: Any) -> float | None:
     """mean@n of one side of a summary; None if there is none."""
-    found = (
-        [finite(value) for name, value in figures.items() if name.startswith("mean@")]
-        if isinstance(figures, dict)
-        else []
-    )
-    return found[0] if found else None
+    known = figures if isinstance(figures, dict) else {}
+    return next((finite(value) for name, value in known.items() if name.startswith("mean@")), None)
 
 
 def facts(path: Path) -> Row:

@@ -162,9 +162,9 @@ def training_config(cfg: DictConfig, weights: Path, files: Sequence[Path], out: 
         f"data.val_batch_size={cfg.batch * (cfg.n + cfg.greedy)}",
         "actor_rollout_ref.actor.ppo_mini_batch_size=${data.train_batch_size}",
         "trainer.resume_mode=disable",
+        "data.custom_cls.path=null",  # a curriculum would choose among the rows
     ]
     training = compose("train", [*overrides, *cfg.overrides])
-    training.data.custom_cls.path = None  # a curriculum would choose among the rows
     named = {each.lstrip("+").partition("=")[0] for each in cfg.overrides}
     run = run_of(Path(cfg.model))
     theirs = OmegaConf.create(read_config(run.config) if run and run.config.exists() else {})

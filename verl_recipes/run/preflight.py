@@ -215,6 +215,7 @@ def check_verl_keys(cfg: DictConfig, rows: int) -> None:
 
 def check_curriculum(cfg: DictConfig) -> None:
     """Raise UserError if the run orders its problems by a difficulty that the data does not hold."""
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     if not (curriculum := cfg.data.get("curriculum")):
@@ -226,8 +227,9 @@ def check_curriculum(cfg: DictConfig) -> None:
             "choose another curriculum or recipe"
         )
     for name in as_list(cfg.data.train_files):
-        infos = pq.read_table(name, columns=["extra_info"])["extra_info"].to_pylist()
-        if unknown := sum((info or {}).get("difficulty") is None for info in infos):
+        infos = pq.read_table(name, columns=["extra_info"])["extra_info"]
+        known = pc.struct_field(infos, "difficulty") if infos.type.get_field_index("difficulty") >= 0 else None
+        if unknown := len(infos) if known is None else known.null_count:
             raise UserError(
                 f"curriculum={curriculum.order}: {unknown} of {len(infos)} problems in {name} have no difficulty; make "
                 "the data with annotate=true and unsolvable=drop, or leave the curriculum out"
