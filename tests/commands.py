@@ -65,6 +65,13 @@ class Command:
                 continue
         return found
 
+    def wait_for_processes(self, timeout=60):
+        """Until none of the command's processes is left: those of a killed one end by themselves."""
+        deadline = time.monotonic() + timeout
+        while left := self.processes():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.2)
+
     def assert_nothing_is_left(self, patience=60):
         """No process, and with them no Ray session; no shared-memory segment, no folder of temporary files.
 

@@ -4,12 +4,13 @@ import copy
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from commands import RESUMED, listeners, metrics_of, titles, train, workers_of
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.plugins import Plugins
 from hypothesis import settings
 from test_data import prepare
 from xdist.scheduler import LoadScopeScheduling
@@ -21,6 +22,8 @@ ALONE = "test_(the_one_command|somebody_elses|a_run_that|an_interrupted)"  # run
 # deadline, as other processes share the machine.
 settings.register_profile("tests", derandomize="NEW_EXAMPLES" not in os.environ, deadline=None)
 settings.load_profile("tests")
+Plugins.instance()  # Hydra's readers, which this imports a second time; what it made before is not what it uses
+FileConfigSource = sys.modules["hydra._internal.core_plugins.file_config_source"].FileConfigSource  # type: ignore
 
 
 def read_once(self, config_path, read=FileConfigSource.load_config, known={}):  # noqa: B006

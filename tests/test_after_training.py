@@ -67,8 +67,7 @@ def finish(cfg, run):
     return whole, console.export_text()
 
 
-@pytest.mark.parametrize("failing", STAGES)
-@pytest.mark.parametrize("error", [RuntimeError("no memory"), UserError("no disk")], ids=["ours", "theirs"])
+@pytest.mark.parametrize(("failing", "error"), zip(STAGES, [RuntimeError("no memory"), UserError("no disk")] * 2))
 def test_a_stage_that_fails_says_so_and_the_others_are_there(run, monkeypatch, failing, error):
     cfg, run = run
 

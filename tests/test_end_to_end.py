@@ -6,7 +6,6 @@ nothing is left of it afterwards.
 
 import json
 import signal
-import subprocess
 import sys
 from collections import defaultdict
 
@@ -126,14 +125,16 @@ def test_the_run_folder_is_whole(resumed):
     assert "WorkerDict" not in resumed["second"].output  # verl's flood is not on the screen
 
 
-def test_the_exported_model_holds_the_weights_of_the_last_checkpoint(resumed, tmp_path):
+def test_the_exported_model_holds_the_weights_of_the_last_checkpoint(resumed, tmp_path, monkeypatch):
     """verl's own merger, on the same checkpoint, writes them in bf16."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
+    from verl.model_merger.__main__ import main
 
     actor = resumed["run_dir"] / "checkpoints" / "global_step_4" / "actor"
-    merge = [sys.executable, "-m", "verl.model_merger", "merge", "--backend=fsdp"]
-    subprocess.run([*merge, f"--local_dir={actor}", f"--target_dir={tmp_path}"], cwd=ROOT, check=True)
+    arguments = ["merge", "--backend=fsdp", f"--local_dir={actor}", f"--target_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["merger", *arguments])
+    main()
     merged, exported = (load_file(folder / "model.safetensors") for folder in (tmp_path, resumed["run_dir"] / "model"))
     base = load_file(ROOT / "assets" / "tiny_base" / "model.safetensors")
     assert merged.keys() == exported.keys() == base.keys()

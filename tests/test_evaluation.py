@@ -288,53 +288,54 @@ def test_the_evaluation_page_lists_every_figure_and_option(name):
 
 
 @pytest.fixture(scope="module")
-def evaluations(resumed, small_data, tmp_path_factory):
-    """The same evaluation of a run twice: killed with its process group after the first batch and started again; whole.
+def evaluation_of_run(resumed, small_data, tmp_path_factory):
+    """An evaluation of a run, killed with its process group after the first batch and started again.
 
-    Of 48 problems in three sets, each sampled four times and once greedily.
+    Of 48 problems in three sets, each sampled four times and once greedily. Every second response of the killed one is
+    taken away, so that the next one writes it anew, in batches of other problems.
     """
-    folder, data = tmp_path_factory.mktemp("evaluations"), Path(small_data[0].partition("=")[2]).parent
+    folder, data = tmp_path_factory.mktemp("evaluation") / "killed", Path(small_data[0].partition("=")[2]).parent
 
-    def start(name):
-        arguments = [f"model={quoted(resumed['run_dir'])}", f"data={data}", f"out={folder / name}", "n=4", "batch=16"]
+    def start():
+        arguments = [f"model={quoted(resumed['run_dir'])}", f"data={data}", f"out={folder}", "n=4", "batch=16"]
         return Command(sys.executable, "-m", "verl_recipes.evaluate", *arguments)
 
-    written = folder / "killed" / "samples" / "validation" / "0.jsonl"
-    first = start("killed")
+    written = folder / "samples" / "validation" / "0.jsonl"
+    first = start()
     first.wait_for(written.exists)
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.communicate()
-    before = len(read_lines(written))
-    commands = {}
-    for name in ("killed", "whole"):
-        commands[name] = start(name)
-        assert commands[name].wait() == 0, commands[name].output
-        commands[name].assert_nothing_is_left()
-    return {"folder": folder, "before": before, "output": commands["killed"].output}
+    first.wait_for_processes()  # they may write one batch more before they notice that they are alone
+    rows = read_lines(written)
+    write_whole(written, as_lines(rows[::2]))
+    second = start()
+    assert second.wait() == 0, second.output
+    second.assert_nothing_is_left()
+    return {"folder": folder, "killed": rows, "output": second.output}
 
 
 @pytest.mark.end_to_end
-def test_a_killed_evaluation_continues_and_one_seed_gives_one_result(evaluations):
-    folder, before = evaluations["folder"], evaluations["before"]
-    assert before in (80, 160)  # whole batches
-    kept = int(re.search(r"(\d+) of 240\s+responses are there", evaluations["output"])[1])
-    assert kept >= before  # a worker may finish one batch more before it notices that it is alone
-    assert kept % 80 == 0
-    for kind, rows in (("validation", 192), ("greedy", 48)):
-        texts = [(folder / name / "samples" / kind / "0.jsonl").read_text() for name in ("killed", "whole")]
-        assert texts[0] == texts[1]
-        assert len(texts[0].splitlines()) == rows
-    killed, whole = (json.loads((folder / name / "summary.json").read_text()) for name in ("killed", "whole"))
-    assert {key: killed[key] for key in killed if key != "cost"} == {key: whole[key] for key in whole if key != "cost"}
-    assert killed["cost"]["response tokens"] == whole["cost"]["response tokens"]
-    assert whole["by"]["set"].keys() == {"test", "ood_5_numbers", "ood_needs_product"}
-    assert {path.name for path in (folder / "killed" / "samples").iterdir()} == {"events.jsonl", "greedy", "validation"}
+def test_a_killed_evaluation_continues_and_one_seed_gives_one_result(evaluation_of_run):
+    folder, killed = evaluation_of_run["folder"], evaluation_of_run["killed"]
+    assert len(killed) in (80, 160)  # whole batches
+    assert int(re.search(r"(\d+) of 240\s+responses are there", evaluation_of_run["output"])[1]) == len(killed) / 2
+    rows = {kind: read_lines(folder / "samples" / kind / "0.jsonl") for kind in ("validation", "greedy")}
+    assert {kind: len(each) for kind, each in rows.items()} == {"validation": 192, "greedy": 48}
+    final = {evaluation.sample_key(row): row for each in rows.values() for row in each}
+    assert len(final) == 240
+    for row in killed:  # the identifier of a prompt becomes that of its problem
+        again = final[evaluation.sample_key(row)]
+        assert row | {"prompt_id": again["prompt_id"]} == {name: again[name] for name in row}
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["cost"]["response tokens"] == sum(row["response_tokens"] for row in final.values())
+    assert summary["by"]["set"].keys() == {"test", "ood_5_numbers", "ood_needs_product"}
+    assert {path.name for path in (folder / "samples").iterdir()} == {"events.jsonl", "greedy", "validation"}
 
 
 @pytest.mark.end_to_end
-def test_evaluate_measures_a_run_as_the_run_measured_itself(evaluations, resumed):
+def test_evaluate_measures_a_run_as_the_run_measured_itself(evaluation_of_run, resumed):
     theirs = json.loads((resumed["run_dir"] / "summary.json").read_text())["trained"]
-    folder = evaluations["folder"] / "whole"
+    folder = evaluation_of_run["folder"]
     whole = json.loads((folder / "summary.json").read_text())
     assert whole["by"]["set"]["test"]["problems"] == theirs["problems"] == 16
     rows = [
@@ -347,7 +348,7 @@ def test_evaluate_measures_a_run_as_the_run_measured_itself(evaluations, resumed
 
 @pytest.mark.long
 @pytest.mark.end_to_end
-def test_a_server_of_the_exported_model_writes_what_the_rollout_engine_wrote(evaluations, resumed, tmp_path):
+def test_a_server_of_the_exported_model_writes_what_the_rollout_engine_wrote(evaluation_of_run, resumed, tmp_path):
     export.export(resumed["run_dir"], tmp_path / "model", "float32")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -366,7 +367,7 @@ def test_a_server_of_the_exported_model_writes_what_the_rollout_engine_wrote(eva
                 return False
 
         server.wait_for(ready, timeout=300)
-        rows = read_lines(evaluations["folder"] / "whole" / "samples" / "greedy" / "0.jsonl")
+        rows = read_lines(evaluation_of_run["folder"] / "samples" / "greedy" / "0.jsonl")
         for row in rows:
             content = {"role": "user", "content": row["prompt"]}
             body = {"model": str(tmp_path / "model"), "messages": [content], "temperature": 0, "max_tokens": 64}

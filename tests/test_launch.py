@@ -343,7 +343,7 @@ def test_a_dropped_connection_is_taken_up_again_and_the_exit_status_is_the_jobs(
     )
     try:
         assert relay.stdout.readline() == "ready\n"
-        job = "for i in $(seq 12); do echo line $i; sleep 1; done; exit 7"
+        job = "for i in $(seq 12); do echo line $i; sleep 0.3; done; exit 7"
         script = (
             "import sys; from pathlib import Path; from verl_recipes import submit\n"
             "client = submit.connect(sys.argv[1]); folder = Path(sys.argv[2])\n"

@@ -369,6 +369,7 @@ def make_large_run(run):
     return run
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_samples_stay_under_7_megabytes_and_the_page_says_that_it_samples(
     tmp_path, visit, monkeypatch
 ):

@@ -175,7 +175,7 @@ def test_an_address_with_a_password_is_refused_without_printing_the_password(tmp
 @pytest.mark.parametrize(
     ("tracker", "how"),
     [
-        pytest.param("wandb", signal.SIGSTOP, id="wandb-hangs"),
+        pytest.param("wandb", signal.SIGSTOP, id="wandb-hangs", marks=pytest.mark.long),
         pytest.param("wandb", signal.SIGKILL, id="wandb-gone", marks=pytest.mark.long),
         pytest.param("swanlab", signal.SIGSTOP, id="swanlab-hangs", marks=pytest.mark.long),
         pytest.param("swanlab", signal.SIGKILL, id="swanlab-gone"),
