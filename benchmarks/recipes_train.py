@@ -27,6 +27,8 @@ ROWS = {f"{recipe}": [f"recipe={recipe}"] for recipe in ("tinyzero_ppo", *RECIPE
     for recipe, group in (
         ("mini_r1", "tuning=lora"),
         ("mini_r1", "topology=split"),
+        ("tiny", "topology=colocated_async"),
+        ("tiny", "topology=split_async"),
         *(("tiny", f"curriculum={order}") for order in ("easy_to_hard", "balanced", "adaptive")),
         ("tinyzero_ppo", "topology=split"),
     )

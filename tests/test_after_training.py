@@ -18,6 +18,7 @@ STAGES = {
     "write_curves": "curves.png",
     "write_report": "report.html",
 }
+ERRORS = [RuntimeError("no memory"), UserError("no disk")] * 2
 NAME = "tiny [bold] [i]= 中文"
 pytestmark = pytest.mark.slow
 
@@ -67,7 +68,7 @@ def finish(cfg, run):
     return whole, console.export_text()
 
 
-@pytest.mark.parametrize(("failing", "error"), zip(STAGES, [RuntimeError("no memory"), UserError("no disk")] * 2))
+@pytest.mark.parametrize(("failing", "error"), zip(STAGES, ERRORS, strict=True))
 def test_a_stage_that_fails_says_so_and_the_others_are_there(run, monkeypatch, failing, error):
     cfg, run = run
 

@@ -111,6 +111,28 @@ def test_three_gpus_keep_the_prompts_a_step_as_near_as_they_can():
     assert split.data.train_batch_size == 16
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "ahead", "mode"),
+    [
+        ("colocated", 0, "sync"),
+        ("split", 0, "separate_async"),
+        ("colocated_async", 2, "colocate_async"),
+        ("split_async", 2, "separate_async"),
+    ],
+)
+def test_a_topology_has_verls_trainer_its_sampler_and_its_bound_of_staleness(topology, ahead, mode):
+    cfg = of("tiny", "tiny", "cpu", f"topology={topology}", *([f"staleness={ahead}"] if ahead else []))
+    v1 = cfg.trainer.v1
+    assert (v1.trainer_mode, v1.sampler.custom_sampler.name.endswith("Async")) == (mode, mode != "sync")
+    if mode != "sync":
+        assert v1[mode].num_warmup_batches == ahead
+    if ahead:
+        assert (v1.sampler.max_off_policy_threshold, v1.sampler.max_off_policy_strategy) == (3, "wait")
+    assert cfg.trainer.n_gpus_per_node == (1 if "split" in topology else 2)
+    assert refusal(cfg) is None
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -130,6 +152,8 @@ def test_three_gpus_keep_the_prompts_a_step_as_near_as_they_can():
             "correction= has no effect",
         ),
         (["trainer.device=cpu", "trainer.v1.trainer_mode=separate_async", "updates=2"], "bypass_mode=true"),
+        (["staleness=1"], "choose topology=colocated_async"),
+        (["staleness=1", "trainer.v1.trainer_mode=separate_async"], "choose topology=split_async"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(overrides, message):

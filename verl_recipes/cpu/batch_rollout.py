@@ -6,9 +6,9 @@ the trainer's own process gives all prompts to vLLM in one call with `n` samples
 reward worker, and puts them into TransferQueue at once. The trainer finds the same there as after verl's agent loop.
 
 `actor_rollout_ref.rollout.agent.agent_loop_manager_class` names the manager (configs/hardware/cpu.yaml). Agents with
-several turns, tools or images need verl's own manager. So does an asynchronous trainer that sends weights while
-responses are being written (`trainer.v1.separate_async.num_warmup_batches` over 0, or dynamic sampling with
-topology=split). Then set that key to null, and `reward.num_workers=1`.
+several turns, tools or images need verl's own manager, and so does dynamic sampling with topology=split, where weights
+are sent while responses are being written. Then set that key to null, and `reward.num_workers=1`, as the asynchronous
+topologies do.
 """
 
 import asyncio

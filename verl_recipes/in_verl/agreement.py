@@ -4,6 +4,7 @@ verl has a metric of it, and goes on whatever it says; with `rollout_correction.
 """
 
 import math
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 
 from verl_recipes.in_verl.sampling import kept_share
+from verl_recipes.settings.configuration import STALENESS
 
 if TYPE_CHECKING:
     from verl.workers.engine import FSDPEngineWithLMHead as Engine
@@ -21,7 +23,8 @@ else:
 Loss = Callable[..., Any] | None
 # Below this correlation the rollout engine does not hold the actor's weights. In fp32 it is 0.9999 in every run of this
 # project. In bf16, 0.977 to 0.999 was published of engines that held the same weights, and 0.13 to 0.5 of others.
-AGREEMENT, IN_BF16 = 0.99, 0.95
+# Where `staleness` allows it, weights of an earlier step began the responses.
+AGREEMENT, IN_BF16, STALE = 0.99, 0.95, 0.8
 
 
 def correlation(rollout_log_probs: torch.Tensor, log_probs: torch.Tensor) -> float:
@@ -90,7 +93,8 @@ class Guarded(Engine):
             tu.assign_non_tensor(data, return_model_output=True)
         output = super().forward_backward_batch(data, loss_function, forward_only)
         if check:
-            least = AGREEMENT if self._autocast_dtype == torch.float32 else IN_BF16
+            exact = AGREEMENT if self._autocast_dtype == torch.float32 else IN_BF16
+            least = STALE if int(os.environ.get(STALENESS, "0")) else exact
             value = agreement(data["responses"], rollout, output["model_output"]["log_probs"], kept_share(), least)
             self.unchecked = False
             if not forward_only:  # for the other pass verl has a metric

@@ -162,4 +162,4 @@ class CountdownReplayBuffer(ReplayBuffer):
 
 
 class CountdownReplayBufferAsync(CountdownReplayBuffer, ReplayBufferAsync):
-    """For verl's asynchronous trainers (configs/topology/split.yaml): `super()` above is then ReplayBufferAsync."""
+    """For verl's asynchronous trainers (configs/topology): `super()` above is then ReplayBufferAsync."""

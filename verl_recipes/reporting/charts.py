@@ -76,6 +76,7 @@ SECONDS = {
     "timing_s/testing": "test",
     "timing_s/*": "",
 }
+STALE = {f"training/off_policy/trajectory_staleness/{name}": name for name in ("mean", "max")}
 REWARD = {"reward/score|critic/score/mean": "reward", "reward/reward_score": "before the penalty for length"}
 WRONG = {f"reward/reason/{name}": words for name, words in REASONS.items()} | {"reward/reason/*": ""}
 AGREEMENT = ("Disagreement of rollout engine and trainer", "1 - correlation", "agreement")
@@ -91,6 +92,7 @@ CHARTS = [
     Chart("Gradient norm", "norm", "gradient", {"actor/grad_norm": "policy", "critic/grad_norm": "model of values"}),
     Chart("Throughput", "tokens a second and device", "throughput", {"perf/throughput": "throughput"}),
     Chart("Seconds of a step", "seconds", "parts_of_step", SECONDS),
+    Chart("Staleness", "updates", "staleness", STALE),
     Chart(*AGREEMENT, {"|".join(DISAGREEMENT): "disagreement"}, floor=1e-6),
 ]
 TRIED = {"candidates": "tried", "repeats": "of them tried before"}

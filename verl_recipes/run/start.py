@@ -21,7 +21,7 @@ from verl_recipes.run.log import last_error
 from verl_recipes.run.machine import hardware
 from verl_recipes.run.progress import Losses, Progress
 from verl_recipes.run.supervise import SFT, run_verl
-from verl_recipes.settings.configuration import user_cache
+from verl_recipes.settings.configuration import STALENESS, is_split, user_cache
 
 NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
 SENDING = 120  # seconds after its last step in which verl may send what is left to the trackers' servers, and end
@@ -93,6 +93,10 @@ def environment_of(cfg: DictConfig, run: RunFolder) -> dict[str, str]:
     environment = {"VERL_FILE_LOGGER_PATH": str(run.metrics_part.resolve())}
     environment |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}  # verl opens files without an encoding
     environment["VLLM_NO_USAGE_STATS"] = "1"
+    if is_split(cfg):  # verl 0.9.1 crashes on a message at level INFO (trainer_separate_async.py, flush=True)
+        environment["VERL_LOGGING_LEVEL"] = "WARNING"
+    if cfg.staleness:
+        environment[STALENESS] = str(cfg.staleness)
     for tracker in cfg.trackers.values():
         environment |= tracker.environment
     if environment.get("SWANLAB_MODE") in ("offline", "local", "disabled"):

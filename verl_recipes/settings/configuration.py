@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from data_prep import SHIPPED
 from data_prep.cli import UserError
 
+STALENESS = "COUNTDOWN_ZERO_STALENESS"  # environment variable: of the run, for the guard of in_verl/agreement.py
 PYTHON = "COUNTDOWN_ZERO_PYTHON"  # environment variable: the executable that asks cpu/forkserver.py for a process
 
 
@@ -85,6 +86,7 @@ OmegaConf.register_new_resolver("subtract", lambda a, b: a - b, replace=True)
 OmegaConf.register_new_resolver("gcd", lambda *numbers: gcd(*map(int, numbers)), replace=True)
 OmegaConf.register_new_resolver("ray_cpus", ray_cpus, replace=True)
 OmegaConf.register_new_resolver("from_count", from_count, replace=True)
+OmegaConf.register_new_resolver("loop_workers", lambda device: 1 if device == "cpu" else 8, replace=True)  # 8: verl's
 OmegaConf.register_new_resolver("generating_gpus", lambda gpus: max(1, gpus // 4), replace=True)
 
 
@@ -121,6 +123,13 @@ def check_ranks(cfg: DictConfig) -> None:
         )
 
 
+def check_staleness(cfg: DictConfig) -> None:
+    """Raise UserError if weights of earlier steps are to answer where each batch waits for those of its own."""
+    if cfg.staleness and cfg.trainer.v1.sampler.max_off_policy_strategy != "wait":
+        where = "split_async" if is_split(cfg) else "colocated_async"
+        raise UserError(f"staleness={cfg.staleness} has no effect with this topology: choose topology={where}")
+
+
 def check_attention(cfg: DictConfig) -> None:
     """Raise UserError where sequences are divided among ranks by what only flash-attn's attention does."""
     actor, critic, model = cfg.actor_rollout_ref.actor.fsdp_config, cfg.critic.fsdp, cfg.actor_rollout_ref.model
@@ -152,6 +161,7 @@ def check_algorithm(algorithm: DictConfig) -> None:
 def check_choice(cfg: DictConfig) -> None:
     """Raise UserError if the numbers of recipe, model, hardware and topology do not go together."""
     check_ranks(cfg)
+    check_staleness(cfg)
     trainer, actor, rollout = cfg.trainer, cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.rollout
     ranks, split, name = trainer.nnodes * trainer.n_gpus_per_node, is_split(cfg), cfg.card.name
     if cfg.architecture and cfg.architecture.parameters > cfg.card.most_parameters:

@@ -119,6 +119,9 @@ class TrainKeys(Checked):
     force: bool = Field(description="start although plan says that the run does not fit")
     prompts: Count = Field(description="prompts a step; rounded so that all ranks share them evenly")
     updates: Count = Field(description="mini-batches a step")
+    staleness: Size = Field(
+        description="updates that the policy may be ahead of the weights that began a response (topology=*_async)"
+    )
     learning_rate: Positive = Field(description="of the actor if all weights train; tuning=lora takes ten times it")
     gpus: Count = Field(description="GPUs of each machine; ranks on a CPU")
     nodes: Count = Field(description="machines")
