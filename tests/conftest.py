@@ -68,7 +68,8 @@ def small_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def resumed(tmp_path_factory, small_data):
-    """A run of 4 steps, saved every 2, killed with its whole process group after step 3 and started again.
+    """A run of 4 steps, saved every 2, killed with its whole process group after step 3 and started again,
+    with one rank for two.
 
     There, in step 3 once more, the training worker alone is killed, and the run goes on by itself. Two steps are an
     epoch, so the run is twice resumed at the end of one.
@@ -84,7 +85,7 @@ def resumed(tmp_path_factory, small_data):
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.communicate()
     events, started = run_dir / "samples" / "events.jsonl", time.time()
-    second = train(run_dir, *arguments, "trainer.restarts=1")
+    second = train(run_dir, *arguments, "gpus=1", "trainer.restarts=1")
 
     def third_step_is_begun():
         """The first run's processes may have written for a moment after they were killed; a start takes longer."""

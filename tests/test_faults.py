@@ -158,7 +158,7 @@ def sealed(tmp_path):
         for name in KINDS:
             file = tmp_path / "checkpoints" / f"global_step_{step}" / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(dice.randbytes(1000))
+            file.write_bytes(b'{"world_size": 2}' if file.name == "fsdp_config.json" else dice.randbytes(1000))
         seal(tmp_path / "checkpoints" / f"global_step_{step}")
     (tmp_path / "checkpoints" / TRACKER).write_text("8")
     return tmp_path / "checkpoints"

@@ -81,7 +81,7 @@ def test_what_may_change_is_a_list_of_keys_that_there_are(config):
         "data.seed",
         "eval_n",
         "algorithm.adv_estimator",
-        "trainer.n_gpus_per_node",
+        "data.train_batch_size",
     ],
 )
 def test_what_numbers_depend_on_may_not_change(run, config, key):

@@ -7,9 +7,10 @@ from verl.workers.engine import EngineRegistry, FSDPEngineWithLMHead
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithValueHead
 
 from verl_recipes.in_verl.agreement import Guarded
+from verl_recipes.in_verl.reshard import Resharding
 
 
-class PolicyEngine(Guarded, FSDPEngineWithLMHead):
+class PolicyEngine(Guarded, Resharding, FSDPEngineWithLMHead):
     """Policy and reference."""
 
     def _build_fsdp_module(self, module: torch.nn.Module) -> torch.nn.Module:
@@ -24,7 +25,7 @@ class PolicyEngine(Guarded, FSDPEngineWithLMHead):
             config.tie_word_embeddings = tied
 
 
-class ValueEngine(FSDPEngineWithValueHead):
+class ValueEngine(Resharding, FSDPEngineWithValueHead):
     """PPO's critic, with the attention that its configuration names.
 
     verl.utils.model.load_valuehead_model asks for flash_attention_2 whatever that says. verl loads a language model as

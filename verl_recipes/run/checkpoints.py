@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_prep.cli import UserError
+from verl_recipes.run.folder import read_json
 from verl_recipes.run.hashes import SUMS, changed, compared, seal
 
 LOOK = 1.0  # seconds between two looks for a new checkpoint
@@ -21,6 +22,16 @@ def checkpoint_steps(checkpoints: Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
+def ranks_of(folder: Path) -> int:
+    """How many ranks saved the engine in this folder of a checkpoint; 0 if there is none.
+
+    Beside their files may lie those of another number, from an earlier start that did not come to the end of saving.
+    """
+    config = folder / "fsdp_config.json"
+    known = read_json(config, "take the checkpoint before").get("world_size") if config.exists() else None
+    return known or max((int(file.name.split("_")[3]) for file in folder.glob("model_world_size_*")), default=0)
+
+
 def checkpoint_error(checkpoint: Path) -> str:
     """Which file of a checkpoint is damaged or missing, as a sentence; "" for none.
 
@@ -28,11 +39,11 @@ def checkpoint_error(checkpoint: Path) -> str:
     """
     if (checkpoint / SUMS).is_file():
         return changed(checkpoint)
-    ranks = list((checkpoint / "actor").glob("model_world_size_*_rank_*.pt"))
-    world = int(ranks[0].name.split("_")[3]) if ranks else 1
+    world = ranks_of(checkpoint / "actor") or 1
     expected = [checkpoint / "actor" / f"model_world_size_{world}_rank_{rank}.pt" for rank in range(world)]
     # After the ranks' files verl writes data.pt (and an asynchronous trainer its queue).
-    for file in dict.fromkeys([checkpoint / "data.pt", *expected, *sorted(checkpoint.rglob("*.pt"))]):
+    theirs = [file for file in sorted(checkpoint.rglob("*.pt")) if f"_size_{world}_" in file.name]
+    for file in dict.fromkeys([checkpoint / "data.pt", *expected, *theirs]):
         try:
             with zipfile.ZipFile(file) as content:
                 damaged = content.testzip()

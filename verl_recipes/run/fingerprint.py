@@ -32,6 +32,7 @@ MAY_CHANGE = (
     *("ray_kwargs.*", "transfer_queue.*", "global_profiler.*", "*.profiler.*", "card.*"),
     *("*.param_offload", "*.optimizer_offload", "*.offload_policy", "*.enable_gradient_checkpointing"),
     *("*micro_batch_size*", "*max_token_len_per_gpu", "*.gpu_memory_utilization", "*.max_num_seqs"),
+    *("gpus", "nodes", "*.nnodes", "*.n_gpus_per_node", "*.tensor_model_parallel_size"),
     *("*.max_num_batched_tokens", "*.enforce_eager", "*.free_cache_engine", "*.update_weights_bucket_megabytes"),
 )
 PACKAGES = ("verl", "vllm", "ray", "torch", "transformers", "tensordict")

@@ -13,12 +13,12 @@ from data_prep.cli import UserError, as_list
 from data_prep.folder import file_sha256
 from verl_recipes.planning.model import check_hub, find_model
 from verl_recipes.planning.space import Need, export_needs, needs
-from verl_recipes.run.checkpoints import actor_identity, checkpoint_error, checkpoint_steps, how_to_continue
+from verl_recipes.run.checkpoints import actor_identity, checkpoint_error, checkpoint_steps, how_to_continue, ranks_of
 from verl_recipes.run.folder import RunFolder, is_marked, read_json
 from verl_recipes.run.hashes import is_checkpoint, model_identity
 from verl_recipes.run.reward import check_reward
 from verl_recipes.run.trackers import check_trackers
-from verl_recipes.settings.configuration import check_choice
+from verl_recipes.settings.configuration import check_choice, gpus_of
 
 COLUMNS = {"data_source", "prompt", "reward_model"}
 
@@ -174,6 +174,13 @@ def check_resume(cfg: DictConfig, run: RunFolder, step: int) -> None:
         raise UserError(f"{run.path} is already at step {step}: set trainer.total_training_steps to {step} or more")
     if damaged := checkpoint_error(run.checkpoints / f"global_step_{step}"):
         raise UserError(f"{damaged}; {how_to_continue(run.checkpoints, below=step)}")
+    before, ranks = ranks_of(run.checkpoints / f"global_step_{step}" / "actor"), gpus_of(cfg)[0]
+    actor = cfg.actor_rollout_ref.actor
+    if before not in (0, ranks) and (actor.strategy, actor.fsdp_config.fsdp_size) != ("fsdp2", -1):
+        raise UserError(
+            f"{run.path} was saved by {before} ranks and would go on with {ranks}, for which "
+            "actor_rollout_ref.actor.strategy=fsdp2 and fsdp_config.fsdp_size=-1 are needed; go on with as many"
+        )
 
 
 def check_place(run: RunFolder) -> None:

@@ -1,0 +1,90 @@
+"""A checkpoint of another number of ranks: each rank takes its part of every tensor.
+
+verl 0.9.1's FSDP2 engine reads only files of its own number of ranks. Here each rank writes those that verl would have
+saved into a temporary folder, and verl loads them. Their tensors come from all files of the checkpoint, mapped into
+memory and not read whole.
+"""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.tensor import DTensor, Shard
+
+from verl_recipes.run.checkpoints import ranks_of
+
+if TYPE_CHECKING:
+    from verl.workers.engine import FSDPEngineWithLMHead as Engine
+else:
+    Engine = object
+
+
+def whole(parts: Sequence[Any]) -> Any:
+    """A tensor, from the DTensors that all ranks saved of it; anything else is equal on all ranks."""
+    if not isinstance(parts[0], DTensor):
+        return parts[0]
+    (placement,) = parts[0].placements
+    local = [part._local_tensor for part in parts]
+    return torch.cat(local, placement.dim) if isinstance(placement, Shard) else local[0]
+
+
+def part(value: Any, like: Any) -> Any:
+    """This rank's part of a tensor, placed as the DTensor `like`; anything that is not of its shape as it is."""
+    if not (isinstance(like, DTensor) and isinstance(value, torch.Tensor) and value.shape == like.shape):
+        return value
+    (placement,), mesh, local = like.placements, like.device_mesh, value
+    if isinstance(placement, Shard):  # as FSDP2 does; the last ranks may have none
+        chunks, rank = value.chunk(mesh.size(), placement.dim), mesh.get_local_rank()
+        local = chunks[rank] if rank < len(chunks) else value.narrow(placement.dim, 0, 0)
+    return DTensor.from_local(
+        local.clone(), mesh, like.placements, run_check=False, shape=value.shape, stride=value.stride()
+    )
+
+
+def reshard(saved: Path, target: Path, module: torch.nn.Module, optimizer: Any, rank: int, ranks: int) -> None:
+    """Write this rank's files of a checkpoint that another number of ranks saved.
+
+    Args:
+        saved: the folder with model, optimizer and extra state of each of those ranks.
+        target: an empty folder.
+        module: the sharded model.
+        optimizer: its optimizer; None if there is none.
+        rank: this process's.
+        ranks: how many there are now.
+    """
+    before = ranks_of(saved)
+
+    def read(kind: str) -> list[Any]:
+        names = (saved / f"{kind}_world_size_{before}_rank_{each}.pt" for each in range(before))
+        return [torch.load(name, map_location="cpu", mmap=True, weights_only=False) for name in names]
+
+    def write(kind: str, state: Any) -> None:
+        torch.save(state, target / f"{kind}_world_size_{ranks}_rank_{rank}.pt")
+
+    models, here = read("model"), module.state_dict()
+    write("model", {name: part(whole([each[name] for each in models]), here[name]) for name in models[0]})
+    if optimizer is not None:
+        states = read("optim")
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        state = {
+            i: {name: part(whole([each["state"][i][name] for each in states]), parameters[i]) for name in known}
+            for i, known in states[0]["state"].items()
+        }
+        write("optim", states[0] | {"state": state})
+    extra = f"extra_state_world_size_{before}_rank_{rank % before}.pt"  # the schedule, and random numbers' state
+    shutil.copy(saved / extra, target / f"extra_state_world_size_{ranks}_rank_{rank}.pt")
+
+
+class Resharding(Engine):
+    """Added to an engine that trains: it takes up a checkpoint of any number of ranks."""
+
+    def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if not local_path or ranks_of(Path(local_path)) in (0, ranks):
+            return super().load_checkpoint(local_path, *args, **kwargs)
+        with TemporaryDirectory() as folder:
+            reshard(Path(local_path), Path(folder), self.module, self.optimizer, rank, ranks)
+            return super().load_checkpoint(folder, *args, **kwargs)
