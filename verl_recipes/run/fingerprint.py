@@ -87,7 +87,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-def lengths_that_count(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def depends_on_steps(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A clause for each number of steps that differs and that every step depends on: by learning rate or curriculum."""
     optim, found = "actor_rollout_ref.actor.optim", []
     was, steps = (side.get("trainer.total_training_steps") for side in (before, now))
@@ -158,7 +158,7 @@ def check_unchanged(folder: RunFolder, config: dict[str, Any], facts: dict[str, 
     if not (mark.get("model") and facts.get("model")):  # a hub's model whose revision was or is not known
         facts = {name: value for name, value in facts.items() if name != "model"}
     found += differences(*(dict(flat({name: side.get(name, {}) for name in facts})) for side in (mark, facts)))
-    found += lengths_that_count(before, now)
+    found += depends_on_steps(before, now)
     if found:
         more = f" and {len(found) - 6} more" if len(found) > 6 else ""
         raise UserError(
