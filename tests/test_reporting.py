@@ -356,6 +356,64 @@ def test_runs_are_listed_with_their_figures_and_the_mean_of_seeds(monkeypatch, c
         runs.main()
 
 
+def listed(monkeypatch, capsys, folder):
+    """What `python -m verl_recipes.runs` prints: the cells of each line by the run's name, and its lines on stderr."""
+    monkeypatch.setattr(sys, "argv", ["runs", f"folder={folder}"])
+    runs.main()
+    out, err = capsys.readouterr()
+    return {line.split()[0]: re.split(r"\s{2,}", line.strip()) for line in out.splitlines()[1:]}, err.splitlines()
+
+
+def test_evaluations_and_warm_starts_are_not_listed_as_runs(monkeypatch, capsys, tmp_path):
+    for kind in ("run", "evaluation", "warm_start"):
+        RunFolder(make_run(tmp_path / kind, steps=1)).write_mark(kind)
+    assert listed(monkeypatch, capsys, tmp_path)[0].keys() == {"run"}
+
+
+def test_a_run_that_goes_on_past_its_first_end_is_not_complete_before_its_second(monkeypatch, capsys, tmp_path):
+    run = make_run(tmp_path / "run", steps=3)
+    RunFolder(run).write_mark("run")
+    summary = json.loads((run / "summary.json").read_text("utf-8")) | {"steps": 2, "trained": {"mean@4": 0.1}}
+    (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    assert (run_of(run).state, run_of(run).cost()["basis"]) == ("ended early", "the steps that are in metrics.jsonl")
+    with RunFolder(run).locked():
+        cells = listed(monkeypatch, capsys, tmp_path)[0]["run"]
+    assert cells[2:6] == ["goes on", "3 of 3", "20.0", "50.0"]  # the test of step 3, and not of the first end
+    (run / "summary.json").write_text(json.dumps(summary | {"steps": 3}), encoding="utf-8")
+    with RunFolder(run).locked():  # while the command makes its page
+        assert run_of(run).state == "complete"
+
+
+def no_text(run):
+    (run / "config.yaml").write_text("name: 模型", encoding="utf-16")
+
+
+def no_date(run):
+    (run / "config.yaml").write_text("name: 2026-02-31", encoding="utf-8")
+
+
+def no_settings_file(run):
+    (run / "config.yaml").unlink()
+    (run / "config.yaml").mkdir()
+
+
+def no_metrics_file(run):
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+
+
+@pytest.mark.parametrize("damage", [broken, no_text, no_date, no_settings_file, no_metrics_file])
+def test_a_run_that_cannot_be_read_is_named_in_one_line_and_the_others_are_listed(
+    monkeypatch, capsys, tmp_path, damage
+):
+    for name in ("whole", "damaged"):
+        RunFolder(make_run(tmp_path / name, steps=1)).write_mark("run")
+    damage(tmp_path / "damaged")
+    rows, lines = listed(monkeypatch, capsys, tmp_path)
+    assert "complete" in rows["whole"]
+    assert [str(tmp_path / "damaged") in line for line in lines] == [True]
+
+
 def test_a_watched_page_is_made_while_its_run_works_and_once_more_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(watching, "EVERY", 0.01)
     run, made = make_run(tmp_path / "run", steps=2), []

@@ -106,13 +106,18 @@ def read_json(path: Path, advice: str) -> Any:
         raise UserError(f"{path} is damaged ({error}); {advice}") from None
 
 
-def is_marked(path: Path) -> bool:
-    """Whether a folder is marked as a run or an evaluation."""
+def mark_of(path: Path) -> dict[str, Any]:
+    """The mark of a folder: its kind (run, evaluation or warm_start) and facts; empty if it is not this project's."""
     try:
         mark = json.loads((path / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(mark, dict) and mark.get("made_by") == MADE_BY
+        return {}
+    return mark if isinstance(mark, dict) and mark.get("made_by") == MADE_BY else {}
+
+
+def is_marked(path: Path) -> bool:
+    """Whether a folder is marked as this project's."""
+    return bool(mark_of(path))
 
 
 def why_not_emptied(path: Path) -> str:
@@ -145,8 +150,8 @@ class RunFolder:
         self.samples, self.events = self.path / "samples", self.path / "samples" / "events.jsonl"
         self.model, self.summary = self.path / "model", self.path / "summary.json"
         self.curves, self.report = self.path / "curves.png", self.path / "report.html"
-        if checkpoints is None and is_marked(self.path):
-            checkpoints = json.loads(self.mark.read_text(encoding="utf-8")).get("checkpoints")
+        if checkpoints is None:
+            checkpoints = mark_of(self.path).get("checkpoints")
         self.checkpoints = Path(checkpoints or self.path / "checkpoints")
 
     def samples_of(self, split: str, step: int) -> Path:
