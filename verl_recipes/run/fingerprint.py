@@ -135,6 +135,7 @@ def begin(kind: str, cfg: DictConfig, run: RunFolder, inputs: Inputs, say: Calla
     """
     if cfg.fresh:
         run.empty(say)
+    run.check_kind(kind)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     facts = facts_of(config, inputs)
     check_unchanged(run, config, facts)

@@ -200,6 +200,14 @@ class RunFolder:
             return False
         return False
 
+    def check_kind(self, kind: str) -> None:
+        """Raise UserError if the folder is marked as something else: a run must not take an evaluation's samples."""
+        if (found := mark_of(self.path).get("kind", kind)) != kind:
+            wanted, other = (each.replace("_", " ") for each in (kind, found))
+            raise UserError(
+                f"{self.path} holds no {wanted}, its {MARK} says: {other}; choose another folder with run_dir= or out="
+            )
+
     def write_mark(self, kind: str, **facts: Any) -> None:
         """Mark the folder as this project's, and record facts about it."""
         elsewhere = self.checkpoints.absolute() != (self.path / "checkpoints").absolute()
