@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 
@@ -138,12 +139,12 @@ def test_a_run_whose_checkpoints_lie_elsewhere_is_not_emptied(tmp_path):
 @pytest.mark.parametrize(("there", "asked"), permutations(["run", "evaluation", "warm_start"], 2))
 def test_a_folder_of_one_kind_is_taken_for_no_other(tmp_path, there, asked):
     RunFolder(tmp_path).write_mark(there)
-    cfg, inputs = OmegaConf.create({"fresh": False}), Inputs(None, None, {})
+    cfg, run = OmegaConf.create({"fresh": False}), RunFolder(tmp_path)
+    begin = partial(fingerprint.begin, asked, cfg, run, Inputs(None, None, {}), print)
+    if asked == "evaluation":
+        begin = partial(evaluation.begin, cfg, run, {}, Console())
     with pytest.raises(UserError, match=f"holds no {asked}, its run.json says: {there}".replace("_", " ")):
-        if asked == "evaluation":
-            evaluation.begin(cfg, RunFolder(tmp_path), {}, Console())
-        else:
-            fingerprint.begin(asked, cfg, RunFolder(tmp_path), inputs, print)
+        begin()
     assert RunFolder(tmp_path).read_mark()["kind"] == there
 
 
