@@ -94,10 +94,11 @@ def test_own_configurations_are_taken_by_every_command_that_has_the_group(monkey
     assert (refused, cfg.recipe_name) == (None, "mine")
     typed(monkeypatch, data_command.main, "--config-dir", own, "prompt=mine", "--cfg", "job")
     assert "\n  name: mine\n" in capsys.readouterr().out
-    with pytest.raises(
-        UserError, match="nowhere holds no model"
-    ):  # the prompt was taken: play has a key of the group's name
-        typed(monkeypatch, play.main, "--config-dir", own, "prompt=mine", "model=nowhere", "numbers=[1,2]", "target=3")
+    problem = ["numbers=[1,2]", "target=3", "max_tokens=1", "model=assets/tiny_base"]
+    typed(monkeypatch, play.main, "--config-dir", own, "prompt=mine", *problem)  # a key with the name of a group
+    assert "[1, 2] to 3" in capsys.readouterr().out
+    with pytest.raises(UserError, match="prompt/mine"):
+        typed(monkeypatch, play.main, "prompt=mine", *problem)
 
 
 def test_the_version_is_that_of_the_package(monkeypatch, capsys):

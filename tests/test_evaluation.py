@@ -24,6 +24,7 @@ from rich.console import Console
 from test_measure import sample
 
 from data_prep.cli import CONFIGS, UserError, check, quoted
+from data_prep.solver import solve
 from verl_recipes import evaluate, export, play
 from verl_recipes.measure.evaluation import measure
 from verl_recipes.reporting.text import interval
@@ -240,6 +241,17 @@ def test_the_game_ends_with_a_verdict_that_training_would_give(exported, monkeyp
     response, verdict = printed.split("[3, 4, 5] to 12\n")[1].rstrip().rsplit("\n\n", 1)
     assert "=" in response
     assert verdict == play.verdict(response, [3, 4, 5], 12)
+
+
+def test_the_problem_that_play_suggests_is_one_and_the_same_everywhere_and_has_a_solution():
+    numbers, target = play.read_problem(play.EXAMPLE)
+    assert solve(numbers, target)
+    files = [Path(play.__file__), CONFIGS / "play" / "config.yaml"]
+    pages = [CONFIGS.parent / folder / "evaluation.md" for folder in ("docs", "docs/zh")]
+    for file in files + pages:
+        typed = re.findall(r"numbers=\[([\d,]+)\] target=(\d+)", file.read_text("utf-8"))
+        assert typed == [(",".join(map(str, numbers)), str(target))], file
+    assert all(play.ASK in page.read_text("utf-8") for page in pages)
 
 
 def test_one_problem_is_played_without_a_question(run_dir, capsys):
