@@ -31,7 +31,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -214,6 +214,12 @@ def of_seeds(cfg: DictConfig, arguments: list[str]) -> list[DictConfig]:
     return each
 
 
+def page_of_seeds(cfg: DictConfig, folder: Path) -> Path:
+    """The page of all `seeds`, called as their folders are: tiny-seeds.html for tiny-seed0 and tiny-seed1."""
+    named = Path(OmegaConf.merge(cfg, {"seed": "seeds"}).run_dir).name
+    return folder / f"{named.replace('seedseeds', 'seeds')}.html"
+
+
 def run_once(cfg: DictConfig, console: Console) -> None:
     """One run, from where it stands to its report."""
     run = RunFolder(cfg.run_dir, cfg.trainer.default_local_dir)
@@ -253,7 +259,7 @@ def main(cfg: DictConfig) -> None:
     for each in configurations:
         run_once(each, console)
     folders = [Path(each.run_dir) for each in configurations]
-    together = folders[0].parent / f"{cfg.recipe_name}-seeds.html"
+    together = page_of_seeds(cfg, folders[0].parent)
     write_report(folders, together)
     say(console, f"{together}: all seeds on one page")
 
