@@ -221,13 +221,22 @@ def test_the_model_card_is_filled_from_the_run(exported):
 
 
 def test_a_model_card_says_what_is_not_known(run_dir):
-    """Data that has gone, a step without an evaluation, a run older than the prompts in its configuration."""
+    """Data or a base that has gone, a step without an evaluation, a run older than the prompts in its configuration."""
     training = OmegaConf.load(run_dir / "config.yaml")
+    training.actor_rollout_ref.model.path = "/models/gone"
     training.data.train_files = ["gone/train.parquet"]
     del training.prompt
     card = export.model_card(RunFolder(run_dir.parent), 3, training, "name", "float16")
     assert "No manifest was beside them." in card
     assert "This run has not measured this step." in card
+    assert "whose card was not at hand: look it up" in card
+    assert "base_model" not in card
+
+
+@pytest.mark.parametrize("text", [b"---\nlicense: [a\n---\n", b"---\n- a\n---\n", b"\xff\xfe"])
+def test_a_base_whose_card_cannot_be_read_has_no_known_licence(tmp_path, text):
+    (tmp_path / "README.md").write_bytes(text)
+    assert export.base_of(str(tmp_path)) == {"name": None, "licence": None}
 
 
 def test_the_game_ends_with_a_verdict_that_training_would_give(exported, monkeypatch, capsys):
