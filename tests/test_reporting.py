@@ -4,7 +4,11 @@ import fcntl
 import json
 import re
 import shutil
+import socket
+import struct
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -428,6 +432,44 @@ def test_a_watched_page_is_made_while_its_run_works_and_once_more_at_the_end(tmp
         fcntl.flock(lock, fcntl.LOCK_EX)
         watching.watch([run], make)
     assert made == [0.01, 0.01, 0]
+
+
+def test_a_run_that_is_emptied_while_its_page_is_made_is_watched_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "EVERY", 0.01)
+    run, made = RunFolder(make_run(tmp_path / "run", steps=2)), []
+    run.write_mark("run")
+
+    def make(refresh):
+        file = next(run.samples.glob("train/*"), None)  # as a page lists files and then reads them
+        if file:
+            run.empty(print)
+        made.append(file.read_text("utf-8") if file else refresh)
+        lock.close()  # the run ends
+
+    with (run.path / "lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        watching.watch([run.path], make)
+    assert made == [0.01, 0]
+
+
+def test_a_browser_that_goes_and_a_page_that_is_gone_are_no_errors(tmp_path, capfd):
+    page = tmp_path / "report.html"
+    page.write_text("x" * 20_000_000, encoding="utf-8")
+    server = watching.serve(page, 0)
+    before = threading.active_count()
+    with socket.create_connection(server.server_address) as browser:
+        browser.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        browser.recv(1)
+        browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # as a closed tab does
+    while threading.active_count() > before:
+        time.sleep(0.01)
+    page.unlink()
+    with pytest.raises(urllib.error.HTTPError, match="503") as caught:
+        urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/")
+    assert f'content="{watching.EVERY}"' in caught.value.read().decode()  # so that the browser asks again
+    server.shutdown()
+    server.server_close()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_page_is_served_to_this_machine_alone_and_nothing_else_is(tmp_path):

@@ -246,4 +246,4 @@ class RunFolder:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
-                entry.unlink()
+                entry.unlink(missing_ok=True)  # a watched page's partial file comes and goes
