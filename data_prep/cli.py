@@ -42,7 +42,6 @@ ENVIRONMENT = (  # errors of the machine, which become one line
 NO_KEY = "Could not override '(.*)'"  # what Hydra says of a key that is not there
 _OWN: list[str] = []  # the folders of --config-dir
 HELP = ("--help", "-h")
-CFG = ("--cfg", "job")  # as Hydra has it: print the configuration and do nothing
 OPTIONS = ("--help", "--version", "--cfg job", "--config-dir")
 
 
@@ -282,28 +281,34 @@ def _register_own_folders() -> None:
     Plugins.instance().register(OwnConfigurations)
 
 
-def split_options(arguments: Sequence[str], keys: Iterable[str] = ()) -> tuple[list[str], list[str]]:
-    """The overrides of a command line, and the folders of its option `--config-dir FOLDER`.
+def split_options(arguments: Sequence[str], keys: Iterable[str] = ()) -> tuple[list[str], list[str], bool]:
+    """The overrides of a command line, the folders of its `--config-dir FOLDER`, and whether it has `--cfg job`.
+
+    That is Hydra's, and asks to print the configuration and to do nothing.
 
     Args:
         keys: of the command, for advice on an option that is meant as a key.
     """
-    overrides, folders, given = [], [], iter(arguments)
+    overrides, folders, shown, given = [], [], False, iter(arguments)
     for each in given:
         option, _, value = each.partition("=")
         if option == "--config-dir":
             folders.append(value or next(given, ""))
+        elif option == "--cfg":
+            if (what := value or next(given, "")) != "job":
+                raise UserError(f"--cfg {what}: write `--cfg job`, which prints the configuration and starts nothing")
+            shown = True
         elif each.startswith("-"):
             advice = did_you_mean(option, OPTIONS) or did_you_mean(option.lstrip("-").replace("-", "_"), keys, end="=")
             raise UserError(f"there is no option {option}; KEY=VALUE and {', '.join(OPTIONS)} are possible{advice}")
         else:
             overrides.append(each)
-    return overrides, folders
+    return overrides, folders, shown
 
 
 def overrides_of(arguments: Sequence[str]) -> list[str]:
     """The overrides of a command line; Hydra finds configurations in the folders of its `--config-dir` from here on."""
-    overrides, folders = split_options(arguments)
+    overrides, folders, _ = split_options(arguments)
     _set_own_folders(folders)
     return overrides
 
@@ -353,8 +358,19 @@ def print_version() -> None:
         ) from None
 
 
+def _named(overrides: Sequence[str], key: str) -> list[str]:
+    """The overrides with `KEY=[...]` instead of the folders among them, whose names may contain any characters."""
+    rest = [each for each in overrides if "=" in each and not Path(each).is_dir()]
+    folders = (quoted(each.replace("${", r"\${")) for each in overrides if each not in rest)
+    return [*rest, *([f"{key}=[{','.join(folders)}]"] if len(rest) < len(overrides) else [])]
+
+
 def command(
-    config: str, keys: type[Checked], folder: Path = CONFIGS, others: str | None = None
+    config: str,
+    keys: type[Checked],
+    folder: Path = CONFIGS,
+    others: str | None = None,
+    positional: str | None = None,
 ) -> Callable[[Callable[[Any], object]], Callable[[], None]]:
     """Make a command of `main(cfg)`: it composes the configuration with the command line and checks it.
 
@@ -363,6 +379,7 @@ def command(
         keys: the schema of this project's own keys.
         folder: the folder of the configuration.
         others: a key whose list gets the overrides of keys that are not in `keys`.
+        positional: a key whose list gets the folders that are named without a key.
     """
 
     def decorate(main: Callable[[Any], object]) -> Callable[[], None]:
@@ -384,7 +401,9 @@ def command(
                 if arguments[:1] == ["-sc"]:
                     complete(arguments[-1], {config: folder} | ({"train": CONFIGS} if others else {}))
                     return
-                given, own = split_options([each for each in arguments if each not in CFG], keys.model_fields)
+                given, own, shown = split_options(arguments, keys.model_fields)
+                if positional:
+                    given = _named(given, positional)
                 # A command of another folder has keys with the name of a group, such as play's prompt=.
                 _set_own_folders(own if folder == CONFIGS else [])
                 rest = [each for each in given if others and _key(each) not in keys.model_fields]
@@ -394,7 +413,7 @@ def command(
                     if others:
                         cfg[others] = [*cfg[others], *rest]
                     check(cfg, keys)
-                    if CFG[0] in arguments:
+                    if shown:
                         show(cfg)
                     else:
                         main(cfg)

@@ -9,7 +9,7 @@ from configurations import compose
 from rich.console import Console
 
 from data_prep.cli import CONFIGS, UserError, quoted
-from verl_recipes import train
+from verl_recipes import train, warm_start
 from verl_recipes.run.folder import RunFolder, append_line, as_lines, write_whole
 
 STAGES = {
@@ -71,6 +71,8 @@ def finish(cfg, run):
 @pytest.mark.parametrize(("failing", "error"), zip(STAGES, ERRORS, strict=True))
 def test_a_stage_that_fails_says_so_and_the_others_are_there(run, monkeypatch, failing, error):
     cfg, run = run
+    for path in (run.curves, run.report):
+        write_whole(path, "of an earlier step")
 
     def fails(*_):
         raise error
@@ -98,11 +100,39 @@ def test_a_name_with_brackets_is_shown_as_it_is(run, capsys):
     assert NAME in run.report.read_text(encoding="utf-8")
 
 
-def test_a_machine_without_matplotlib_lacks_the_pictures_alone(run, monkeypatch):
-    cfg, run = run
+@pytest.fixture
+def without_matplotlib(monkeypatch):
+    for name in [each for each in sys.modules if each.startswith("matplotlib.")] + ["verl_recipes.reporting.draw"]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "verl_recipes.reporting.draw", raising=False)
+
+
+@pytest.mark.usefixtures("without_matplotlib")
+def test_a_machine_without_matplotlib_lacks_the_pictures_alone(run):
+    cfg, run = run
     whole, said = finish(cfg, run)
     assert whole
     assert said.count("matplotlib is not installed") == 1
     assert {name for name in STAGES.values() if (run.path / name).exists()} == {*STAGES.values()} - {"curves.png"}
+    assert train.is_complete(cfg, run)
+
+
+def test_a_command_that_makes_what_is_missing_keeps_the_model_and_the_seconds_of_the_training(run):
+    cfg, run = run
+    assert finish(cfg, run)[0]
+    model, summary = run.model.stat().st_ino, run.summary.read_text(encoding="utf-8")
+    run.report.unlink()
+    with Console(record=True, width=500) as console:
+        assert train.finish(cfg, run, console, lambda trained: {"resumed_from": 2, "seconds": {"total": 0.1}})
+    assert (run.model.stat().st_ino, run.summary.read_text(encoding="utf-8")) == (model, summary)
+    assert train.is_complete(cfg, run)
+
+
+@pytest.mark.usefixtures("without_matplotlib")
+def test_a_warm_start_ends_without_matplotlib_too(run):
+    cfg, run = run
+    write_whole(run.metrics, as_lines([{"step": 2, "data": {"train/loss": 1.5, "val/loss": 1.0}}]))
+    with Console(record=True, width=500) as console:
+        warm_start.finish(cfg, run, console, 1.0)
+    assert f"is not installed, so there is no {run.curves}" in console.export_text()
+    assert (run.model.exists(), run.summary.exists(), run.curves.exists()) == (True, True, False)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from data_prep import command as data_command
 from data_prep import traces
@@ -93,10 +94,11 @@ def test_own_configurations_are_taken_by_every_command_that_has_the_group(monkey
     assert (refused, cfg.recipe_name) == (None, "mine")
     typed(monkeypatch, data_command.main, "--config-dir", own, "prompt=mine", "--cfg", "job")
     assert "\n  name: mine\n" in capsys.readouterr().out
-    with pytest.raises(
-        UserError, match="nowhere holds no model"
-    ):  # the prompt was taken: play has a key of the group's name
-        typed(monkeypatch, play.main, "--config-dir", own, "prompt=mine", "model=nowhere", "numbers=[1,2]", "target=3")
+    problem = ["numbers=[1,2]", "target=3", "max_tokens=1", "model=assets/tiny_base"]
+    typed(monkeypatch, play.main, "--config-dir", own, "prompt=mine", *problem)  # a key with the name of a group
+    assert "[1, 2] to 3" in capsys.readouterr().out
+    with pytest.raises(UserError, match="prompt/mine"):
+        typed(monkeypatch, play.main, "prompt=mine", *problem)
 
 
 def test_the_version_is_that_of_the_package(monkeypatch, capsys):
@@ -106,6 +108,29 @@ def test_the_version_is_that_of_the_package(monkeypatch, capsys):
     assert len(lines) == 3
     assert {f'version = "{each}"' for each in lines} <= set((ROOT / "pyproject.toml").read_text("utf-8").splitlines())
     assert 'version = "0.1.0"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+NEEDED = dict.fromkeys(("bench", "evaluate", "fetch", "play"), "model=qwen2.5_0.5b")
+NEEDED |= {"export": "run=x", "render": "tokenizer=x", "report": "x", "submit": "http://127.0.0.1:1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*entry.COMMANDS} - {"score"}))  # score has no configuration
+def test_cfg_job_prints_the_configuration_of_every_command_and_starts_nothing(monkeypatch, capsys, name):
+    try:
+        typed(monkeypatch, entry.main, name, *filter(None, [NEEDED.get(name)]), "--cfg", "job")
+    except SystemExit as end:
+        assert not end.code  # noqa: PT017  some commands end so, and some return
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert isinstance(printed, dict)
+    assert printed.get("runs") == (["x"] if name == "report" else None)
+
+
+def test_cfg_asks_for_the_job_alone_and_a_folder_may_have_its_name(monkeypatch, capsys):
+    with pytest.raises(UserError, match="--cfg hydra: write `--cfg job`"):
+        typed(monkeypatch, entry.main, "report", "--cfg", "hydra")
+    typed(monkeypatch, entry.main, "report", "job", "--cfg=job")
+    assert yaml.safe_load(capsys.readouterr().out)["runs"] == ["job"]
 
 
 @pytest.mark.slow

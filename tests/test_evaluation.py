@@ -24,6 +24,7 @@ from rich.console import Console
 from test_measure import sample
 
 from data_prep.cli import CONFIGS, UserError, check, quoted
+from data_prep.solver import solve
 from verl_recipes import evaluate, export, play
 from verl_recipes.measure.evaluation import measure
 from verl_recipes.reporting.text import interval
@@ -220,13 +221,22 @@ def test_the_model_card_is_filled_from_the_run(exported):
 
 
 def test_a_model_card_says_what_is_not_known(run_dir):
-    """Data that has gone, a step without an evaluation, a run older than the prompts in its configuration."""
+    """Data or a base that has gone, a step without an evaluation, a run older than the prompts in its configuration."""
     training = OmegaConf.load(run_dir / "config.yaml")
+    training.actor_rollout_ref.model.path = "/models/gone"
     training.data.train_files = ["gone/train.parquet"]
     del training.prompt
     card = export.model_card(RunFolder(run_dir.parent), 3, training, "name", "float16")
     assert "No manifest was beside them." in card
     assert "This run has not measured this step." in card
+    assert "whose card was not at hand: look it up" in card
+    assert "base_model" not in card
+
+
+@pytest.mark.parametrize("text", [b"---\nlicense: [a\n---\n", b"---\n- a\n---\n", b"\xff\xfe"])
+def test_a_base_whose_card_cannot_be_read_has_no_known_licence(tmp_path, text):
+    (tmp_path / "README.md").write_bytes(text)
+    assert export.base_of(str(tmp_path)) == {"name": None, "licence": None}
 
 
 def test_the_game_ends_with_a_verdict_that_training_would_give(exported, monkeypatch, capsys):
@@ -240,6 +250,17 @@ def test_the_game_ends_with_a_verdict_that_training_would_give(exported, monkeyp
     response, verdict = printed.split("[3, 4, 5] to 12\n")[1].rstrip().rsplit("\n\n", 1)
     assert "=" in response
     assert verdict == play.verdict(response, [3, 4, 5], 12)
+
+
+def test_the_problem_that_play_suggests_is_one_and_the_same_everywhere_and_has_a_solution():
+    numbers, target = play.read_problem(play.EXAMPLE)
+    assert solve(numbers, target)
+    files = [Path(play.__file__), CONFIGS / "play" / "config.yaml"]
+    pages = [CONFIGS.parent / folder / "evaluation.md" for folder in ("docs", "docs/zh")]
+    for file in files + pages:
+        typed = re.findall(r"numbers=\[([\d,]+)\] target=(\d+)", file.read_text("utf-8"))
+        assert typed == [(",".join(map(str, numbers)), str(target))], file
+    assert all(play.ASK in page.read_text("utf-8") for page in pages)
 
 
 def test_one_problem_is_played_without_a_question(run_dir, capsys):

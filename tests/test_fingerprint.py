@@ -5,7 +5,7 @@ import subprocess
 from fnmatch import fnmatchcase
 
 import pytest
-from configurations import compose
+from configurations import compose, options
 from omegaconf import OmegaConf
 
 from data_prep.cli import UserError, quoted
@@ -62,7 +62,8 @@ def test_every_key_of_the_whole_configuration_is_refused_or_may_change(config):
 
 def test_what_may_change_is_a_list_of_keys_that_there_are(config):
     """But for what other recipes and hardware have."""
-    keys = [key for key, _ in flat(config)] + ["versions.verl", "actor_rollout_ref.actor.fsdp_config.offload_policy"]
+    keys = [key for key, _ in flat(config)] + ["versions.verl", "data.curriculum.steps"]
+    keys += ["actor_rollout_ref.actor.fsdp_config.offload_policy"]
     unknown = [pattern for pattern in MAY_CHANGE if not any(fnmatchcase(key, pattern) for key in keys)]
     assert unknown == []
 
@@ -124,6 +125,21 @@ def test_more_steps_are_refused_if_the_learning_rate_follows_them(run, config):
     cosine["actor_rollout_ref"]["actor"]["optim"]["lr_scheduler_type"] = "cosine"
     with pytest.raises(UserError, match="the learning rate depends on it"):
         check_unchanged(run, cosine, FACTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", options("curriculum"))
+def test_a_run_with_a_curriculum_goes_on_with_more_steps_unless_its_order_follows_them(tmp_path, order):
+    cfg = compose("train", f"curriculum={order}")
+    run, steps = RunFolder(tmp_path), cfg.trainer.total_training_steps
+    write_whole(run.config, OmegaConf.to_yaml(cfg, resolve=True))
+    run.write_mark("run", **FACTS)
+    cfg.trainer.total_training_steps = steps + 10
+    if order == "easy_to_hard":
+        with pytest.raises(UserError, match=rf"curriculum.steps was {steps} and is {steps + 10} now, and the order of"):
+            check_unchanged(run, OmegaConf.to_container(cfg, resolve=True), FACTS)
+        cfg.data.curriculum.steps = steps  # the line's advice
+    check_unchanged(run, OmegaConf.to_container(cfg, resolve=True), FACTS)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -245,3 +246,17 @@ def test_each_of_several_seeds_has_a_folder_of_its_own():
 
 def test_several_seeds_in_one_folder_are_refused(refused):
     refused("two runs have one folder", "seeds=[0,1]", "name=mine")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "page"),
+    [
+        ("seed=0", "runs/tiny-seeds.html"),
+        ("name='low-${seed}'", "runs/low-seeds.html"),
+        ("run_dir='/disk/mine_${seed}'", "/disk/mine_seeds.html"),
+    ],
+)
+def test_a_set_of_seeds_has_a_page_called_as_its_runs_are(override, page):
+    cfg = train.compose("train", ["seeds=[8,9]", override], TrainKeys)
+    assert train.page_of_seeds(cfg, Path(cfg.run_dir).parent) == Path(page)

@@ -4,7 +4,11 @@ import fcntl
 import json
 import re
 import shutil
+import socket
+import struct
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -356,6 +360,64 @@ def test_runs_are_listed_with_their_figures_and_the_mean_of_seeds(monkeypatch, c
         runs.main()
 
 
+def listed(monkeypatch, capsys, folder):
+    """What `python -m verl_recipes.runs` prints: the cells of each line by the run's name, and its lines on stderr."""
+    monkeypatch.setattr(sys, "argv", ["runs", f"folder={folder}"])
+    runs.main()
+    out, err = capsys.readouterr()
+    return {line.split()[0]: re.split(r"\s{2,}", line.strip()) for line in out.splitlines()[1:]}, err.splitlines()
+
+
+def test_evaluations_and_warm_starts_are_not_listed_as_runs(monkeypatch, capsys, tmp_path):
+    for kind in ("run", "evaluation", "warm_start"):
+        RunFolder(make_run(tmp_path / kind, steps=1)).write_mark(kind)
+    assert listed(monkeypatch, capsys, tmp_path)[0].keys() == {"run"}
+
+
+def test_a_run_that_goes_on_past_its_first_end_is_not_complete_before_its_second(monkeypatch, capsys, tmp_path):
+    run = make_run(tmp_path / "run", steps=3)
+    RunFolder(run).write_mark("run")
+    summary = json.loads((run / "summary.json").read_text("utf-8")) | {"steps": 2, "trained": {"mean@4": 0.1}}
+    (run / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    assert (run_of(run).state, run_of(run).cost()["basis"]) == ("ended early", "the steps that are in metrics.jsonl")
+    with RunFolder(run).locked():
+        cells = listed(monkeypatch, capsys, tmp_path)[0]["run"]
+    assert cells[2:6] == ["goes on", "3 of 3", "20.0", "50.0"]  # the test of step 3, and not of the first end
+    (run / "summary.json").write_text(json.dumps(summary | {"steps": 3}), encoding="utf-8")
+    with RunFolder(run).locked():  # while the command makes its page
+        assert run_of(run).state == "complete"
+
+
+def no_text(run):
+    (run / "config.yaml").write_text("name: 模型", encoding="utf-16")
+
+
+def no_date(run):
+    (run / "config.yaml").write_text("name: 2026-02-31", encoding="utf-8")
+
+
+def no_settings_file(run):
+    (run / "config.yaml").unlink()
+    (run / "config.yaml").mkdir()
+
+
+def no_metrics_file(run):
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").mkdir()
+
+
+@pytest.mark.parametrize("damage", [broken, no_text, no_date, no_settings_file, no_metrics_file])
+def test_a_run_that_cannot_be_read_is_named_in_one_line_and_the_others_are_listed(
+    monkeypatch, capsys, tmp_path, damage
+):
+    for name in ("whole", "damaged"):
+        RunFolder(make_run(tmp_path / name, steps=1)).write_mark("run")
+    damage(tmp_path / "damaged")
+    rows, lines = listed(monkeypatch, capsys, tmp_path)
+    assert "complete" in rows["whole"]
+    assert [str(tmp_path / "damaged") in line for line in lines] == [True]
+
+
 def test_a_watched_page_is_made_while_its_run_works_and_once_more_at_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(watching, "EVERY", 0.01)
     run, made = make_run(tmp_path / "run", steps=2), []
@@ -370,6 +432,44 @@ def test_a_watched_page_is_made_while_its_run_works_and_once_more_at_the_end(tmp
         fcntl.flock(lock, fcntl.LOCK_EX)
         watching.watch([run], make)
     assert made == [0.01, 0.01, 0]
+
+
+def test_a_run_that_is_emptied_while_its_page_is_made_is_watched_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(watching, "EVERY", 0.01)
+    run, made = RunFolder(make_run(tmp_path / "run", steps=2)), []
+    run.write_mark("run")
+
+    def make(refresh):
+        file = next(run.samples.glob("train/*"), None)  # as a page lists files and then reads them
+        if file:
+            run.empty(print)
+        made.append(file.read_text("utf-8") if file else refresh)
+        lock.close()  # the run ends
+
+    with (run.path / "lock").open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        watching.watch([run.path], make)
+    assert made == [0.01, 0]
+
+
+def test_a_browser_that_goes_and_a_page_that_is_gone_are_no_errors(tmp_path, capfd):
+    page = tmp_path / "report.html"
+    page.write_text("x" * 20_000_000, encoding="utf-8")
+    server = watching.serve(page, 0)
+    before = threading.active_count()
+    with socket.create_connection(server.server_address) as browser:
+        browser.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        browser.recv(1)
+        browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # as a closed tab does
+    while threading.active_count() > before:
+        time.sleep(0.01)
+    page.unlink()
+    with pytest.raises(urllib.error.HTTPError, match="503") as caught:
+        urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/")
+    assert f'content="{watching.EVERY}"' in caught.value.read().decode()  # so that the browser asks again
+    server.shutdown()
+    server.server_close()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_page_is_served_to_this_machine_alone_and_nothing_else_is(tmp_path):

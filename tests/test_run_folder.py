@@ -3,13 +3,18 @@
 import json
 import os
 import subprocess
+from functools import partial
+from itertools import permutations
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from rich.console import Console
 
 from data_prep.cli import UserError
+from verl_recipes.run import evaluation, fingerprint
 from verl_recipes.run.folder import (
     MARK,
     RunFolder,
@@ -21,6 +26,7 @@ from verl_recipes.run.folder import (
     why_not_emptied,
     write_whole,
 )
+from verl_recipes.run.preflight import Inputs
 
 NAMES = st.sampled_from(["a", "b", "run", "checkpoints", "samples", "model", "中 [x]"])
 ENTRIES = st.lists(
@@ -128,6 +134,18 @@ def test_a_run_whose_checkpoints_lie_elsewhere_is_not_emptied(tmp_path):
         with pytest.raises(UserError, match="has its checkpoints in"):
             folder.empty(print)
     assert is_marked(run.path)
+
+
+@pytest.mark.parametrize(("there", "asked"), permutations(["run", "evaluation", "warm_start"], 2))
+def test_a_folder_of_one_kind_is_taken_for_no_other(tmp_path, there, asked):
+    RunFolder(tmp_path).write_mark(there)
+    cfg, run = OmegaConf.create({"fresh": False}), RunFolder(tmp_path)
+    begin = partial(fingerprint.begin, asked, cfg, run, Inputs(None, None, {}), print)
+    if asked == "evaluation":
+        begin = partial(evaluation.begin, cfg, run, {}, Console())
+    with pytest.raises(UserError, match=f"holds no {asked}, its run.json says: {there}".replace("_", " ")):
+        begin()
+    assert RunFolder(tmp_path).read_mark()["kind"] == there
 
 
 @pytest.mark.parametrize("place", ["home", "current", "root", "parent"])

@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from rich.console import Console
@@ -27,6 +28,7 @@ from data_prep import SHIPPED
 from data_prep.cli import Checked, Text, UserError, as_list, command
 from data_prep.folder import replaced
 from data_prep.hub import in_one_clause
+from verl_recipes.planning.model import is_hub_name
 from verl_recipes.reporting.text import interval
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.fingerprint import provenance
@@ -75,15 +77,22 @@ def data_of(training: DictConfig) -> dict[str, Any]:
 
 
 def base_of(path: str) -> dict[str, str | None]:
-    """The base model's `name` on a hub, None for a folder; and its `licence`, None if no card at hand has one."""
+    """The base model's `name` on a hub, None for a folder; and its `licence`, None if no card at hand has one.
+
+    A folder that has gone has none, and a card that cannot be read tells none: the run's own weights are exported.
+    """
     from huggingface_hub import ModelCard, try_to_load_from_cache
 
     folder = Path(path)
     if folder.resolve() == (SHIPPED / "assets" / "tiny_base").resolve():
         return {"name": None, "licence": "apache-2.0"}  # this project's own
-    found = folder / "README.md" if folder.is_dir() else try_to_load_from_cache(path, "README.md")
-    licence = ModelCard.load(found).data.license if isinstance(found, str | Path) and Path(found).exists() else None
-    return {"name": None if folder.is_dir() else path, "licence": licence}
+    on_hub = not folder.is_dir() and is_hub_name(path)
+    found = try_to_load_from_cache(path, "README.md") if on_hub else folder / "README.md"
+    try:
+        card = ModelCard.load(found) if isinstance(found, str | Path) and Path(found).exists() else None
+    except (OSError, ValueError, yaml.YAMLError):
+        card = None
+    return {"name": path if on_hub else None, "licence": card.data.license if card else None}
 
 
 def as_words(value: Any) -> str:

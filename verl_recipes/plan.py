@@ -151,7 +151,7 @@ def main(cfg: DictConfig) -> None:
     logging.getLogger("torch").setLevel(logging.ERROR)
     console = Console() if Console().is_terminal else Console(width=160)
     if cfg.plan.sweep:
-        given, _ = split_options(sys.argv[1:])
+        given, *_ = split_options(sys.argv[1:])
         overrides = [each for each in given if not each.startswith(("hardware=", "gpus=", "nodes="))]
         console.print(sweep(overrides, console))
         return

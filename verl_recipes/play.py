@@ -42,7 +42,8 @@ class Keys(Checked):
     seed: Seed | None = Field(description="null: another answer each time")
 
 
-ASK = "numbers and target, such as 11 18 25 = 98 (an empty line ends): "
+EXAMPLE = "11 18 25 = 77"
+ASK = f"numbers and target, such as {EXAMPLE} (an empty line ends): "
 
 
 def printable(text: str) -> str:
@@ -66,7 +67,7 @@ def read_problem(line: str) -> tuple[list[int], int]:
     ([11, 18, 25], 77)
     """
     if not re.fullmatch(r"\s*\d+([\s,]+\d+)+\s*=\s*\d+\s*", line):
-        raise UserError(f"{line!r} is no problem; numbers, an equals sign and a target are expected: 11 18 25 = 77")
+        raise UserError(f"{line!r} is no problem; numbers, an equals sign and a target are expected: {EXAMPLE}")
     *numbers, target = map(int, re.findall(r"\d+", line))
     return numbers, target
 

@@ -16,7 +16,6 @@ The page holds some of the samples and says how many there are. Everything else 
 behaviours, which are read from 64 responses of each step.
 """
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from data_prep.cli import Checked, Integer, Positive, Text, UserError, command, quoted
+from data_prep.cli import Checked, Integer, Positive, Text, UserError, command
 from verl_recipes.reporting.page import write_report
 from verl_recipes.reporting.watch import EVERY, HOST, serve, watch
 
@@ -32,7 +31,7 @@ from verl_recipes.reporting.watch import EVERY, HOST, serve, watch
 class ReportKeys(Checked):
     """Keys of configs/report.yaml."""
 
-    runs: Annotated[list[Text], Field(min_length=1)] = Field(description="folders of runs, named without `runs=`")
+    runs: list[Text] = Field(description="folders of runs, named without `runs=`")
     out: Text | None = Field(description="the file to write; null: report.html in the run's folder")
     price: Annotated[list[Positive], Field(min_length=2, max_length=2)] | Positive | None = Field(
         description="of a GPU-hour, a number or [low,high]; null: plan.price of the run's configuration"
@@ -43,8 +42,10 @@ class ReportKeys(Checked):
     port: Annotated[Integer, Field(ge=0, le=65535)] = Field(description="of that address; 0: any that is free")
 
 
-@command("report", ReportKeys)
-def report(cfg: Any) -> None:
+@command("report", ReportKeys, positional="runs")
+def main(cfg: Any) -> None:
+    if not cfg.runs:
+        raise UserError("name a run's folder: python -m verl_recipes.report runs/tiny-seed0")
     if len(cfg.runs) > 1 and cfg.out is None:
         raise UserError("a page of several runs needs a name: out=FILE")
     folders = [Path(each) for each in cfg.runs]
@@ -67,22 +68,6 @@ def report(cfg: Any) -> None:
         return
     except (FileNotFoundError, FileExistsError) as error:  # about the folder of `out`
         raise UserError(f"{error.filename or out}: {error.strerror}; name another file with out=FILE") from None
-
-
-def as_override(folders: Sequence[str]) -> str:
-    """`runs=` with these folders, whose names may contain any characters."""
-    escaped = (each.replace("${", r"\${") for each in folders)
-    return f"runs=[{','.join(map(quoted, escaped))}]"
-
-
-def main() -> None:
-    arguments = sys.argv[1:]
-    options = [each for each in arguments if each.startswith("-") or ("=" in each and not Path(each).is_dir())]
-    folders = [each for each in arguments if each not in options]
-    if not folders and not any(each.startswith(("-", "runs=")) for each in options):
-        raise UserError("name a run's folder: python -m verl_recipes.report runs/tiny-seed0")
-    sys.argv[1:] = [*options, *([as_override(folders)] if folders else [])]
-    report()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ early, are listed with what there is. Only the small files of a run are read; `p
 out=both.html` draws the same runs on one page.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def main(cfg: Any) -> None:
     folder = Path(cfg.folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; name the one that holds runs with folder=")
-    found = runs_below(folder)
-    if not found:
+    found, unread = runs_below(folder)
+    if not found and not unread:
         raise UserError(f"{folder} holds no run; python -m verl_recipes.train makes one")
     listed = listing(found)
     used = [i for i, _ in enumerate(listed["columns"]) if any(row[i] for row in listed["rows"])]
@@ -42,6 +43,8 @@ def main(cfg: Any) -> None:
         table.add_row(*(Text(row[i]) for i in used))
     console = Console()
     console.print(table) if console.is_terminal else Console(width=1000).print(table)
+    for line in [*unread, *listed["unread"]]:
+        print(f"not read: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,17 @@ from typing import Any
 
 import verl_recipes.settings.configuration  # noqa: F401  registers Hydra's resolvers
 from data_prep import SHIPPED
-from data_prep.cli import HELP, UserError, as_list, compose, in_one_line, overrides_of, print_version, split_options
+from data_prep.cli import (
+    HELP,
+    UserError,
+    as_list,
+    compose,
+    in_one_line,
+    overrides_of,
+    print_version,
+    show,
+    split_options,
+)
 from verl_recipes.run.preflight import command_that_makes
 from verl_recipes.settings.schema import TrainKeys
 
@@ -146,10 +156,13 @@ def main(address: str, *overrides: str) -> int:
         cfg = compose("train", overrides_of(overrides), TrainKeys)
         if cfg.seeds:
             raise UserError("seeds= is not for submit, as a job has one run: submit a job for each seed=")
+        kept, own, shown = split_options(overrides)
+        if shown:
+            show(cfg)
+            return 0
         client = connect(address)
         # Ray removes the job's own folder, so the run's folder is here, unless another was named.
         path = str(Path(cfg.run_dir).resolve()).replace("\\", "\\\\").replace('"', '\\"')
-        kept, own = split_options(overrides)
         kept = [each for each in kept if not each.startswith("run_dir=")]
         options = [f"--config-dir={OWN}{number}" for number in range(len(own))]
         command = ["python", "-m", "verl_recipes.train", *options, *kept, f'run_dir="{path}"']

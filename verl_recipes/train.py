@@ -27,10 +27,11 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -86,6 +87,7 @@ def train(cfg: DictConfig, run: RunFolder, console: Console, problems: int) -> N
             say(console, f"{what}; starting it again (trainer.restarts: {left - 1} left)")
             await_return(cfg, run)
     if not is_measured(trained, responses):  # the run was ended before the last evaluation
+        run.summary.unlink(missing_ok=True)  # of other responses, if there is one
         start_verl(cfg, run, console, val_before_train=True, val_only=True)
 
 
@@ -145,21 +147,30 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[f
     Args:
         spent: a function from the time at which training ended to what summary.json records of this command.
     """
+    from verl_recipes.reporting.run import read_object
+
     trained = time.time()
-    stages: dict[str, Callable[[], None]] = {
-        "model/": lambda: write_model(run),
-        "summary.json": lambda: write_summary(cfg, run, spent(trained)),
-        "curves.png": lambda: write_curves(cfg, run, console),
-        "report.html": lambda: write_report([run.path], run.report),
+    stages: dict[Path, Callable[[], None]] = {
+        run.model: lambda: write_model(run),
+        run.summary: lambda: write_summary(cfg, run, spent(trained)),
+        run.curves: lambda: write_curves(cfg, run, console),
+        run.report: lambda: write_report([run.path], run.report),
     }
+    kept = [run.model, run.summary]  # of an earlier command: the summary's seconds are those of the training
+    if read_object(run.summary).get("steps") != cfg.trainer.total_training_steps:
+        kept = []
+        for old in (run.curves, run.report):  # a failure must leave none of an earlier step, as in write_model
+            old.unlink(missing_ok=True)
     failed = False
     for made, stage in stages.items():
+        if made in kept and made.exists():
+            continue
         try:
             stage()
         except (Exception, UserError) as error:
             failed = True
             what = str(error).removeprefix("error: ") if isinstance(error, UserError) else repr(error)
-            say(console, f"{run.path / made} could not be made: {what}; the same command tries again")
+            say(console, f"{made} could not be made: {what}; the same command tries again")
     return not failed
 
 
@@ -177,13 +188,15 @@ def show(run: RunFolder, console: Console) -> None:
     if good := summary.get("goodput"):
         parts = ", ".join(f"{name} {value:.0f}" for name, value in good.items() if name != "share" and value)
         say(console, f"goodput: {good['share']:.0%} of the seconds of all starts ({parts})")
-    say(console, f"{run.path}: report.html model/ summary.json curves.png samples/ log.txt")
+    curves = "curves.png " if run.curves.exists() else ""
+    say(console, f"{run.path}: report.html model/ summary.json {curves}samples/ log.txt")
 
 
 def is_complete(cfg: DictConfig, run: RunFolder) -> bool:
-    """Whether the last step is done and measured, and everything that follows it exists."""
+    """Whether the last step is done and measured, and everything that this machine makes of it exists."""
     step = last_checkpoint(run.checkpoints)
-    made = (run.summary, run.model, run.curves, run.report, run.samples_of("validation", step))
+    made = [run.summary, run.model, run.report, run.samples_of("validation", step)]
+    made += [run.curves] if find_spec("matplotlib") else []
     if step < cfg.trainer.total_training_steps or not all(path.exists() for path in made):
         return False
     return bool(read_json(run.summary, "delete it, and the same command writes it again").get("steps") == step)
@@ -199,6 +212,12 @@ def of_seeds(cfg: DictConfig, arguments: list[str]) -> list[DictConfig]:
     if len({one.run_dir for one in each}) < len(each):
         raise UserError(f"seeds={list(cfg.seeds)}: two runs have one folder; write name='mine-${{seed}}'")
     return each
+
+
+def page_of_seeds(cfg: DictConfig, folder: Path) -> Path:
+    """The page of all `seeds`, called as their folders are: tiny-seeds.html for tiny-seed0 and tiny-seed1."""
+    named = Path(OmegaConf.merge(cfg, {"seed": "seeds"}).run_dir).name
+    return folder / f"{named.replace('seedseeds', 'seeds')}.html"
 
 
 def run_once(cfg: DictConfig, console: Console) -> None:
@@ -240,7 +259,7 @@ def main(cfg: DictConfig) -> None:
     for each in configurations:
         run_once(each, console)
     folders = [Path(each.run_dir) for each in configurations]
-    together = folders[0].parent / f"{cfg.recipe_name}-seeds.html"
+    together = page_of_seeds(cfg, folders[0].parent)
     write_report(folders, together)
     say(console, f"{together}: all seeds on one page")
 

@@ -152,12 +152,15 @@ def draw(run: RunFolder, title: str) -> None:
     figure.savefig(run.curves, dpi=110)
 
 
-def finish(cfg: DictConfig, run: RunFolder, seconds: float) -> None:
-    """model/, curves.png, and summary.json last, which says that all is there."""
+def finish(cfg: DictConfig, run: RunFolder, console: Console, seconds: float) -> None:
+    """model/, curves.png if there is matplotlib, and summary.json last, which says that all is there."""
     found, last = losses(run), last_checkpoint(run.checkpoints)
     best = best_step({step: loss for step, loss in found.items() if step <= last})
     to_hugging_face(run.checkpoints / f"global_step_{best}" / "actor", run.model, run.log)
-    draw(run, f"{cfg.name}: loss on held-out traces {found[best]:.3f} at step {best}")
+    try:
+        draw(run, f"{cfg.name}: loss on held-out traces {found[best]:.3f} at step {best}")
+    except ModuleNotFoundError as error:
+        say(console, f"{error.name} is not installed, so there is no {run.curves}")
     about = {"name": cfg.name, "steps": last, "seed": cfg.seed, "best_step": best, "held_out_loss": found}
     write_json(run.summary, about | {"seconds": {"total": seconds}} | provenance())
 
@@ -168,7 +171,8 @@ def show(run: RunFolder, console: Console) -> None:
     found, best = summary["held_out_loss"], summary["best_step"]
     first = next(iter(found))
     say(console, f"loss on held-out traces: {found[first]:.3f} at step {first}, {found[str(best)]:.3f} at step {best}")
-    say(console, f"{run.path}: model/ (of step {best}) curves.png summary.json log.txt")
+    curves = "curves.png " if run.curves.exists() else ""
+    say(console, f"{run.path}: model/ (of step {best}) {curves}summary.json log.txt")
     say(
         console,
         f"next: python -m verl_recipes.train warm_start={run.path}, or measure it: "
@@ -209,7 +213,7 @@ def main(keys: DictConfig) -> None:
 
         if done < cfg.sft.steps and not enough({}):
             start_sft(cfg, run, console, sft_config(cfg), enough)
-        finish(cfg, run, time.time() - started)
+        finish(cfg, run, console, time.time() - started)
         show(run, console)
 
 

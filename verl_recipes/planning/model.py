@@ -48,6 +48,11 @@ def missing_files(folder: Path) -> str:
     return ""
 
 
+def is_hub_name(path: str) -> bool:
+    """Whether it has the form of a model's name on a hub, OWNER/NAME."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path) is not None
+
+
 def find_model(path: str) -> Path | None:
     """The folder with a model's files: `path`, or one in the Hugging Face cache; None if it has to be downloaded.
 
@@ -59,7 +64,7 @@ def find_model(path: str) -> Path | None:
         if missing := missing_files(folder):
             raise UserError(f"{path} holds no model: {missing} in that folder")
         return folder
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", path):
+    if not is_hub_name(path):
         raise UserError(f"{path} holds no model: there is no such folder, and OWNER/NAME is the form of a hub's name")
     if from_modelscope():
         if find_spec("modelscope") is None:

@@ -1,5 +1,6 @@
 """Runs and their figures, one row a run, from the small files of each folder alone."""
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -7,25 +8,31 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
 from verl_recipes.measure.problems import finite
 from verl_recipes.reporting.charts import recipe_of
 from verl_recipes.reporting.metrics import read_metrics
-from verl_recipes.reporting.run import duration, lookup, read_object, state_of
-from verl_recipes.run.fingerprint import read_config
-from verl_recipes.run.folder import RunFolder, is_marked
+from verl_recipes.reporting.run import duration, lookup, read_settings, read_summary
+from verl_recipes.run.folder import RunFolder, mark_of
 
 COLUMNS = ["run", "recipe", "seed", "state", "steps", "before", "after", "gain", "equations", "took", "last worked on"]
 Row = dict[str, Any]
 
 
-def runs_below(folder: Path) -> list[Path]:
-    """The folders of runs in a folder, at any depth but not within a run."""
-    found = []
-    for path in sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()):
-        found += [path] if is_marked(path) else runs_below(path)
-    return [path for path in found if (path / "config.yaml").exists() or (path / "metrics.jsonl").exists()]
+def runs_below(folder: Path) -> tuple[list[Path], list[str]]:
+    """The folders of runs in a folder, at any depth but not within a run; and a line for each that is not readable."""
+    found, unread = [], list[str]()
+    for place, folders, files in os.walk(folder, onerror=lambda error: unread.append(where_and_why(error))):
+        folders.sort()
+        if Path(place) != folder and (mark := mark_of(Path(place))):
+            folders.clear()
+            if mark.get("kind") == "run" and {"config.yaml", "metrics.jsonl"} & {*files}:
+                found.append(Path(place))
+    return found, unread
+
+
+def where_and_why(error: OSError) -> str:
+    """The file or folder that could not be read, and why."""
+    return f"{error.filename}: {error.strerror}"
 
 
 def mean_at_n(figures: Any) -> float | None:
@@ -39,14 +46,13 @@ def facts(path: Path) -> Row:
 
     Returns:
         name, recipe, seed, state, done, planned; `before` and `after`: mean@n; `tried`: the equations of both;
-        `seconds`; `time` of the last sign of work; `same`: equal for runs that differ by their seed alone.
+        `seconds`; `time` of the last sign of work; `same`: equal for runs that differ by their seed alone; `unread`:
+        what is wrong with config.yaml.
     """
     run = RunFolder(path)
-    try:
-        config = read_config(run.config) if run.config.exists() else {}
-    except yaml.YAMLError:
-        config = {}
-    summary, metrics = read_object(run.summary), read_metrics(run)
+    config, unread = read_settings(run)
+    planned, metrics = lookup(config, "trainer.total_training_steps"), read_metrics(run)
+    summary, state = read_summary(run, planned)
     sides = [summary.get(side) for side in ("base", "trained")]
     tests = {step: found for step, data in metrics.items() if (found := test_of(data)) is not None}
     before, after = (mean_at_n(side) for side in sides)
@@ -56,15 +62,16 @@ def facts(path: Path) -> Row:
         "name": path.name,
         "recipe": config.get("recipe_name"),
         "seed": config.get("seed"),
-        "state": state_of(run, bool(summary)),
+        "state": state,
         "done": max(metrics, default=0),
-        "planned": lookup(config, "trainer.total_training_steps"),
+        "planned": planned,
         "before": tests.get(0) if before is None else before,
         "after": next((tests[step] for step in sorted(tests, reverse=True) if step), None) if after is None else after,
         "tried": tried,
         "seconds": finite(lookup(summary, "seconds.total")),
         "time": max(times, default=None),
         "same": recipe_of(config) if config else str(path.resolve()),
+        "unread": unread,
     }
 
 
@@ -114,10 +121,17 @@ def means(members: Sequence[Row]) -> list[str]:
 
 
 def listing(folders: Sequence[Path]) -> dict[str, Any]:
-    """`columns` and `rows` of runs as text; the mean stands below the seeds of one recipe."""
+    """`columns` and `rows` of runs as text, the mean below the seeds of one recipe; `unread`: lines on what is not."""
     groups: dict[str, list[Row]] = defaultdict(list)
-    for each in map(facts, folders):
+    unread = []
+    for folder in folders:
+        try:
+            each = facts(folder)
+        except OSError as error:
+            unread.append(where_and_why(error))
+            continue
         groups[each["same"]].append(each)
+        unread += [f"{folder}: {each['unread']}"] if each["unread"] else []
     rows = []
     for members in groups.values():
         seen = set[Any]()
@@ -127,4 +141,4 @@ def listing(folders: Sequence[Path]) -> dict[str, Any]:
             rows.append(cells(each | {"state": each["state"] + twice}))
         if len(seen) > 1 and any(each["after"] is not None for each in members):
             rows.append(means(members))
-    return {"columns": COLUMNS, "rows": rows}
+    return {"columns": COLUMNS, "rows": rows, "unread": unread}

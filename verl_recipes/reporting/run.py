@@ -38,6 +38,7 @@ from verl_recipes.measure.problems import (
     set_name,
 )
 from verl_recipes.reporting.metrics import Curve, curves_of, read_metrics
+from verl_recipes.run.fingerprint import read_config
 from verl_recipes.run.folder import RunFolder, read_lines
 
 STEP_BYTES = 40_000  # the least room on the page for a step's samples: several long responses
@@ -183,9 +184,30 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def state_of(folder: RunFolder, summarized: bool) -> str:
-    """What a run is doing, as the end of a sentence: "complete", "goes on" or "ended early"."""
-    return "complete" if summarized else "goes on" if folder.is_locked() else "ended early"
+def read_settings(folder: RunFolder) -> tuple[dict[str, Any], str]:
+    """The content of config.yaml, and what is wrong with the file, "" for nothing."""
+    if not folder.config.exists():
+        return {}, "no config.yaml, so neither settings nor cost are known"
+    try:
+        return read_config(folder.config), ""
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return {}, f"config.yaml is not readable: {str(error).splitlines()[0]}"
+
+
+def read_summary(folder: RunFolder, planned: Any) -> tuple[dict[str, Any], str]:
+    """The content of summary.json, and what the run is doing, as the end of a sentence.
+
+    Args:
+        planned: the steps of the run, if they are known. A summary of fewer is that of an earlier end.
+
+    Returns:
+        the summary, empty unless the state is "complete"; and the state: "complete", "goes on" or "ended early".
+    """
+    summary = read_object(folder.summary)
+    steps = summary.get("steps")
+    if summary and not (isinstance(steps, int) and isinstance(planned, int) and steps < planned):
+        return summary, "complete"
+    return {}, "goes on" if folder.is_locked() else "ended early"
 
 
 class SampleFile(NamedTuple):
@@ -202,17 +224,19 @@ class Run:
     def __init__(self, folder: Path, page_bytes: int) -> None:
         """Read the folder of a run, complete or not. Samples for the page take at most `page_bytes`."""
         self.folder, self.name, self.missing = RunFolder(folder), folder.resolve().name, list[str]()
-        self.config_text, self.config = self.read_config()
+        config = self.folder.config
+        self.config_text = config.read_text("utf-8", "replace") if config.is_file() else ""
+        self.config, unread = read_settings(self.folder)
+        self.missing += [unread] if unread else []
         metrics = read_metrics(self.folder)
         if not metrics:
             self.missing.append("no metrics.jsonl with a step in it, so there are no curves")
         self.curves, self.steps = curves_of(metrics), max(metrics, default=0)
-        self.summary = read_object(self.folder.summary)
-        if not self.summary:
-            self.missing.append("no summary.json: the run goes on, or ended before its last step")
         planned = lookup(self.config, "trainer.total_training_steps")
         self.planned = planned if isinstance(planned, int) else 0
-        self.state = state_of(self.folder, bool(self.summary))
+        self.summary, self.state = read_summary(self.folder, planned)
+        if not self.summary:
+            self.missing.append("no summary.json of the last step: the run goes on, or ended before it")
         starts = read_lines(self.folder.starts, skip_damaged=True)
         began = [each for each in starts if each.get("event") == "began"]
         self.commands = list(dict.fromkeys(str(each["command"]) for each in began if "command" in each))
@@ -241,20 +265,6 @@ class Run:
         self.read_samples(page_bytes)
         self.headline = headline(self.figures)
         self.datasheet = self.read_datasheet()
-
-    def read_config(self) -> tuple[str, dict[str, Any]]:
-        """The text of config.yaml, and its content."""
-        path = self.folder.config
-        if not path.exists():
-            self.missing.append("no config.yaml, so neither settings nor cost are known")
-            return "", {}
-        text = path.read_text("utf-8", "replace")
-        try:
-            config = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        except yaml.YAMLError as error:
-            self.missing.append(f"config.yaml is not readable: {str(error).splitlines()[0]}")
-            config = None
-        return text, config if isinstance(config, dict) else {}
 
     def sample_files(self) -> list[SampleFile]:
         """Training steps first, then evaluations, both in the order of their steps."""

@@ -1,11 +1,13 @@
 """A page that follows its run: made anew when the run has done something, and on request served on loopback."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 from data_prep.cli import UserError
 from verl_recipes.run.folder import RunFolder
@@ -18,8 +20,15 @@ HOST = "127.0.0.1"  # no other machine reaches it
 def trace(folders: Sequence[Path]) -> tuple[int, ...]:
     """Changes whenever one of the runs has done something."""
     runs = [RunFolder(each) for each in folders]
-    files = [file for run in runs for file in (run.metrics, run.metrics_part, run.events, run.summary)]
-    return tuple(file.stat().st_size if file.exists() else -1 for file in files)
+    return tuple(map(size, (file for run in runs for file in (run.metrics, run.metrics_part, run.events, run.summary))))
+
+
+def size(file: Path) -> int:
+    """A file's size in bytes, -1 if there is none."""
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        return -1
 
 
 def go_on(folders: Sequence[Path]) -> bool:
@@ -37,7 +46,10 @@ def watch(folders: Sequence[Path], make: Callable[[int], Path]) -> None:
     while go_on(folders):
         if (now := trace(folders)) != seen:
             seen, began = now, time.monotonic()
-            make(EVERY)
+            try:
+                make(EVERY)
+            except FileNotFoundError:  # fresh=true is emptying the run, whose files go while they are read
+                seen = None
             took = time.monotonic() - began
         time.sleep(max(EVERY, IDLE * took))
     make(0)
@@ -54,8 +66,11 @@ class Page(BaseHTTPRequestHandler):
         """The page as it is now."""
         if self.path != "/":
             return self.send_error(404)
-        content = self.file.read_bytes()
-        self.send_response(200)
+        try:
+            content, status = self.file.read_bytes(), 200
+        except FileNotFoundError:  # the run was emptied; the browser asks again
+            content, status = f'<meta http-equiv="refresh" content="{EVERY}">The page is made again.'.encode(), 503
+        self.send_response(status)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))
         self.send_header("Cache-Control", "no-store")
@@ -65,6 +80,15 @@ class Page(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Nothing: the terminal belongs to the address."""
+
+
+class Server(ThreadingHTTPServer):
+    """A thread a request."""
+
+    def handle_error(self, *arguments: Any) -> None:
+        """A browser may close its connection at any moment; that is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*arguments)
 
 
 def serve(file: Path, port: int) -> ThreadingHTTPServer:
@@ -77,7 +101,7 @@ def serve(file: Path, port: int) -> ThreadingHTTPServer:
         UserError: the port is taken.
     """
     try:
-        server = ThreadingHTTPServer((HOST, port), partial(Page, file))
+        server = Server((HOST, port), partial(Page, file))
     except OSError as error:
         raise UserError(f"port={port}: {error.strerror}; port=0 takes a free one") from None
     Thread(target=server.serve_forever, daemon=True).start()

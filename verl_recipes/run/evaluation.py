@@ -210,6 +210,7 @@ def begin(cfg: DictConfig, out: RunFolder, wanted: Row, console: Console) -> Non
     """Mark the folder as this evaluation's, or check that it already is."""
     if cfg.fresh:
         out.empty(partial(say, console))
+    out.check_kind("evaluation")
     if before := out.read_mark():
         found = differences(*(dict(flat({key: side.get(key) for key in wanted})) for side in (before, wanted)))
         if found:

@@ -25,7 +25,8 @@ from verl_recipes.run.preflight import Inputs
 # work is spread over the machine; numbers change only by rounding. docs/reliability.md lists them; a test compares.
 MAY_CHANGE = (
     *("fresh", "force", "plan.*", "run_dir", "versions.*"),
-    *("trainer.total_training_steps", "trainer.total_epochs", "trainer.save_freq", "trainer.test_freq"),
+    *("trainer.total_training_steps", "data.curriculum.steps", "trainer.total_epochs"),
+    *("trainer.save_freq", "trainer.test_freq"),
     *("trainer.restarts", "trainer.max_*_ckpt_to_keep", "trainer.logger", "trackers.*", "trainer.project_name"),
     *("trainer.default_local_dir", "trainer.v1.sampler.sampler_kwargs.checkpoints_dir"),
     *("trainer.v1.sampler.sampler_kwargs.samples_dir", "trainer.v1.sampler.sampler_kwargs.alarm.*"),
@@ -87,6 +88,22 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
+def depends_on_steps(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A clause for each number of steps that differs and that every step depends on: by learning rate or curriculum."""
+    optim, found = "actor_rollout_ref.actor.optim", []
+    was, steps = (side.get("trainer.total_training_steps") for side in (before, now))
+    follows = now.get(f"{optim}.lr_scheduler_type") != "constant" or now.get(f"{optim}.lr_warmup_steps_ratio")
+    if steps != was and follows:
+        found.append(f"trainer.total_training_steps was {was} and is {steps} now, and the learning rate depends on it")
+    was, steps = (side.get("data.curriculum.steps") for side in (before, now))
+    if was and steps != was and now.get("data.curriculum.order") == "easy_to_hard":
+        found.append(
+            f"data.curriculum.steps was {was} and is {steps} now, and the order of curriculum=easy_to_hard depends on "
+            f"it (data.curriculum.steps={was} keeps that order, and later steps take mostly the hardest problems)"
+        )
+    return found
+
+
 def shortened(value: Any, limit: int = 60) -> str:
     """A value as text, without its middle if it is long."""
     text = repr(value) if isinstance(value, str) and not value.strip() else str(value)
@@ -119,6 +136,7 @@ def begin(kind: str, cfg: DictConfig, run: RunFolder, inputs: Inputs, say: Calla
     """
     if cfg.fresh:
         run.empty(say)
+    run.check_kind(kind)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     facts = facts_of(config, inputs)
     check_unchanged(run, config, facts)
@@ -136,16 +154,13 @@ def check_unchanged(folder: RunFolder, config: dict[str, Any], facts: dict[str, 
     """
     if not folder.config.exists():
         return  # it was ended before it wrote one
-    before = comparable(read_config(folder.config))
-    found = differences(before, comparable(config))
+    before, now = comparable(read_config(folder.config)), comparable(config)
+    found = differences(before, now)
     mark = folder.read_mark()
     if not (mark.get("model") and facts.get("model")):  # a hub's model whose revision was or is not known
         facts = {name: value for name, value in facts.items() if name != "model"}
     found += differences(*(dict(flat({name: side.get(name, {}) for name in facts})) for side in (mark, facts)))
-    optim = config["actor_rollout_ref"]["actor"]["optim"]
-    steps, was = config["trainer"]["total_training_steps"], before.get("trainer.total_training_steps")
-    if steps != was and (optim.get("lr_scheduler_type") != "constant" or optim.get("lr_warmup_steps_ratio")):
-        found.append(f"trainer.total_training_steps was {was} and is {steps} now, and the learning rate depends on it")
+    found += depends_on_steps(before, now)
     if found:
         more = f" and {len(found) - 6} more" if len(found) > 6 else ""
         raise UserError(

@@ -106,13 +106,18 @@ def read_json(path: Path, advice: str) -> Any:
         raise UserError(f"{path} is damaged ({error}); {advice}") from None
 
 
-def is_marked(path: Path) -> bool:
-    """Whether a folder is marked as a run or an evaluation."""
+def mark_of(path: Path) -> dict[str, Any]:
+    """The mark of a folder: its kind (run, evaluation or warm_start) and facts; empty if it is not this project's."""
     try:
         mark = json.loads((path / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(mark, dict) and mark.get("made_by") == MADE_BY
+        return {}
+    return mark if isinstance(mark, dict) and mark.get("made_by") == MADE_BY else {}
+
+
+def is_marked(path: Path) -> bool:
+    """Whether a folder is marked as this project's."""
+    return bool(mark_of(path))
 
 
 def why_not_emptied(path: Path) -> str:
@@ -145,8 +150,8 @@ class RunFolder:
         self.samples, self.events = self.path / "samples", self.path / "samples" / "events.jsonl"
         self.model, self.summary = self.path / "model", self.path / "summary.json"
         self.curves, self.report = self.path / "curves.png", self.path / "report.html"
-        if checkpoints is None and is_marked(self.path):
-            checkpoints = json.loads(self.mark.read_text(encoding="utf-8")).get("checkpoints")
+        if checkpoints is None:
+            checkpoints = mark_of(self.path).get("checkpoints")
         self.checkpoints = Path(checkpoints or self.path / "checkpoints")
 
     def samples_of(self, split: str, step: int) -> Path:
@@ -195,6 +200,14 @@ class RunFolder:
             return False
         return False
 
+    def check_kind(self, kind: str) -> None:
+        """Raise UserError if the folder is marked as something else: a run must not take an evaluation's samples."""
+        if (found := mark_of(self.path).get("kind", kind)) != kind:
+            wanted, other = (each.replace("_", " ") for each in (kind, found))
+            raise UserError(
+                f"{self.path} holds no {wanted}, its {MARK} says: {other}; choose another folder with run_dir= or out="
+            )
+
     def write_mark(self, kind: str, **facts: Any) -> None:
         """Mark the folder as this project's, and record facts about it."""
         elsewhere = self.checkpoints.absolute() != (self.path / "checkpoints").absolute()
@@ -233,4 +246,4 @@ class RunFolder:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry)
             else:
-                entry.unlink()
+                entry.unlink(missing_ok=True)  # a watched page's partial file comes and goes
