@@ -42,7 +42,7 @@ class Keys(Checked):
     seed: Seed | None = Field(description="null: another answer each time")
 
 
-ASK = "numbers and target, such as 11 18 25 = 98 (an empty line ends): "
+ASK = "numbers and target, such as 11 18 25 = 77 (an empty line ends): "
 
 
 def printable(text: str) -> str:
