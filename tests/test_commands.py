@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import yaml
+from configurations import options
 
 from data_prep import command as data_command
 from data_prep import traces
@@ -140,7 +141,7 @@ def test_cfg_asks_for_the_job_alone_and_a_folder_may_have_its_name(monkeypatch, 
         ("countdown-zero tr", {"traces", "train"}),
         ("countdown-zero doctor hardware=h100_", {"hardware=h100_x1", "hardware=h100_x4", "hardware=h100_x8"}),
         ("countdown-zero evaluate temp", {"temperature="}),
-        ("countdown-zero evaluate topology=", {"topology=colocated", "topology=split"}),
+        ("countdown-zero evaluate topology=", {f"topology={name}" for name in options("topology")}),
         ("countdown-zero data preset.targ", {"preset.targets."}),
     ],
 )
