@@ -169,6 +169,7 @@ def test_no_problem_is_generated_for_training_from_its_multisets(name):
     assert made.isdisjoint(RESERVED)
 
 
+@pytest.mark.slow
 def test_traces_of_a_folder_that_an_older_version_made_leave_them_out(tmp_path, monkeypatch):
     path = write_source(
         tmp_path / "s.parquet", [row["numbers"] for row in PROBLEMS[:64]] + OTHERS, [5] * 64 + [9] * len(OTHERS)

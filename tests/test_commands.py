@@ -173,6 +173,7 @@ def test_a_scripts_help_is_its_story_and_nothing_is_made(script):
     assert "#!/" not in result.stdout
 
 
+@pytest.mark.slow
 def test_a_small_file_of_ones_own_needs_no_sizes(monkeypatch, capsys, tmp_path):
     rows = "".join(f'"[{a}, {a + 1}, 3]",{2 * a + 4}\n' for a in range(1, 201))
     (tmp_path / "mine.csv").write_text(f"nums,target\n{rows}", encoding="utf-8")

@@ -85,12 +85,14 @@ def test_adaptive_goes_where_half_of_the_answers_are_right_and_tries_every_class
     assert share.min() > 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_order_is_an_option_and_composes(order):
     cfg = compose("train", f"curriculum={order}")
     assert (cfg.data.curriculum.order, cfg.data.curriculum.steps) == (order, cfg.trainer.total_training_steps)
 
 
+@pytest.mark.slow
 def test_data_without_its_difficulty_is_refused(small_data, tmp_path):
     cfg = compose("train", "curriculum=adaptive", *small_data)
     check_curriculum(cfg)

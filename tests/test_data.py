@@ -457,6 +457,7 @@ def test_integers_within_a_bound_are_reached_by_solutions_without_fractions(numb
         assert not solve(numbers, target).fraction
 
 
+@pytest.mark.slow
 def test_sets_out_of_distribution_are_of_the_test_side_and_have_sources_of_their_own(tmp_path):
     fewer = "ood.names=[5_numbers,large_numbers,needs_product]"  # six numbers take seconds; the test on Ray has them
     result = prepare(tmp_path / "out", "train_size=64", "test_size=16", "ood=standard", "ood.size=6", fewer)
@@ -686,6 +687,7 @@ def source_of(tmp_path, name, content):
 ROWS = [{"nums": [i + 1, 2, 3], "target": 6} for i in range(40)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -722,6 +724,7 @@ def test_csv_records_are_those_that_pythons_writer_wrote(tmp_path_factory, table
     assert [tuple(next(csv.reader([record]))) for record in records[1:]] == [(a, str(b)) for a, b in table]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "saved"])
 def test_a_field_of_a_nested_column_is_a_column(tmp_path, kind):
     nested = [{"metadata": {"numbers": row["nums"]}, "answer": {"numbers": 6, "x": "y"}} for row in ROWS]

@@ -46,6 +46,7 @@ def data(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_wanted_response_has_its_own_seed(data):
     files = evaluation.find_data(str(data))
     assert [file.name for file in files] == ["test.parquet", "ood_needs_product.parquet"]
@@ -187,6 +188,7 @@ def exported(run_dir, tmp_path_factory):
     return folders
 
 
+@pytest.mark.slow
 def test_an_export_holds_the_weights_the_tokenizer_and_the_template_of_the_run(run_dir, exported):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -206,6 +208,7 @@ def test_an_export_holds_the_weights_the_tokenizer_and_the_template_of_the_run(r
         assert (model.generation_config.max_new_tokens, model.generation_config.eos_token_id) == (256, 261)
 
 
+@pytest.mark.slow
 def test_the_model_card_is_filled_from_the_run(exported):
     card = (exported["bfloat16"] / "README.md").read_text()
     results = [sample(problem, problem % 2) for problem in range(16)]
@@ -220,6 +223,7 @@ def test_the_model_card_is_filled_from_the_run(exported):
     assert "None" not in card.split("## Data")[1]
 
 
+@pytest.mark.slow
 def test_a_model_card_says_what_is_not_known(run_dir):
     """Data or a base that has gone, a step without an evaluation, a run older than the prompts in its configuration."""
     training = OmegaConf.load(run_dir / "config.yaml")
@@ -239,6 +243,7 @@ def test_a_base_whose_card_cannot_be_read_has_no_known_licence(tmp_path, text):
     assert export.base_of(str(tmp_path)) == {"name": None, "licence": None}
 
 
+@pytest.mark.slow
 def test_the_game_ends_with_a_verdict_that_training_would_give(exported, monkeypatch, capsys):
     """A mistake in a line ends nothing, an empty line ends the game."""
     lines = iter(["3 4 5", "3 4 5=12", ""])
@@ -263,6 +268,7 @@ def test_the_problem_that_play_suggests_is_one_and_the_same_everywhere_and_has_a
     assert all(play.ASK in page.read_text("utf-8") for page in pages)
 
 
+@pytest.mark.slow
 def test_one_problem_is_played_without_a_question(run_dir, capsys):
     """A run's folder as it is; the prompt is the run's."""
     cfg = OmegaConf.load(CONFIGS / "play" / "config.yaml")

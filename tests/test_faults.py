@@ -53,6 +53,7 @@ def data(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flipped", "truncated", "foreign"])
 def test_a_damaged_data_file_is_named(data, kind):
     file = data / "train.parquet"

@@ -46,6 +46,7 @@ def test_what_no_source_has_is_one_line_and_leaves_nothing(tmp_path):
     assert not list(tmp_path.glob("*model*"))
 
 
+@pytest.mark.slow
 def test_a_model_that_is_not_known_and_a_folder_that_is_there_are_refused(tmp_path):
     for name in ("no_such", "tiny", "local"):
         with pytest.raises(UserError, match=f"model={name} is no model that can be fetched"):

@@ -77,6 +77,7 @@ def through_verls_agent_loop(model, prompt):
     return asyncio.run(ids()), config.tokenizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_verls_agent_loop_sends_the_published_bytes(model, name):
     ids, tokenizer = through_verls_agent_loop(model, prompt_of(name))

@@ -237,6 +237,7 @@ def test_a_run_folder_that_another_command_uses_is_one_line(tmp_path, small_data
         train.main()
 
 
+@pytest.mark.slow
 def test_each_of_several_seeds_has_a_folder_of_its_own():
     cfg = composed("train", "seeds=[0,1,2]")
     each = train.of_seeds(cfg, ["seeds=[0,1,2]", "seed=7", "learning_rate=0.1"])
@@ -244,6 +245,7 @@ def test_each_of_several_seeds_has_a_folder_of_its_own():
     assert {one.learning_rate for one in each} == {0.1}
 
 
+@pytest.mark.slow
 def test_several_seeds_in_one_folder_are_refused(refused):
     refused("two runs have one folder", "seeds=[0,1]", "name=mine")
 

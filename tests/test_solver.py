@@ -26,6 +26,7 @@ def test_it_agrees_with_the_brute_force_on_random_problems():
         assert agree(*problem), problem
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.lists(st.integers(1, 4), min_size=3, max_size=4), st.integers(1, 12))
 def test_it_agrees_where_numbers_repeat_and_zeros_are_met(numbers, target):

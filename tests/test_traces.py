@@ -324,6 +324,7 @@ def test_shares_of_styles_are_relative_and_the_tries_are_bounded(monkeypatch, tm
     assert {row["extra_info"]["tries"] for row in rows(tmp_path / "out/train.parquet")} == {1, 2, 3}
 
 
+@pytest.mark.slow
 def test_no_response_has_more_tokens_than_allowed(monkeypatch, tmp_path, data):
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     options = (f"tokenizer={TINY}", "held_out_share=0", "count=150")

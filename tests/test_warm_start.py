@@ -52,6 +52,7 @@ def keys_of(node, prefix=""):
             yield from keys_of(value, f"{prefix}{key}.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hardware", ["cpu", "h100", "rtx4090"])
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_verl_gets_keys_that_it_knows_and_the_runs_engine(hardware, tuning):
