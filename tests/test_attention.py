@@ -89,9 +89,10 @@ def test_where_sequences_begin_is_found_once_a_pass_and_anew_for_other_positions
         assert attention.sequences.cache_info().misses == before + 1
 
 
-@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama"])
-def test_every_family_of_models_hands_its_positions_on(model_type):
-    sdpa, varlen = two(False, (4, 2), model_type=model_type, head_dim=8)
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama", "gemma3_text"])
+def test_every_family_of_models_hands_its_positions_on_and_the_window_of_its_attention(model_type):
+    window = {"sliding_window": 4} if model_type == "gemma3_text" else {}
+    sdpa, varlen = two(False, (4, 2), model_type=model_type, head_dim=8, **window)
     ids, positions = packed(LENGTHS)
     separate = torch.cat([sdpa(input_ids=row, use_cache=False).logits for row in ids.split(LENGTHS, 1)], 1)
     together = varlen(input_ids=ids, position_ids=positions, use_cache=False).logits
@@ -140,13 +141,14 @@ def test_a_token_attends_to_its_own_sequence_up_to_itself_in_any_batch(rows, pad
     assert not output[number == 0].any()
 
 
-def test_the_kernel_takes_what_it_is_given_by_torchs_own_shapes():
+@pytest.mark.parametrize("window", [None, 4])
+def test_the_kernel_takes_what_it_is_given_by_torchs_own_shapes(window):
     """On the meta device: the arguments of torch 2.11's function and of later ones differ."""
     query, key, value = (
         torch.empty((20, heads, 64), device="meta", dtype=torch.bfloat16, requires_grad=True) for heads in (14, 2, 2)
     )
     borders = torch.tensor([0, 7, 20], dtype=torch.int32, device="meta")
-    output = attention.kernel(query, key, value, borders, [7, 13], 0.125)
+    output = attention.kernel(query, key, value, borders, [7, 13], 0.125, window)
     assert output.shape == query.shape
     output.sum().backward()
     assert (query.grad.shape, key.grad.shape) == (query.shape, key.shape)
@@ -154,16 +156,16 @@ def test_the_kernel_takes_what_it_is_given_by_torchs_own_shapes():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("width", [64, 128])
-def test_on_a_gpu_the_kernel_agrees_with_fp32_and_with_flash_attn(heads, width):
+@pytest.mark.parametrize(("width", "window"), [(64, None), (128, None), (128, 100)])
+def test_on_a_gpu_the_kernel_agrees_with_fp32_and_with_flash_attn(heads, width, window):
     lengths = [1, 500, 37, 1024]
     borders = torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
     torch.manual_seed(0)
     exact = [torch.randn(sum(lengths), n, width, device="cuda", requires_grad=True) for n in (*heads, heads[1])]
     half = [x.detach().bfloat16().requires_grad_() for x in exact]
     results = [
-        attention.one_by_one(*exact, lengths, width**-0.5),
-        attention.kernel(*half, borders, lengths, width**-0.5),
+        attention.one_by_one(*exact, lengths, width**-0.5, window),
+        attention.kernel(*half, borders, lengths, width**-0.5, window),
     ]
     weight = torch.randn_like(results[0])
     for result in results:
@@ -172,7 +174,9 @@ def test_on_a_gpu_the_kernel_agrees_with_fp32_and_with_flash_attn(heads, width):
         torch.testing.assert_close(found.float(), wanted, rtol=0.05, atol=0.05)
     flash_attn = pytest.importorskip("flash_attn")
     longest = max(lengths)
-    theirs = flash_attn.flash_attn_varlen_func(*half, borders, borders, longest, longest, causal=True)
+    theirs = flash_attn.flash_attn_varlen_func(
+        *half, borders, borders, longest, longest, causal=True, window_size=(window - 1 if window else -1, 0)
+    )
     torch.testing.assert_close(results[1], theirs)
 
 
@@ -180,7 +184,6 @@ def test_on_a_gpu_the_kernel_agrees_with_fp32_and_with_flash_attn(heads, width):
     ("asked", "message"),
     [
         ({"dropout": 0.1}, "no dropout"),
-        ({"sliding_window": 3}, "no sliding_window"),
         ({"softcap": 50.0}, "no softcap"),
         ({"position_ids": None}, "hand position_ids"),
     ],
@@ -190,7 +193,7 @@ def test_what_it_cannot_do_is_refused(asked, message):
     asked = {"position_ids": torch.arange(5)[None], **asked}
     with pytest.raises(ValueError, match=message):
         attention.torch_varlen(SimpleNamespace(), query, query, query, None, **asked)
-    asked |= {"position_ids": torch.arange(5)[None], "dropout": 0.0, "softcap": None, "sliding_window": 5}
+    asked |= {"position_ids": torch.arange(5)[None], "dropout": 0.0, "softcap": None}
     attention.torch_varlen(SimpleNamespace(), query, query, query, None, **asked)
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import socket
 import subprocess
@@ -17,14 +16,18 @@ import pytest
 from commands import RESUMED, metrics_of
 from configurations import compose
 from omegaconf import OmegaConf
+from pages import commands, printed
 from two_nodes import TWO_NODES, running
 
+from data_prep import cli
 from data_prep.cli import CONFIGS, UserError
-from verl_recipes import doctor, submit, train
+from data_prep.schema import PrepareKeys, TracesKeys
+from verl_recipes import doctor, evaluate, fetch, submit, train, warm_start
 from verl_recipes.reporting.metrics import AGREEMENT
 from verl_recipes.run import cluster, machine, preflight
 from verl_recipes.run.folder import RunFolder, read_lines
 from verl_recipes.settings.configuration import check_choice
+from verl_recipes.settings.schema import TrainKeys
 
 ROOT = CONFIGS.parent
 SCRIPTS = ["a800_x1", "a800_x2", "a800_x3", "a800_x4", "a800_x8", "rtx4090_x1", "cpu"]
@@ -42,12 +45,6 @@ def test_shellcheck_is_clean():
     files = [*sorted((ROOT / "launch").iterdir()), ROOT / "tests" / "run.sh"]
     result = subprocess.run([program, *map(str, files)], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout
-
-
-def printed(result):
-    """The commands that a dry run printed."""
-    assert result.returncode == 0, result.stderr
-    return [shlex.split(line[2:]) for line in result.stdout.splitlines() if line.startswith("+ ")]
 
 
 @pytest.mark.slow
@@ -85,6 +82,33 @@ def test_a_ladder_measures_each_rung_with_the_runs_hardware_and_recipe():
     assert {"steps=20", "seed=5", "actor_rollout_ref.model.path=assets/tiny_base"} <= {*warm}
     refused = bash("launch/ladder.sh", "hardware=cpu", DRY_RUN="1")
     assert (refused.returncode, refused.stderr.startswith("error: name a model")) == (1, True)
+
+
+@pytest.mark.slow
+def test_every_command_of_the_page_for_one_card_composes():
+    """Each by its own keys; what a ladder hands on from a run's keys is composed once, with the run."""
+    found = list(commands("docs/one_card.md"))
+    assert found == list(commands("docs/zh/one_card.md"))
+    schemas = {
+        "data_prep": ("prepare", PrepareKeys, CONFIGS),
+        "data_prep.traces": ("config", TracesKeys, CONFIGS / "traces"),
+        "verl_recipes.fetch": ("config", fetch.Keys, CONFIGS / "fetch"),
+        "verl_recipes.evaluate": ("config", evaluate.Keys, CONFIGS / "evaluate"),
+        "verl_recipes.warm_start": ("config", warm_start.Keys, CONFIGS / "sft"),
+        "verl_recipes.train": ("train", TrainKeys, CONFIGS),
+    }
+    assert {module for module, _ in found} == {*schemas, "verl_recipes.doctor", "verl_recipes.plan"}
+    for module, overrides in found:
+        if module not in schemas or overrides[0] == "compare":  # doctor and plan get what train gets
+            continue
+        config, keys, folder = schemas[module]
+        own = [each for each in overrides if folder == CONFIGS or each.partition("=")[0] in keys.model_fields]
+        # The command before it makes the folder.
+        cfg = cli.compose(config, [each for each in own if not each.startswith("warm_start=")], keys, folder)
+        if module == "verl_recipes.train":
+            check_choice(cfg)
+    plans, trains = ([each for module, each in found if module == f"verl_recipes.{name}"] for name in ("plan", "train"))
+    assert all(plan in trains for plan in plans)
 
 
 def test_a_command_that_fails_stops_those_after_it(tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from configurations import compose
 from omegaconf import OmegaConf
-from pages import repeats
+from pages import commands, repeats
 from rich.console import Console
 
 from data_prep.cli import CONFIGS, UserError
@@ -370,6 +370,23 @@ def test_plan_refuses_before_it_loads_torch():
     command = [sys.executable, "-c", code, "hardware=a800", "topology=split"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert result.stdout.endswith("none left to train False\n"), result.stdout + result.stderr
+
+
+@pytest.mark.long
+def test_the_pages_for_one_card_repeat_their_plans():
+    pages = [(ROOT / name).read_text(encoding="utf-8") for name in ("docs/one_card.md", "docs/zh/one_card.md")]
+    runs = [each for module, each in commands("docs/one_card.md") if module == "verl_recipes.train"]
+    planned = [[each for each in run if "=data/" not in each and "warm_start=" not in each] for run in runs]
+    for run in planned:
+        cfg = compose("train", *run)
+        if estimate.gpu_of(cfg) is None:
+            continue
+        row = plan.sweep_row(estimate.estimate(cfg))
+        longer = plan.sweep_row(estimate.estimate(compose("train", *run, "plan.response_tokens=200")))
+        name = next(each for each in run if each.startswith("model=")).removeprefix("model=")
+        assert row[:2] == ["yes", "generate"]
+        cells = ["", f" `{cfg.card.name}` ", *(f" {each} " for each in (*row[2:6], longer[5])), ""]
+        assert all(re.search(rf"\| `{name}`[^|]+{re.escape('|'.join(cells))}", page) for page in pages), cells
 
 
 @pytest.mark.parametrize("name", ["docs/launch.md", "docs/zh/launch.md"])

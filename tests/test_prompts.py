@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,19 @@ def test_the_rollouts_on_a_cpu_send_the_same(model, name):
     rollout.use_tokenizer(hf_tokenizer(str(model)), prompt["chat_template"])
     ids = rollout.tokenize({"raw_prompt": messages_for(prompt, NUMBERS, TARGET)})
     assert ids == through_verls_agent_loop(model, prompt)[0]
+
+
+def test_a_text_begins_with_the_tokenizers_token_for_that_if_there_is_one(tmp_path, model):
+    prompt, text = prompt_of("tinyzero_base_bos"), published("tinyzero_base")
+    assert prompt["messages"] == prompt_of("tinyzero_base")["messages"]
+    assert render(load_tokenizer(str(model), prompt), messages_for(prompt, NUMBERS, TARGET))[0] == text
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"bos_token": "<bos>"})
+    shutil.copytree(model, tmp_path / "gemma")
+    tokenizer.save_pretrained(tmp_path / "gemma")
+    ids, loaded = through_verls_agent_loop(tmp_path / "gemma", prompt)
+    assert ids[0] == loaded.bos_token_id
+    assert loaded.decode(ids) == f"<bos>{text}"
 
 
 @pytest.mark.parametrize("name", NAMES)

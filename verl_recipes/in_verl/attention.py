@@ -45,7 +45,13 @@ def sequences(
 
 
 def kernel(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, borders: torch.Tensor, lengths: list[int], scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    borders: torch.Tensor,
+    lengths: list[int],
+    scale: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """Causal attention within each sequence, on a GPU; shapes as in `one_by_one`."""
     from torch.nn.attention.varlen import varlen_attn
@@ -53,11 +59,17 @@ def kernel(
     longest, attend = max(lengths), cast(Callable[..., torch.Tensor], varlen_attn)
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # torch 2.11 takes fewer heads of keys as they are
         attend = partial(attend, enable_gqa=True)
-    return attend(query, key, value, borders, borders, longest, longest, scale=scale, window_size=(-1, 0))
+    before = window - 1 if window else -1  # the window counts the token itself, and the kernel does not
+    return attend(query, key, value, borders, borders, longest, longest, scale=scale, window_size=(before, 0))
 
 
 def one_by_one(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: list[int],
+    scale: float,
+    window: int | None = None,
 ) -> torch.Tensor:
     """The same, a sequence at a time: for a CPU and for fp32, which the kernels do not take.
 
@@ -65,11 +77,20 @@ def one_by_one(
         query, key, value: shape (tokens, heads, head dimension); of keys and values there may be fewer heads.
         lengths: of each sequence.
         scale: of the scores.
+        window: the tokens that one attends to, itself included; None for all before it.
 
     Returns:
         Shape (tokens, heads of the queries, head dimension).
     """
-    attend = partial(scaled_dot_product_attention, is_causal=True, scale=scale, enable_gqa=True)
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        mask, length = None, query.shape[2]
+        if window and window < length:
+            mask = query.new_ones((length, length), dtype=torch.bool).tril().triu(1 - window)
+        return scaled_dot_product_attention(
+            query, key, value, mask, is_causal=mask is None, scale=scale, enable_gqa=True
+        )
+
     split = (each.transpose(0, 1).unsqueeze(0).split(lengths, 2) for each in (query, key, value))
     return torch.cat([attend(*part) for part in zip(*split, strict=True)], 2).squeeze(0).transpose(0, 1)
 
@@ -105,7 +126,6 @@ def torch_varlen(
         raise ValueError(f"{NAME} is for training decoders that hand position_ids to their layers, without a cache")
     where, borders, lengths = sequences(position_ids, attention_mask, rows)
     asked = {"dropout": dropout, "softcap": kwargs.get("softcap"), "s_aux": kwargs.get("s_aux")}
-    asked["sliding_window"] = sliding_window is not None and sliding_window < max(lengths)
     if unknown := [name for name, given in asked.items() if given is not None and given is not False and given != 0.0]:
         raise ValueError(f"{NAME} has no {', '.join(unknown)}; set attn_implementation to flash_attention_2 or sdpa")
     if query.is_cuda and torch.is_autocast_enabled("cuda"):  # an adapter or a rotary embedding may have made it fp32
@@ -115,9 +135,9 @@ def torch_varlen(
         query, key, value = query[where], key[where], value[where]
     scale = width**-0.5 if scaling is None else scaling
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        output = kernel(query, key, value, borders, lengths, scale)
+        output = kernel(query, key, value, borders, lengths, scale, sliding_window)
     else:
-        output = one_by_one(query, key, value, lengths, scale)
+        output = one_by_one(query, key, value, lengths, scale, sliding_window)
     if where is not None:
         output = output.new_zeros((rows * tokens, heads, width)).index_copy(0, where, output)
     return output.view(rows, tokens, heads, width), None
