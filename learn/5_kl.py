@@ -54,7 +54,7 @@ def update(samples: list[common.Sample], advantages: list[float]) -> tuple[float
         kl = (torch.exp(d) - d - 1).clamp(max=10)
         loss = ((o.kl * kl - torch.min(plain, bounded)) * mask).sum() / tokens
         loss.backward()
-        mean_kl += float((kl * mask).sum()) / tokens
+        mean_kl += float((kl.detach() * mask).sum()) / tokens
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()

@@ -5,7 +5,7 @@ GPUs. What was one process becomes several. vLLM draws the responses, ranks shar
 joins them, and every setting is a key of one configuration. The table below says which line of script 5 became which
 key; it is checked against the configuration before anything starts. `start=0` only prints it, and the command.
 
-What to look at: the curve lies on script 5's, as close as script 5's own seeds lie to each other.
+What to look at: the curve ends where script 5's ends, within noise; the problems come in another order.
 """
 
 # %% What can be changed on the command line, and the command

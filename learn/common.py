@@ -4,6 +4,7 @@ The lesson itself is repeated in every script on purpose, so that each can be re
 """
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -52,7 +53,8 @@ def options(script: str, **defaults: Any) -> SimpleNamespace:
             values[key] = type(defaults[key])(text)
         except ValueError:
             raise UserError(f"{argument}: should be a value such as {key}={defaults[key]}") from None
-        least = {"n": 2, "seed": 0, "divide": 0, "start": 0}.get(key, 1)  # a group has two responses or more
+        # A group has two responses or more, and an error over problems needs two of them.
+        least = {"n": 2, "prompts": 2, "held_out": 2, "seed": 0, "divide": 0, "start": 0}.get(key, 1)
         if isinstance(values[key], int) and values[key] < least:
             raise UserError(f"{argument}: should be {least} or more")
     if values.get("reward", "countdown") not in REWARDS:
@@ -163,6 +165,14 @@ def micro_batches(samples: Sequence[Sample], *columns: Sequence[Any]) -> Iterato
         yield [ids, *tensors]
 
 
+def standard_error(samples: Sequence[Sample]) -> float:
+    """Of the mean of `acc`. The responses to one problem are alike, so a problem's mean is one observation."""
+    verdicts: dict[tuple[int, ...], list[float]] = {}
+    for each in samples:
+        verdicts.setdefault(tuple(each.prompt), []).append(each.acc)
+    return statistics.stdev(map(statistics.fmean, verdicts.values())) / math.sqrt(len(verdicts))
+
+
 def curve_file(name: str) -> Path:
     """Where the curve of a run is: from this machine if it ran here, else the one in the repository."""
     here = RUNS / f"{name}.jsonl"
@@ -198,6 +208,7 @@ class Run:
             step=step + 1,
             score=round(statistics.fmean(each.score for each in samples), 3),
             acc=round(statistics.fmean(each.acc for each in samples), 3),
+            acc_error=round(standard_error(samples), 3),
             tokens=round(statistics.fmean(len(each.response) for each in samples), 1),
             **{name: round(value, 4) for name, value in others.items()},
             step_s=round(now - self.began, 2),
@@ -209,6 +220,7 @@ class Run:
         samples = sample(model, tokenizer, problems, n)
         self.line(
             held_out=round(statistics.fmean(each.acc for each in samples), 4),
+            held_out_error=round(standard_error(samples), 4),
             held_out_tokens=round(statistics.fmean(len(each.response) for each in samples), 1),
         )
         self.draw()

@@ -87,7 +87,10 @@ def test_a_reward_that_can_be_gamed_pays_for_what_it_sees(run, text, paid):
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [("rate=1", "no such key"), ("steps=x", "steps=12"), ("n=1", "2 or more"), ("reward=none", "no such reward")],
+    [
+        *(("rate=1", "no such key"), ("steps=x", "steps=12"), ("reward=none", "no such reward")),
+        *(("n=1", "2 or more"), ("prompts=1", "2 or more"), ("held_out=1", "2 or more")),
+    ],
 )
 def test_a_wrong_option_is_one_line(run, option, message):
     with pytest.raises(UserError, match=message):
@@ -106,6 +109,17 @@ def test_the_last_script_points_every_setting_of_the_one_before_at_verls_configu
     assert command.startswith("python -m verl_recipes.train ")
 
 
+def test_the_error_is_over_problems_however_many_responses_each_has(run):
+    """The error of a mean of independent values, one a problem: sqrt(p (1 - p) / (problems - 1))."""
+    import common
+
+    def samples(n):
+        return [common.Sample([problem], [], [], 0.0, float(problem < 3)) for problem in range(4) for _ in range(n)]
+
+    assert common.standard_error(samples(1)) == pytest.approx(math.sqrt(0.75 * 0.25 / 3))
+    assert common.standard_error(samples(8)) == common.standard_error(samples(1))
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_the_pages_show_each_recorded_run(run, name):
     import common
@@ -116,14 +130,16 @@ def test_the_pages_show_each_recorded_run(run, name):
 
 
 def test_the_recorded_curve_of_verl_ends_within_noise_of_the_last_scripts(run):
-    """Three standard errors of a difference: of 768 responses in three steps, of 1,024 and 2,048 held-out responses."""
+    """Three standard errors, over problems. verl's steps have as many problems as ours, its test set twice as many."""
     import common
 
     (*ours, held_out), (*verls, verls_held_out) = common.read_curve("5_kl"), common.read_curve("6_in_verl")
     assert len(ours) == len(verls)
     ends = [sum(line["acc"] for line in lines[-common.WINDOW :]) / common.WINDOW for lines in (ours, verls)]
-    assert abs(ends[0] - ends[1]) < 3 * math.sqrt(0.25 * 2 / 768)
-    assert abs(held_out["held_out"] - verls_held_out["held_out"]) < 3 * math.sqrt(0.25 / 1024 + 0.25 / 2048)
+    error = math.hypot(*(line["acc_error"] for line in ours[-common.WINDOW :])) / common.WINDOW
+    assert abs(ends[0] - ends[1]) < 3 * error * math.sqrt(2)
+    difference = abs(held_out["held_out"] - verls_held_out["held_out"])
+    assert difference < 3 * held_out["held_out_error"] * math.sqrt(1 + 1 / 2)
 
 
 @pytest.mark.long
