@@ -77,8 +77,8 @@ for piece, key, value in LINES:
 print(shlex.join(["python", *COMMAND]))
 
 # %% The run. The same command again continues it, or finds it complete
-if o.start:
-    subprocess.run([sys.executable, *COMMAND], cwd=common.ROOT, check=True)
+if o.start and (status := subprocess.run([sys.executable, *COMMAND], cwd=common.ROOT).returncode):
+    sys.exit(status)  # the command said why
 
 # %% Its curve, from the files of the run, beside those of the scripts
 if o.start:

@@ -29,6 +29,7 @@ DATA = ROOT / "data" / "tiny"
 RUNS = ROOT / "runs" / "learn"  # curves of this machine
 RECORDED = ROOT / "learn" / "curves"  # curves in the repository, shown for a script that did not run here
 LONGEST = json.loads((BASE / "generation_config.json").read_text(encoding="utf-8"))["max_new_tokens"]
+OPTIMIZERS = ("SGD", "Adam", "AdamW")  # of torch.optim
 WINDOW = 3  # steps that are averaged in pictures and tables, 768 responses
 
 
@@ -57,8 +58,15 @@ def options(script: str, **defaults: Any) -> SimpleNamespace:
         least = {"n": 2, "prompts": 2, "held_out": 2, "seed": 0, "divide": 0, "start": 0}.get(key, 1)
         if isinstance(values[key], int) and values[key] < least:
             raise UserError(f"{argument}: should be {least} or more")
+        if isinstance(values[key], float) and not 0 <= values[key] < math.inf:
+            raise UserError(f"{argument}: should be a number, 0 or more")
     if values.get("reward", "countdown") not in REWARDS:
         raise UserError(f"reward={values['reward']}: there is no such reward; there are {', '.join(REWARDS)}")
+    if values.get("optimizer", "SGD") not in OPTIMIZERS:
+        raise UserError(f"optimizer={values['optimizer']}: should be one of {', '.join(OPTIMIZERS)}")
+    responses = values.get("prompts", 1) * values.get("n", 1)
+    if "updates" in values and responses % values["updates"]:
+        raise UserError(f"updates={values['updates']} equal parts cannot be made of {responses} responses, prompts x n")
     changed = [f"{key}={value}" for key, value in values.items() if value != defaults[key]]
     return SimpleNamespace(**values, name="-".join([script, *changed]))
 

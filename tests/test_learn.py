@@ -97,6 +97,35 @@ def test_a_wrong_option_is_one_line(run, option, message):
         run("3_group", option)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        *((f"updates={value}", "1 or more") for value in ("0", "-4")),
+        *((f"updates={value}", "a value such as updates=4") for value in ("1.5", "four", "")),
+        *((f"updates={value}", f"updates={value} equal parts cannot be made of 256 responses") for value in (7, 512)),
+        *((f"{key}={value}", "0 or more") for key in ("lr", "clip") for value in ("-1", "nan", "inf")),
+        ("optimizer=zero", "one of SGD, Adam, AdamW"),
+    ],
+)
+def test_an_odd_option_is_refused_before_a_model_is_loaded(run, option, message):
+    with pytest.raises(UserError, match=message):
+        run("4_clip", option)
+
+
+@pytest.mark.slow
+def test_the_last_script_ends_as_its_command_does(monkeypatch, capfd, run):
+    """Its folder holds something else, which the command says in one line."""
+    import common
+
+    (common.RUNS / "6_in_verl-steps=2.verl").mkdir()
+    (common.RUNS / "6_in_verl-steps=2.verl" / "mine.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(SystemExit) as end:
+        run("6_in_verl", "steps=2")
+    assert end.value.code == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "holds files that are not of a run" in line
+
+
 def test_the_last_script_points_every_setting_of_the_one_before_at_verls_configuration(run, capsys):
     run("6_in_verl", "start=0")
     *rows, command = capsys.readouterr().out.splitlines()
