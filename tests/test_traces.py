@@ -225,7 +225,7 @@ def profile_of(recipe):
 
 
 RECIPES = ["tinyzero_ppo", "mini_r1", "datawhale_r1"]  # the others take one of these, or the tiny set's
-PROFILE = {"tinyzero_instruct": "tinyzero"} | dict(map(profile_of, RECIPES))
+PROFILE = dict.fromkeys(("tinyzero_instruct", "tinyzero_base_bos"), "tinyzero") | dict(map(profile_of, RECIPES))
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def check_ranks(cfg: DictConfig) -> None:
 
 def check_staleness(cfg: DictConfig) -> None:
     """Raise UserError if weights of earlier steps are to answer where each batch waits for those of its own."""
-    if cfg.staleness and cfg.trainer.v1.sampler.max_off_policy_strategy != "wait":
+    if cfg.get("staleness") and cfg.trainer.v1.sampler.max_off_policy_strategy != "wait":  # a run of old has no key
         where = "split_async" if is_split(cfg) else "colocated_async"
         raise UserError(f"staleness={cfg.staleness} has no effect with this topology: choose topology={where}")
 
