@@ -32,6 +32,7 @@ def cards(folder, *lines):
     program(folder, "nvidia-smi", "\n".join(f"echo '{line}'" for line in lines))
 
 
+LOOKS = (*machine.OF_THE_MACHINE, machine.cards)  # what asks it
 A800 = "NVIDIA A800-SXM4-80GB, 81920, 5, 535.104.05"
 
 
@@ -39,10 +40,18 @@ def test_doctor_finds_cards_too_few_and_memory_in_use(tmp_path, monkeypatch):
     cards(tmp_path, A800.replace(" 5,", " 5000,"))
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     cfg = compose("train", "hardware=a800_x2")
-    lines = {line.text: line for line in machine.cards(gpu=True, cfg=cfg)}
+    lines = {line.text: line for line in machine.cards(gpu=True, cfg=cfg, smi=machine.nvidia_smi())}
     few = next(line for text, line in lines.items() if "this run wants 2" in text)
     assert (few.state, few.fix) == ("wrong", "gpus=1 among the overrides, and plan again")
     assert next(line for text, line in lines.items() if "other programs" in text).state == "warning"
+
+
+def test_nvidia_smi_is_asked_once_for_all_that_is_said_of_the_machine(tmp_path, monkeypatch):
+    program(tmp_path, "nvidia-smi", f"echo asked >> '{tmp_path / 'log'}'; echo '{A800}'")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for times, look in enumerate([machine.main, lambda: list(machine.findings(True, None, LOOKS))], 1):
+        look()
+        assert (tmp_path / "log").read_text(encoding="utf-8") == "asked\n" * times
 
 
 @pytest.mark.parametrize(

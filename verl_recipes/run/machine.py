@@ -1,6 +1,7 @@
 """What doctor looks at, one function a subject. Each yields its findings, and needs nothing but a Python.
 
-A check gets `gpu`, whether the run is one on GPUs, and `cfg`, its composed configuration, or None if that failed.
+A check gets `gpu`, whether the run is one on GPUs, `cfg`, its composed configuration, or None if that failed, and
+`smi`, the answer of `nvidia_smi`, which is asked once for all.
 
 python -m verl_recipes.run.machine    what of it a GPU's machine must have before packages are fetched for it
 """
@@ -19,7 +20,7 @@ import sysconfig
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple  # noqa: UP035  collections.abc's cannot be subscripted in 3.8
+from typing import Any, Callable, Iterator, List, NamedTuple, Tuple  # noqa: UP035  3.8 cannot subscript the others
 
 from data_prep import SHIPPED
 
@@ -51,6 +52,8 @@ def run(*command: str, timeout: float = 120) -> tuple[int, str]:
         )
     except FileNotFoundError:
         return 127, f"{command[0]} is not installed"
+    except PermissionError:
+        return 126, f"{command[0]} may not be run by this user"
     except subprocess.TimeoutExpired:
         return 124, f"no answer in {timeout:.0f} s"
     return done.returncode, done.stdout.strip()
@@ -123,7 +126,10 @@ def cuda_of_driver() -> tuple[int, int] | None:
     return (int(text) // 1000, int(text) % 1000 // 10) if status == 0 and text.isdigit() else None
 
 
-def nvidia_smi() -> tuple[str, list[list[str]]]:
+Smi = Tuple[str, List[List[str]]]  # noqa: UP006
+
+
+def nvidia_smi() -> Smi:
     """What is wrong with nvidia-smi, "" for nothing; and of each GPU name, MiB, MiB in use, driver."""
     status, text = run("nvidia-smi", QUERY, "--format=csv,noheader,nounits", timeout=30)
     if status:
@@ -144,9 +150,9 @@ def hardware(gpu: bool) -> str:
     )
 
 
-def driver(gpu: bool, **_: Any) -> Iterator[Line]:
+def driver(gpu: bool, smi: Smi, **_: Any) -> Iterator[Line]:
     """Whether the driver serves the CUDA that the packages are built for, which most that is rented does not."""
-    problem, found = nvidia_smi() if gpu else ("no", [])
+    problem, found = smi
     if problem:
         return  # `cards` reports it
     version, needed = found[0][3], cuda_of_torch() or pins(gpu)["cuda-toolkit"]
@@ -165,11 +171,11 @@ def driver(gpu: bool, **_: Any) -> Iterator[Line]:
         yield Line("wrong", f"{text} need {least} or later", ways)
 
 
-def cards(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
+def cards(gpu: bool, cfg: Any, smi: Smi, **_: Any) -> Iterator[Line]:
     """The GPUs, and what else uses them."""
     if not gpu:
         return
-    problem, found = nvidia_smi()
+    problem, found = smi
     if problem:
         fix = f"install NVIDIA's driver {DRIVERS[13]} or later (nvidia.com/drivers), or give the container --gpus all"
         yield Line("wrong", f"nvidia-smi: {problem}", fix)
@@ -380,11 +386,14 @@ CHECKS: tuple[Callable[..., Iterator[Line]], ...] = (
 )
 
 
-def findings(gpu: bool, cfg: Any, checks: tuple[Callable[..., Iterator[Line]], ...] = CHECKS) -> Iterator[Line]:
+def findings(
+    gpu: bool, cfg: Any, checks: tuple[Callable[..., Iterator[Line]], ...] = CHECKS, smi: Smi | None = None
+) -> Iterator[Line]:
     """All findings; a check that fails itself is a warning, as it must not hide the others."""
+    smi = smi or (nvidia_smi() if gpu else ("not asked", []))
     for check in checks:
         try:
-            yield from check(gpu=gpu, cfg=cfg)
+            yield from check(gpu=gpu, cfg=cfg, smi=smi)
         except Exception as error:
             text = f"{check.__name__} could not be checked: {error!r}"
             yield Line("warning", text, "look for it yourself; a report of this line is welcome")
@@ -398,10 +407,10 @@ def show(line: Line) -> bool:
 
 def main() -> int:
     """What a GPU's machine must have whatever is installed; the exit status. A cluster's login node has no card."""
-    problem, _ = nvidia_smi()
-    absent = [Line("warning", f"nvidia-smi: {problem}", "none is needed to fetch packages; a run needs one")]
-    lines = [line for line in findings(True, None, OF_THE_MACHINE) if line.state != "ok"]
-    return 1 if sum(show(line) for line in (absent if problem else []) + lines) else 0
+    smi = nvidia_smi()
+    absent = [Line("warning", f"nvidia-smi: {smi[0]}", "none is needed to fetch packages; a run needs one")]
+    lines = [line for line in findings(True, None, OF_THE_MACHINE, smi) if line.state != "ok"]
+    return 1 if sum(show(line) for line in (absent if smi[0] else []) + lines) else 0
 
 
 if __name__ == "__main__":
