@@ -190,6 +190,14 @@ def test_a_flipped_bit_in_what_an_evaluation_or_an_export_takes_is_named_with_th
     assert not (sealed.parent / "model").exists()
 
 
+def test_only_whole_fsdp2_shards_go_on_with_another_number_of_ranks(sealed):
+    run, fewer = RunFolder(sealed.parent), compose("train", "gpus=1")
+    check_resume(fewer, run, 8)
+    fewer.actor_rollout_ref.actor.strategy = "fsdp"
+    with pytest.raises(UserError, match=r"was saved by 2 ranks and would go on with 1, for which .*strategy=fsdp2"):
+        check_resume(fewer, run, 8)
+
+
 def test_a_damaged_list_of_hashes_is_named(sealed, cfg):
     sums = sealed / "global_step_8" / SUMS
     sums.write_text("nonsense\n" + sums.read_text())

@@ -1,7 +1,6 @@
 """A checkpoint of one number of ranks, taken up by another: weights, moments and the next step are the same."""
 
 import copy
-import os
 
 import pytest
 
@@ -40,7 +39,6 @@ def work(rank, ranks, folder):
     """Save after two steps and record the state then and after a third; or take that up and compare."""
     from verl_recipes.in_verl.reshard import reshard
 
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     torch.distributed.init_process_group("gloo", f"file://{folder}/store{ranks}", rank=rank, world_size=ranks)
     model, optimizer = trained(ranks, 2 if ranks == SAVED_BY else 0)
     if ranks == SAVED_BY:
@@ -52,10 +50,11 @@ def work(rank, ranks, folder):
         if rank == 0:
             torch.save(states, folder / "states.pt")
     else:
-        reshard(folder, folder, model, optimizer, rank, ranks)
-        names = (folder / f"{kind}_world_size_{ranks}_rank_{rank}.pt" for kind in ("model", "optim"))
-        for target, name in zip((model, optimizer), names, strict=True):
-            target.load_state_dict(torch.load(name, weights_only=False))
+        (target := folder / str(rank)).mkdir()
+        reshard(folder, target, model, optimizer, rank, ranks)
+        names = (target / f"{kind}_world_size_{ranks}_rank_{rank}.pt" for kind in ("model", "optim"))
+        for each, name in zip((model, optimizer), names, strict=True):
+            each.load_state_dict(torch.load(name, weights_only=False))
         for expected in torch.load(folder / "states.pt"):
             torch.testing.assert_close(whole_state(model, optimizer), expected)
             step(model, optimizer)

@@ -125,6 +125,14 @@ def test_a_mistake_is_one_line(tmp_path, overrides, message):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_warm_start_goes_on_with_as_many_ranks_as_saved_it(tmp_path):
+    (tmp_path / "actor").mkdir()
+    (tmp_path / "actor" / "fsdp_config.json").write_text('{"world_size": 2}')
+    warm_start.check_ranks(config([]), tmp_path)
+    with pytest.raises(UserError, match="was saved by 2 ranks, and here are 1: go on with as many"):
+        warm_start.check_ranks(config([], "gpus=1"), tmp_path)
+
+
 def test_a_run_starts_from_the_warm_starts_model_or_refuses(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(UserError, match="holds no model/"):
