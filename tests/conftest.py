@@ -22,8 +22,8 @@ ALONE = "test_(the_one_command|somebody_elses|a_run_that|an_interrupted)"  # run
 # deadline, as other processes share the machine.
 settings.register_profile("tests", derandomize="NEW_EXAMPLES" not in os.environ, deadline=None)
 settings.load_profile("tests")
-Plugins.instance()  # Hydra's readers, which this imports a second time; what it made before is not what it uses
-FileConfigSource = sys.modules["hydra._internal.core_plugins.file_config_source"].FileConfigSource  # type: ignore
+Plugins.instance()  # imports Hydra's readers anew, so that what was imported before is not what Hydra uses
+FileConfigSource = sys.modules["hydra._internal.core_plugins.file_config_source"].FileConfigSource
 
 
 def read_once(self, config_path, read=FileConfigSource.load_config, known={}):  # noqa: B006

@@ -113,5 +113,6 @@ def test_twice_the_hostile_text_takes_twice_the_steps(unit):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("unit", HOSTILE)
-def test_two_hundred_thousand_characters_of_hostile_text_are_read(unit):
-    behaviours(unit * (200_000 // len(unit)), [3, 4, 9], 81)
+@pytest.mark.parametrize("characters", [200_000, pytest.param(1_000_000, marks=pytest.mark.long)])
+def test_a_megabyte_of_hostile_text_is_read(unit, characters):
+    behaviours(unit * (characters // len(unit)), [3, 4, 9], 81)

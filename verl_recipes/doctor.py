@@ -35,11 +35,13 @@ def main(arguments: list[str]) -> int:
     """Print every finding; returns the exit status."""
     gpu = any(each.startswith("hardware=") and each != "hardware=cpu" for each in arguments)
     cfg, refused = configuration(arguments, gpu)
-    if cfg and any(each.partition("=")[0] == "--cfg" for each in arguments):
+    if cfg:
         from data_prep.cli import show as show_configuration
+        from data_prep.cli import split_options
 
-        show_configuration(cfg)
-        return 0
+        if split_options(arguments)[2]:
+            show_configuration(cfg)
+            return 0
     wrong = 0
     for line in ([refused] if refused else []) + list(findings(cfg.trainer.device != "cpu" if cfg else gpu, cfg)):
         wrong += show(line)

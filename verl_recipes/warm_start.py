@@ -26,10 +26,10 @@ from pydantic import Field
 from rich.console import Console
 
 from data_prep.cli import CONFIGS, Checked, Count, PathText, Positive, Seed, Text, UserError, command, compose, quoted
-from verl_recipes.run.checkpoints import last_checkpoint, ranks_of
+from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.fingerprint import begin, provenance
 from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, write_json
-from verl_recipes.run.preflight import Inputs, check_parquet, check_prompt, check_start, check_trackers
+from verl_recipes.run.preflight import Inputs, check_parquet, check_prompt, check_start, check_trackers, other_ranks
 from verl_recipes.run.start import say, start_sft
 from verl_recipes.run.weights import to_hugging_face
 from verl_recipes.settings.configuration import gpus_of, longest, package_dir
@@ -182,9 +182,8 @@ def show(run: RunFolder, console: Console) -> None:
 
 def check_ranks(cfg: DictConfig, checkpoint: Path) -> None:
     """Raise UserError if other ranks saved the checkpoint: each has its own place in the traces."""
-    before, ranks = ranks_of(checkpoint / "actor"), gpus_of(cfg)[0]
-    if before not in (0, ranks):
-        raise UserError(f"{checkpoint} was saved by {before} ranks, and here are {ranks}: go on with as many")
+    if before := other_ranks(cfg, checkpoint):
+        raise UserError(f"{checkpoint} was saved by {before} ranks, and here are {gpus_of(cfg)[0]}: go on with as many")
 
 
 @command("config", Keys, folder=CONFIGS / "sft", others="overrides")

@@ -168,17 +168,22 @@ def check_code(model: DictConfig) -> None:
             )
 
 
+def other_ranks(cfg: DictConfig, checkpoint: Path) -> int:
+    """How many ranks saved a checkpoint, if the command has another number of them; else 0."""
+    before = ranks_of(checkpoint / "actor")
+    return before if before != gpus_of(cfg)[0] else 0
+
+
 def check_resume(cfg: DictConfig, run: RunFolder, step: int) -> None:
     """Raise UserError if the run cannot continue after this step: no steps are left, or its checkpoint is damaged."""
     if step > cfg.trainer.total_training_steps:
         raise UserError(f"{run.path} is already at step {step}: set trainer.total_training_steps to {step} or more")
     if damaged := checkpoint_error(run.checkpoints / f"global_step_{step}"):
         raise UserError(f"{damaged}; {how_to_continue(run.checkpoints, below=step)}")
-    before, ranks = ranks_of(run.checkpoints / f"global_step_{step}" / "actor"), gpus_of(cfg)[0]
-    actor = cfg.actor_rollout_ref.actor
-    if before not in (0, ranks) and (actor.strategy, actor.fsdp_config.fsdp_size) != ("fsdp2", -1):
+    before, actor = other_ranks(cfg, run.checkpoints / f"global_step_{step}"), cfg.actor_rollout_ref.actor
+    if before and (actor.strategy, actor.fsdp_config.fsdp_size) != ("fsdp2", -1):
         raise UserError(
-            f"{run.path} was saved by {before} ranks and would go on with {ranks}, for which "
+            f"{run.path} was saved by {before} ranks and would go on with {gpus_of(cfg)[0]}, for which "
             "actor_rollout_ref.actor.strategy=fsdp2 and fsdp_config.fsdp_size=-1 are needed; go on with as many"
         )
 
