@@ -189,6 +189,9 @@ def test_a_run_gets_the_time_that_a_scheduler_gives_or_that_ray_gives_its_job(mo
     assert start.notice() == 240 - start.CLEANUP
     monkeypatch.setenv(start.STOP_WAIT, "3")
     assert start.notice() == start.NOTICE
+    monkeypatch.setenv(start.STOP_WAIT, "4 min")
+    with pytest.raises(UserError, match="RAY_JOB_STOP_WAIT_TIME_S=4 min: should be a number of seconds"):
+        submit.submit(None, "train", Path())
 
 
 @pytest.mark.parametrize("script", ["cpu", "a800_x4", "gpu_check", "ray_submit", "setup"])
