@@ -14,7 +14,8 @@ ROOT = CONFIGS.parent
 def printed(result):
     """The commands that a dry run printed."""
     assert result.returncode == 0, result.stderr
-    return [shlex.split(line[2:]) for line in result.stdout.splitlines() if line.startswith("+ ")]
+    lines = [line.removeprefix("+ ") for line in result.stdout.splitlines() if line.startswith("+ ")]
+    return [shlex.split(line.removeprefix("exec ")) for line in lines]
 
 
 def commands(name):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from data_prep.cli import CONFIGS, UserError
 from data_prep.schema import PrepareKeys, TracesKeys
 from verl_recipes import doctor, evaluate, fetch, submit, train, warm_start
 from verl_recipes.reporting.metrics import AGREEMENT
-from verl_recipes.run import cluster, machine, preflight
+from verl_recipes.run import cluster, machine, preflight, start
 from verl_recipes.run.folder import RunFolder, read_lines
 from verl_recipes.settings.configuration import check_choice
 from verl_recipes.settings.schema import TrainKeys
@@ -144,6 +145,53 @@ def test_submission_plans_first_and_follows_no_address_but_its_own():
     assert [command[2] for command in attached] == ["verl_recipes.submit"]
     without = bash("launch/ray_submit.sh", "nodes=2")
     assert (without.returncode, len(without.stderr.splitlines())) == (2, 1)
+
+
+def test_slurms_notice_reaches_the_run_whose_end_is_waited_for_before_rays(tmp_path):
+    """The programs of Slurm and Python are stand-ins; what bash does with the signal is real."""
+    log = tmp_path / "log"
+    say = f'echo "$@" >> {log}'
+    run = f"trap 'sleep 1; echo saved >> {log}; exit 143' TERM; for i in $(seq 200); do sleep 0.1; done"
+    for name, text in {
+        "scontrol": "echo node",
+        "srun": f'case "$*" in *hostname*) echo 10.0.0.1;; *"ray start"*) trap "echo ray ends >> {log}; exit" TERM; '
+        "for i in $(seq 200); do sleep 0.1; done;; esac",
+        "python": f'case "$*" in *submit*) {say} $RAY_JOB_STOP_WAIT_TIME_S; {run};; esac',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SETUP": "0", "STACK": "cpu", "SLURM_JOB_NUM_NODES": "1"}
+    environment |= {"SLURM_JOB_NODELIST": "node", "SLURM_JOB_ID": "7", "GPUS_ON_NODE": "1"}
+    job = subprocess.Popen(["bash", "launch/slurm.sbatch", "recipe=tiny"], cwd=ROOT, env=os.environ | environment)
+    try:
+        while not log.exists() and job.poll() is None:
+            time.sleep(0.05)
+        job.terminate()  # the batch shell alone, as Slurm does for B:
+        assert job.wait(timeout=60) == 143
+    finally:
+        job.kill()
+    started, *rest = log.read_text(encoding="utf-8").splitlines()
+    assert started == "-m verl_recipes.submit http://10.0.0.1:8265 recipe=tiny 240"
+    assert rest == ["saved", "ray ends"]
+
+
+def test_slurm_signals_the_shell_alone_and_leaves_more_time_than_ray_does():
+    script = (ROOT / "launch" / "slurm.sbatch").read_text(encoding="utf-8")
+    seconds = int(re.search(r"^#SBATCH --signal=B:TERM@(\d+)$", script, re.M)[1])
+    wait = int(re.search(r"RAY_JOB_STOP_WAIT_TIME_S:-(\d+)", script)[1])
+    assert seconds - wait >= 60 > start.NOTICE + start.CLEANUP
+
+
+def test_a_run_gets_the_time_that_a_scheduler_gives_or_that_ray_gives_its_job(monkeypatch):
+    monkeypatch.setenv(start.STOP_WAIT, "240")
+    assert start.notice() == start.NOTICE
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert start.notice() == 240 - start.CLEANUP
+    monkeypatch.setenv(start.STOP_WAIT, "3")
+    assert start.notice() == start.NOTICE
+    monkeypatch.setenv(start.STOP_WAIT, "4 min")
+    with pytest.raises(UserError, match="RAY_JOB_STOP_WAIT_TIME_S=4 min: should be a number of seconds"):
+        submit.submit(None, "train", Path())
 
 
 @pytest.mark.parametrize("script", ["cpu", "a800_x4", "gpu_check", "ray_submit", "setup"])
@@ -323,6 +371,15 @@ def two_nodes():
         yield cluster_of_two
 
 
+FOLLOWED = """
+import sys
+from pathlib import Path
+from verl_recipes import submit
+client = submit.connect(sys.argv[1])
+sys.exit(submit.follow(sys.argv[1], client, submit.submit(client, sys.argv[3], Path(sys.argv[2]))))
+"""  # submits a command in a folder, and follows it
+
+
 class Relay:
     """Passes connections on to the dashboard, and can cut them all. It runs beside the test, as a process on node 1."""
 
@@ -368,12 +425,7 @@ def test_a_dropped_connection_is_taken_up_again_and_the_exit_status_is_the_jobs(
     try:
         assert relay.stdout.readline() == "ready\n"
         job = "for i in $(seq 12); do echo line $i; sleep 0.3; done; exit 7"
-        script = (
-            "import sys; from pathlib import Path; from verl_recipes import submit\n"
-            "client = submit.connect(sys.argv[1]); folder = Path(sys.argv[2])\n"
-            "sys.exit(submit.follow(sys.argv[1], client, submit.submit(client, sys.argv[3], folder)))"
-        )
-        command = two_nodes.on(0, sys.executable, "-c", script, "http://127.0.0.1:8399", str(tmp_path), job)
+        command = two_nodes.on(0, sys.executable, "-c", FOLLOWED, "http://127.0.0.1:8399", str(tmp_path), job)
         client = subprocess.Popen(command, cwd=ROOT, env=two_nodes.environment, stdout=subprocess.PIPE, text=True)
         seen = []
         for line in client.stdout:
@@ -386,6 +438,22 @@ def test_a_dropped_connection_is_taken_up_again_and_the_exit_status_is_the_jobs(
         assert [line for line in seen if line.startswith("line")] == [f"line {i + 1}" for i in range(12)]
     finally:
         relay.kill()
+
+
+@pytest.mark.end_to_end
+def test_a_job_is_told_of_a_signal_and_gets_longer_than_rays_three_seconds_to_save(two_nodes, tmp_path):
+    saved, folder = tmp_path / "saved", tmp_path / "sent"
+    folder.mkdir()
+    saving = f"trap 'sleep 6; touch {saved}; exit 143' TERM; echo ready; for i in $(seq 600); do sleep 0.1; done"
+    job = shlex.join(["bash", "-c", saving])
+    address = f"http://{two_nodes.ips[0]}:8265"
+    command = two_nodes.on(0, sys.executable, "-c", FOLLOWED, address, str(folder), job)
+    client = subprocess.Popen(command, cwd=ROOT, env=two_nodes.environment, stdout=subprocess.PIPE, text=True)
+    for line in client.stdout:
+        if line.strip() == "ready":
+            client.terminate()
+    assert client.wait(timeout=120) == 143
+    assert saved.exists()
 
 
 @pytest.mark.end_to_end
@@ -414,7 +482,7 @@ def test_a_node_count_that_is_not_met_is_said_within_a_minute(two_nodes, tmp_pat
 def test_a_cluster_that_another_run_uses_is_refused(two_nodes):
     code = """
 import sys, ray
-from verl_recipes.run import cluster, machine, preflight
+from verl_recipes.run import cluster, machine, preflight, start
 from verl_recipes.run.folder import RunFolder
 ray.init(address=sys.argv[1])
 @ray.remote

@@ -13,9 +13,11 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from data_prep.cli import (
     split_options,
 )
 from verl_recipes.run.preflight import command_that_makes
+from verl_recipes.run.start import CLEANUP, NOTICE, STOP_WAIT
 from verl_recipes.settings.schema import TrainKeys
 
 PACKAGES = ("data_prep", "reward_score", "verl_recipes")
@@ -98,8 +101,19 @@ async def stream(client: Any, job: str, seen: int) -> int:
 
 
 def follow(address: str, client: Any, job: str) -> int:
-    """Stream a job's log until the job ends, and reconnect if need be; returns the job's exit status."""
-    seen, last_contact, status = 0, time.monotonic(), "PENDING"
+    """Stream a job's log until the job ends, and reconnect if need be; returns the job's exit status.
+
+    SIGTERM, such as a scheduler's notice, is passed on: the job saves the step that it is in and ends.
+    """
+    seen, last_contact, status, told = 0, time.monotonic(), "PENDING", False
+
+    def terminated(*_: object) -> None:
+        nonlocal told
+        told = True
+        with suppress(OSError, RuntimeError):  # without the cluster the job has no end to wait for
+            client.stop_job(job)
+
+    signal.signal(signal.SIGTERM, terminated)
     while True:
         seen = asyncio.run(stream(client, job, seen))
         try:
@@ -123,6 +137,8 @@ def follow(address: str, client: Any, job: str) -> int:
         if status in STATUS_OF:
             asyncio.run(stream(client, job, seen))  # the lines of the last second
             code = client.get_job_info(job).driver_exit_code
+            if told and status == "STOPPED":
+                return 128 + signal.SIGTERM
             return code if status == "FAILED" and code else STATUS_OF[status]
         time.sleep(1)
 
@@ -130,6 +146,9 @@ def follow(address: str, client: Any, job: str) -> int:
 def submit(client: Any, entrypoint: str, folder: Path) -> str:
     """Start a command on the cluster with this folder as its working directory; returns the job's name."""
     variables = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    variables[STOP_WAIT] = os.environ.get(STOP_WAIT) or str(NOTICE + CLEANUP)
+    if not variables[STOP_WAIT].isdigit():
+        raise UserError(f"{STOP_WAIT}={variables[STOP_WAIT]}: should be a number of seconds")
     return str(
         client.submit_job(
             entrypoint=entrypoint,

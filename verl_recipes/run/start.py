@@ -24,6 +24,8 @@ from verl_recipes.run.supervise import SFT, run_verl
 from verl_recipes.settings.configuration import STALENESS, is_split, user_cache
 
 NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # Ray's: the seconds between a job's SIGTERM and SIGKILL, 3 unless it is set
+CLEANUP = 15  # of these are for what follows the checkpoint
 SENDING = 120  # seconds after its last step in which verl may send what is left to the trackers' servers, and end
 LATER = "`wandb sync` and `swanlab sync` send what a server missed"
 
@@ -114,6 +116,11 @@ def kept_kernels() -> dict[str, str]:
     return {name: os.environ.get(name, value) for name, value in kept.items()}
 
 
+def notice() -> int:
+    """Seconds between SIGTERM and the end, for a checkpoint: NOTICE, or more in a job that Ray gives more."""
+    return max(NOTICE, int(os.environ.get(STOP_WAIT, "0")) - CLEANUP) if in_job() else NOTICE
+
+
 def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int = 1, **trainer: Any) -> None:
     """Run verl's trainer once, with these keys of `trainer` set, until it ends.
 
@@ -142,8 +149,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
                 if progress.done and time.monotonic() - progress.done > SENDING:
                     raise StillSendingError
 
-            notice = 0 if config["trainer"].get("val_only") else NOTICE
-            status = run_verl(run, environment, watch, notice)
+            status = run_verl(run, environment, watch, 0 if config["trainer"].get("val_only") else notice())
             progress.update()
     except StillSendingError:
         line = f"verl was ended: it still ran {SENDING} s after its last step, as if a tracker's server hangs"
