@@ -482,8 +482,7 @@ def test_a_node_count_that_is_not_met_is_said_within_a_minute(two_nodes, tmp_pat
 def test_a_cluster_that_another_run_uses_is_refused(two_nodes):
     code = """
 import sys, ray
-from verl_recipes.run import cluster, machine, preflight, start
-from verl_recipes.run.folder import RunFolder
+from verl_recipes.run import cluster
 ray.init(address=sys.argv[1])
 @ray.remote
 class Controller: pass

@@ -19,7 +19,7 @@ from verl_recipes import train
 from verl_recipes.in_verl import alarms
 from verl_recipes.measure.batch import component_metrics
 from verl_recipes.run import preflight as checks
-from verl_recipes.run import supervise
+from verl_recipes.run import start, supervise
 from verl_recipes.run.folder import RunFolder, as_lines
 from verl_recipes.run.goodput import goodput
 from verl_recipes.run.log import last_error
@@ -284,6 +284,33 @@ def test_verl_is_started_again_as_often_as_asked_but_not_after_an_alarm(tmp_path
     cfg = OmegaConf.create({"trainer": {"total_training_steps": 4, "restarts": 2}, "data": {"val_batch_size": None}})
     with pytest.raises(UserError, match="verl stopped"):
         train.train(cfg, RunFolder(tmp_path), Console(quiet=True), problems=1)
+    assert len(calls) == starts
+
+
+@pytest.mark.parametrize(
+    ("errors", "starts", "why"),
+    [
+        ([start.NOT_STARTED], 2, ""),
+        ([start.NOT_STARTED] * 2, 2, start.NOT_STARTED),
+        (["out of memory"], 1, "out of memory"),
+    ],
+)
+def test_verl_is_started_once_more_if_ray_was_too_slow(tmp_path, monkeypatch, errors, starts, why):
+    run, left = RunFolder(tmp_path), list(errors)
+    run.log.write_text(f"Exception: {start.NOT_STARTED}\n")  # of an earlier start
+    calls = []
+
+    def run_verl(*args, **options):
+        calls.append(args)
+        if left:
+            with run.log.open("a") as log:
+                log.write(f"Exception: {left.pop(0)}. This could happen\n")
+            return 1
+        return 0
+
+    monkeypatch.setattr(start, "run_verl", run_verl)
+    found = start.run_until_end(run, Console(quiet=True), {}, print)
+    assert (bool(found), why in found) == (bool(why), True)
     assert len(calls) == starts
 
 

@@ -27,6 +27,7 @@ NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # Ray's: the seconds between a job's SIGTERM and SIGKILL, 3 unless it is set
 CLEANUP = 15  # of these are for what follows the checkpoint
 SENDING = 120  # seconds after its last step in which verl may send what is left to the trackers' servers, and end
+NOT_STARTED = "The current node timed out during startup"  # Ray 2.60 gives a node 30 seconds, whatever is set
 LATER = "`wandb sync` and `swanlab sync` send what a server missed"
 
 
@@ -121,6 +122,19 @@ def notice() -> int:
     return max(NOTICE, int(os.environ.get(STOP_WAIT, "0")) - CLEANUP) if in_job() else NOTICE
 
 
+def run_until_end(run: RunFolder, console: Console, *args: Any, **options: Any) -> str:
+    """run_verl, and once more if Ray did not start in time. Returns why verl failed, "" if it did not."""
+    for again in (False, True):
+        already = run.log.stat().st_size if run.log.exists() else 0
+        if not run_verl(run, *args, **options):
+            break
+        why = last_error(run.log, already)
+        if again or NOT_STARTED not in why:
+            return f"{why} (everything it printed: {run.log})"
+        say(console, "Ray did not start within its 30 seconds, as happens on a busy machine; starting it once more")
+    return ""
+
+
 def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int = 1, **trainer: Any) -> None:
     """Run verl's trainer once, with these keys of `trainer` set, until it ends.
 
@@ -138,7 +152,6 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     if in_job():
         join_cluster(config, environment)
     write_whole(run.verl_config, OmegaConf.to_yaml(config))
-    already = run.log.stat().st_size if run.log.exists() else 0
     first, steps = last_checkpoint(run.checkpoints), cfg.trainer.total_training_steps
     mark_start(run, "began", command=typed(), machine=hardware(cfg.trainer.device != "cpu"))
     try:
@@ -149,7 +162,8 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
                 if progress.done and time.monotonic() - progress.done > SENDING:
                     raise StillSendingError
 
-            status = run_verl(run, environment, watch, 0 if config["trainer"].get("val_only") else notice())
+            wait = 0 if config["trainer"].get("val_only") else notice()
+            why = run_until_end(run, console, environment, watch, wait)
             progress.update()
     except StillSendingError:
         line = f"verl was ended: it still ran {SENDING} s after its last step, as if a tracker's server hangs"
@@ -162,8 +176,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     finally:
         mark_start(run, "ended")
         merge_metrics(run)
-    if status:
-        why = f"{last_error(run.log, already)} (everything it printed: {run.log})"
+    if why:
         if not progress.done:
             raise VerlStoppedError(f"verl stopped: {why}")
         say(console, f"verl's last step is done, but then: {why}; {LATER}")
@@ -191,7 +204,6 @@ def start_sft(
     if in_job():
         join_cluster(config, environment)
     write_whole(run.verl_config, OmegaConf.to_yaml(config))
-    already = run.log.stat().st_size if run.log.exists() else 0
     first, steps = last_checkpoint(run.checkpoints), config["trainer"]["total_training_steps"]
     try:
         with sealing(run.checkpoints), Losses(console, run, first, steps) as progress:
@@ -201,11 +213,11 @@ def start_sft(
                 if enough(progress.held_out):
                     raise EnoughError
 
-            status = run_verl(run, environment, watch, trainer=SFT)
+            why = run_until_end(run, console, environment, watch, trainer=SFT)
             progress.update()
     except EnoughError:
         return
     finally:
         merge_metrics(run)
-    if status:
-        raise VerlStoppedError(f"verl stopped: {last_error(run.log, already)} (everything it printed: {run.log})")
+    if why:
+        raise VerlStoppedError(f"verl stopped: {why}")
