@@ -23,7 +23,7 @@ from verl_recipes.measure.comparison import sign_flip_p
 from verl_recipes.measure.intervals import figure
 from verl_recipes.measure.problems import by_problem, pass_at_k, values
 from verl_recipes.reporting.text import interval
-from verl_recipes.run.folder import read_lines
+from verl_recipes.run.folder import RunFolder, read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "arena"
@@ -108,7 +108,9 @@ def measured(algorithm: str, rate: float, seed: int, run: Path) -> dict[str, Any
         "entropy": [round(step["actor/entropy"], 4) for step in steps if "actor/entropy" in step],
         "right of 8": {"before": right_counts(rows[0]), "after": right_counts(rows[1])},
         "response tokens": summary["trained"]["response_tokens"],
-        "tokens": sum(row["response_tokens"] for file in run.glob("samples/train/*.jsonl") for row in read_lines(file)),
+        "tokens": sum(
+            row["response_tokens"] for file in RunFolder(run).sample_files("train").values() for row in read_lines(file)
+        ),
         "seconds": round(summary["seconds"]["train"], 1),
         "KL to the base": round(kl_to_base(run), 5),
     }

@@ -226,10 +226,10 @@ def model(folder: Path, name: str, changes: list[str]) -> int:
 def accuracies(run: RunFolder) -> dict[int, list[float]]:
     """Of every evaluation the accuracy with its interval, by step."""
     found = {}
-    for path in (run.path / "samples" / "validation").glob("*.jsonl"):
+    for step, path in run.sample_files("validation").items():
         groups = by_problem(read_lines(path, skip_damaged=True))
-        found[int(path.stem)] = figure(fmean(row["acc"] for row in rows) for rows in groups.values())
-    return dict(sorted(found.items()))
+        found[step] = figure(fmean(row["acc"] for row in rows) for rows in groups.values())
+    return found
 
 
 def end_of(path: Path, characters: int) -> str:

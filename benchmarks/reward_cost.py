@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reward_score.countdown import COMPONENTS, compute_score
+from verl_recipes.run.folder import read_lines
 
 TRUTH = {"numbers": [11, 18, 25], "target": 175}
 ALL = dict.fromkeys(COMPONENTS, 0.0)
@@ -150,10 +151,7 @@ def share(run: Path, console: Console) -> None:
     steps = {line["step"]: line["data"]["timing_s/step"] for line in lines if "timing_s/step" in line["data"]}
     shares = []
     for step, spent in sorted(steps.items())[1:]:
-        rows = [
-            json.loads(line)
-            for line in (run / "samples" / "train" / f"{step}.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
+        rows = read_lines(run / "samples" / "train" / f"{step}.jsonl")
         cost = seconds(lambda rows=rows: [compute_score("", r["response"], r["ground_truth"]) for r in rows])  # type: ignore[misc]
         shares.append((cost / spent, len(rows), spent))
     portion, count, spent = (median(column) for column in zip(*shares, strict=True))

@@ -16,9 +16,11 @@ more for each problem: the figures with intervals, all and by stratum:
 """
 
 import argparse
+import gzip
 import json
 import signal
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -89,8 +91,8 @@ def listed(numbers: list[int]) -> str:
 
 
 def read(path: Path, *fields: str) -> Iterator[tuple[Any, ...]]:
-    """Line number and fields of each line in a file; `response` as text."""
-    with path.open(encoding="utf-8") as lines:
+    """Line number and fields of each line in a file, compressed if its name says so; `response` as text."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
@@ -181,7 +183,7 @@ def main() -> None:
             score_bench(Path(arguments.source), options)
         else:
             score_file(Path(arguments.source), arguments.profile, options)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

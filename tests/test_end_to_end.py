@@ -84,6 +84,7 @@ def test_rollout_and_actor_agree_on_every_step(resumed):
 def test_samples_hold_every_component_of_the_reward_and_whole_groups(resumed):
     train, validation = ("prompt_id", 8, 8), ("prompt", 16, 2)
     files = {("train", 1): train, ("train", 4): train, ("validation", 0): validation, ("validation", 4): validation}
+    assert (resumed["run_dir"] / "samples" / "train" / "1.jsonl.gz").exists()  # compressed, as it is finished
     for (split, step), (group, problems, n) in files.items():
         groups = defaultdict(list)
         for row in read_lines(resumed["run_dir"] / "samples" / split / f"{step}.jsonl"):

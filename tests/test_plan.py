@@ -260,6 +260,13 @@ def test_the_moments_of_an_adapter_are_not_those_of_the_whole_model():
     assert space.checkpoint_bytes(cfg, 1000) == 4000
 
 
+def test_the_disk_must_hold_the_samples_of_all_steps():
+    steps = "trainer.total_training_steps"
+    few, many, none = (space.samples_bytes(compose("train", f"{steps}={count}"), True) for count in (10, 1000, 1))
+    assert (many, none) == (pytest.approx(100 * few), pytest.approx(few / 10))
+    assert space.samples_bytes(compose("train"), False) == 0
+
+
 def test_checkpoints_are_no_more_than_the_run_saves_and_those_on_the_disk_count(tmp_path):
     cfg = compose("train", *PPO_7B, f"run_dir='{tmp_path}'")
     cfg.trainer.total_training_steps, cfg.trainer.save_freq = 100, 100

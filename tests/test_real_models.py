@@ -8,6 +8,7 @@ import pytest
 from commands import ROOT, Command, metrics_of, train
 
 from verl_recipes.reporting.metrics import AGREEMENT
+from verl_recipes.run.checkpoints import checkpoint_steps
 
 pytestmark = pytest.mark.end_to_end
 VOCABULARY = 150_000  # with 128 columns in fp32 the embedding has 77 MB, more than a bucket of weights
@@ -51,9 +52,20 @@ def model(request, tmp_path):
 
 def test_a_model_with_a_large_vocabulary_trains_and_is_evaluated_with_nothing_but_its_path(model, small_data, tmp_path):
     named, run_dir = ["model=local", f"actor_rollout_ref.model.path={model}"], tmp_path / "run"
-    short = ["data.train_batch_size=2", "data.max_response_length=8", "eval_n=1", "trainer.total_training_steps=2"]
-    command = train(run_dir, *named, *short, *small_data, "actor_rollout_ref.rollout.n=2", "trainer.save_freq=2")
+    short = ["data.train_batch_size=2", "data.max_response_length=8", "eval_n=1", "trainer.total_training_steps=4"]
+    # It is never right, so the second test is no better than the first and ends the run.
+    tests = [
+        "trainer.save_freq=1",
+        "trainer.test_freq=1",
+        "patience=1",
+        "keep=best",
+        "trainer.max_actor_ckpt_to_keep=1",
+    ]
+    command = train(run_dir, *named, *short, *small_data, "actor_rollout_ref.rollout.n=2", *tests)
     assert command.wait() == 0, command.output
+    assert "the run ends after step 2" in command.output
+    assert checkpoint_steps(run_dir / "checkpoints") == [2, 1]  # the last and the best
+    assert json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["steps"] == 2
     steps = [line["data"] for line in metrics_of(run_dir) if "training/global_step" in line["data"]]
     assert len(steps) == 2
     assert all(max(step[name] for name in AGREEMENT if name in step) >= 0.99 for step in steps)

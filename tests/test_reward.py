@@ -1,6 +1,7 @@
 """The verdict on a response (reward_score/)."""
 
 import doctest
+import gzip
 import importlib
 import json
 import math
@@ -566,6 +567,11 @@ def test_the_command_scores_a_file_and_names_the_line_that_is_wrong(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "3 responses, mean score 0.333" in result.stdout
     assert re.search(r"syntax +2 +66\.7%", result.stdout)
+    packed = tmp_path / "samples.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    assert command(str(packed), "--profile", "mini_r1").stdout == result.stdout.replace(str(path), str(packed))
+    packed.write_bytes(packed.read_bytes()[:-9])
+    assert (command(str(packed)).returncode, len(command(str(packed)).stderr.splitlines())) == (1, 1)
     for line, message in (
         ("{", "line 4"),
         ('{"response": "x"}', "line 4"),

@@ -19,7 +19,9 @@ from verl_recipes.run.folder import (
     MARK,
     RunFolder,
     append_line,
+    as_lines,
     is_marked,
+    pack,
     parse_lines,
     read_json,
     read_lines,
@@ -213,6 +215,33 @@ def test_a_damaged_line_is_named_or_left_out(tmp_path):
     append_line(path, {"e": "文"})
     assert path.read_text(encoding="utf-8").endswith('{"d"{"e": "文"}\n')
     assert read_lines(tmp_path / "missing.jsonl") == []
+
+
+@given(st.lists(st.dictionaries(st.text(), st.text())))
+def test_a_packed_file_is_read_as_before_under_both_names_and_a_new_one_replaces_it(tmp_path_factory, rows):
+    file = tmp_path_factory.mktemp("packed") / "3.jsonl"
+    packed = file.with_name("3.jsonl.gz")
+    for written in (rows, [*rows, {"a": "b"}]):  # a run that was killed repeats its last step
+        file.write_text(as_lines(written), encoding="utf-8")
+        assert read_lines(file) == written
+        pack(file)
+        assert (list(file.parent.iterdir()), read_lines(file), read_lines(packed)) == ([packed], written, written)
+
+
+def test_steps_are_listed_once_and_a_damaged_packed_file_is_named_or_left_out(tmp_path):
+    run = RunFolder(tmp_path)
+    for step in (2, 10, 9):
+        append_line(run.samples_of("train", step), {"step": step})
+        pack(run.samples_of("train", step))
+    append_line(run.samples_of("train", 10), {"step": 10})
+    (run.samples / "train" / ".11.jsonl.partial").write_text("", encoding="utf-8")
+    assert run.sample_files("train") == {step: run.samples_of("train", step) for step in (2, 9, 10)}
+    packed = run.samples / "train" / "2.jsonl.gz"
+    for damaged in (packed.read_bytes()[:-9], b"x", packed.read_bytes()[:12] + b"x" + packed.read_bytes()[13:]):
+        packed.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"2\.jsonl\.gz is damaged"):
+            read_lines(run.samples_of("train", 2))
+        assert read_lines(run.samples_of("train", 2), skip_damaged=True) == []
 
 
 def test_a_file_is_whole_at_every_moment_and_a_damaged_one_is_named(tmp_path):

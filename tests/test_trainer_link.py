@@ -53,4 +53,4 @@ def test_the_link_waits_saves_and_ends(trainer):
     link.save_this_step()
     assert link.is_saved()
     with pytest.raises(RuntimeError, match="ended by SIGTERM"):
-        link.stop()
+        link.stop("by SIGTERM")

@@ -95,8 +95,9 @@ def test_it_ends_after_as_many_evaluations_without_a_lower_loss_as_was_asked(tmp
     for count, enough in ((3, False), (4, True)):
         lines = [{"step": 10 * i, "data": {"val/loss": abs(i - 2)}} for i in range(1, count + 1)]
         run.metrics.write_text(as_lines(lines))
-        assert warm_start.is_enough(warm_start.losses(run), 2) is enough
-    assert warm_start.best_step(warm_start.losses(run)) == 20
+        goodness = warm_start.goodness(warm_start.losses(run))
+        assert warm_start.is_enough(goodness, 2) is enough
+    assert warm_start.best_step(goodness) == 20
 
 
 def test_an_evaluation_after_the_very_first_step_is_shown_without_a_speed(tmp_path):

@@ -68,11 +68,11 @@ def samples_of(path: Path) -> list[Row]:
     """The rows of a file of samples, or of the last evaluation in a folder of a run or an evaluation."""
     if path.is_dir():
         folder = RunFolder(path)
-        steps = [file for file in (folder.samples / "validation").glob("*.jsonl") if file.stem.isdigit()]
+        files = list(folder.sample_files("validation").values())
         unfinished = folder.read_mark().get("kind") == "evaluation" and not folder.summary.exists()
-        if not steps or unfinished:
+        if not files or unfinished:
             raise UserError(f"{path} holds no finished evaluation: samples/validation/*.jsonl is expected there")
-        path = max(steps, key=lambda file: int(file.stem))
+        path = files[-1]
     elif not path.exists():
         raise UserError(f"{path} does not exist")
     return read_lines(path)

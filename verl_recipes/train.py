@@ -37,10 +37,11 @@ from rich.table import Table
 from rich.text import Text
 
 from data_prep.cli import UserError, command, compose, overrides_of
+from verl_recipes.run.best import best_step, early_end, evaluations, last_step
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.cluster import RETURN, check_nodes, in_job
 from verl_recipes.run.fingerprint import begin, provenance
-from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, write_json
+from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, read_object, write_json
 from verl_recipes.run.goodput import goodput
 from verl_recipes.run.preflight import check_resume, preflight
 from verl_recipes.run.start import VerlStoppedError, say, start_verl
@@ -69,15 +70,16 @@ def train(cfg: DictConfig, run: RunFolder, console: Console, problems: int) -> N
     Args:
         problems: of the test set.
     """
-    steps, done = cfg.trainer.total_training_steps, last_checkpoint(run.checkpoints)
-    responses = cfg.eval_n * problems if cfg.data.val_batch_size else 1
-    base, trained = (run.samples_of("validation", step) for step in (0, steps))
-    if 0 < done < steps:
+    done, responses = last_checkpoint(run.checkpoints), cfg.eval_n * problems if cfg.data.val_batch_size else 1
+    if 0 < done < last_step(cfg, run):
         say(console, f"continuing {run.path} after step {done}")
     for left in reversed(range(cfg.trainer.restarts + 1)):
-        if last_checkpoint(run.checkpoints) >= steps:
+        if last_checkpoint(run.checkpoints) >= last_step(cfg, run):
             break
+        if read_object(run.summary).get("early_end"):  # it would say that the run is complete
+            run.summary.unlink()
         try:
+            base = run.samples_of("validation", 0)
             start_verl(cfg, run, console, val_before_train=not is_measured(base, responses))
             break
         except VerlStoppedError as error:
@@ -86,6 +88,9 @@ def train(cfg: DictConfig, run: RunFolder, console: Console, problems: int) -> N
             what = str(error).removeprefix("error: ")
             say(console, f"{what}; starting it again (trainer.restarts: {left - 1} left)")
             await_return(cfg, run)
+    if early := early_end(cfg, run):
+        say(console, f"{cfg.patience} tests in a row brought nothing better: the run ends after step {early}")
+    trained = run.samples_of("validation", last_step(cfg, run))
     if not is_measured(trained, responses):  # the run was ended before the last evaluation
         run.summary.unlink(missing_ok=True)  # of other responses, if there is one
         start_verl(cfg, run, console, val_before_train=True, val_only=True)
@@ -103,10 +108,9 @@ def stage_seconds(events: list[dict[str, Any]], started: float, ended: float) ->
     return seconds
 
 
-def write_model(run: RunFolder) -> None:
-    """model/: the actor of the last checkpoint. A failure must leave no model of an earlier step behind."""
+def write_model(run: RunFolder, step: int) -> None:
+    """model/: the actor of a checkpoint. A failure must leave no model of an earlier step behind."""
     shutil.rmtree(run.model, ignore_errors=True)
-    step = last_checkpoint(run.checkpoints)
     to_hugging_face(run.checkpoints / f"global_step_{step}" / "actor", run.model, run.log)
 
 
@@ -114,9 +118,10 @@ def write_summary(cfg: DictConfig, run: RunFolder, spent: dict[str, Any]) -> Non
     """summary.json: base and trained model side by side."""
     from verl_recipes.measure.evaluation import summarize, what_is_missing
 
-    steps = cfg.trainer.total_training_steps
+    steps = last_step(cfg, run)
     base, trained = (read_lines(run.samples_of("validation", step)) for step in (0, steps))
     about = {"name": cfg.name, "steps": steps, "seed": cfg.seed, "base": summarize(base), "trained": summarize(trained)}
+    about |= {"best_step": best_step(evaluations(run)), "early_end": bool(early_end(cfg, run))}
     about |= {"missing": what_is_missing(trained), "goodput": goodput(run)}
     write_json(run.summary, about | spent | provenance())
 
@@ -147,17 +152,15 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[f
     Args:
         spent: a function from the time at which training ended to what summary.json records of this command.
     """
-    from verl_recipes.reporting.run import read_object
-
     trained = time.time()
     stages: dict[Path, Callable[[], None]] = {
-        run.model: lambda: write_model(run),
+        run.model: lambda: write_model(run, last_step(cfg, run)),
         run.summary: lambda: write_summary(cfg, run, spent(trained)),
         run.curves: lambda: write_curves(cfg, run, console),
         run.report: lambda: write_report([run.path], run.report),
     }
     kept = [run.model, run.summary]  # of an earlier command: the summary's seconds are those of the training
-    if read_object(run.summary).get("steps") != cfg.trainer.total_training_steps:
+    if read_object(run.summary).get("steps") != last_step(cfg, run):
         kept = []
         for old in (run.curves, run.report):  # a failure must leave none of an earlier step, as in write_model
             old.unlink(missing_ok=True)
@@ -185,6 +188,9 @@ def show(run: RunFolder, console: Console) -> None:
     for each in summary.get("missing", []):
         say(console, each)
     say(console, "seconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in summary["seconds"].items()))
+    best = run.checkpoints / f"global_step_{summary.get('best_step')}"
+    if summary.get("best_step") != summary["steps"] and best.exists():
+        say(console, f"the best test was that of step {summary['best_step']}: python -m verl_recipes.export run={best}")
     if good := summary.get("goodput"):
         parts = ", ".join(f"{name} {value:.0f}" for name, value in good.items() if name != "share" and value)
         say(console, f"goodput: {good['share']:.0%} of the seconds of all starts ({parts})")
@@ -194,10 +200,10 @@ def show(run: RunFolder, console: Console) -> None:
 
 def is_complete(cfg: DictConfig, run: RunFolder) -> bool:
     """Whether the last step is done and measured, and everything that this machine makes of it exists."""
-    step = last_checkpoint(run.checkpoints)
+    step = last_step(cfg, run)
     made = [run.summary, run.model, run.report, run.samples_of("validation", step)]
     made += [run.curves] if find_spec("matplotlib") else []
-    if step < cfg.trainer.total_training_steps or not all(path.exists() for path in made):
+    if last_checkpoint(run.checkpoints) < step or not all(path.exists() for path in made):
         return False
     return bool(read_json(run.summary, "delete it, and the same command writes it again").get("steps") == step)
 
@@ -229,7 +235,8 @@ def run_once(cfg: DictConfig, console: Console) -> None:
     with run.locked():
         begin("run", cfg, run, inputs, partial(say, console))
         if is_complete(cfg, run):
-            say(console, f"{run.path} is complete; fresh=true starts it anew, trainer.total_training_steps=N goes on")
+            longer = "a larger patience" if early_end(cfg, run) else "trainer.total_training_steps=N"
+            say(console, f"{run.path} is complete; fresh=true starts it anew, {longer} goes on")
             show(run, console)
             return
         started, earlier, resumed_from = time.time(), cut_half_line(run.events), last_checkpoint(run.checkpoints)

@@ -26,6 +26,7 @@ from pydantic import Field
 from rich.console import Console
 
 from data_prep.cli import CONFIGS, Checked, Count, PathText, Positive, Seed, Text, UserError, command, compose, quoted
+from verl_recipes.run.best import best_step, is_enough
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.fingerprint import begin, provenance
 from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, write_json
@@ -121,18 +122,9 @@ def losses(run: RunFolder) -> dict[int, float]:
     return {line["step"]: line["data"]["val/loss"] for line in lines if "val/loss" in line["data"]}
 
 
-def best_step(found: dict[int, float]) -> int:
-    """The step with the least loss, 0 for none."""
-    return min(found, key=lambda step: found[step], default=0)
-
-
-def is_enough(found: dict[int, float], patience: int) -> bool:
-    """Whether the last `patience` evaluations brought no lower loss.
-
-    >>> is_enough({25: 2.0, 50: 1.0, 75: 1.1}, 2), is_enough({25: 2.0, 50: 1.0, 75: 1.1, 100: 1.0}, 2)
-    (False, True)
-    """
-    return sum(step > best_step(found) for step in found) >= patience
+def goodness(losses: dict[int, float]) -> dict[int, float]:
+    """Losses as run/best.py wants them, where the highest is the best."""
+    return {step: -loss for step, loss in losses.items()}
 
 
 def draw(run: RunFolder, title: str) -> None:
@@ -155,7 +147,7 @@ def draw(run: RunFolder, title: str) -> None:
 def finish(cfg: DictConfig, run: RunFolder, console: Console, seconds: float) -> None:
     """model/, curves.png if there is matplotlib, and summary.json last, which says that all is there."""
     found, last = losses(run), last_checkpoint(run.checkpoints)
-    best = best_step({step: loss for step, loss in found.items() if step <= last})
+    best = best_step({step: good for step, good in goodness(found).items() if step <= last})
     to_hugging_face(run.checkpoints / f"global_step_{best}" / "actor", run.model, run.log)
     try:
         draw(run, f"{cfg.name}: loss on held-out traces {found[best]:.3f} at step {best}")
@@ -208,7 +200,7 @@ def main(keys: DictConfig) -> None:
 
         def enough(since: dict[int, float]) -> bool:
             found = earlier | since
-            return is_enough(found, cfg.sft.patience) and last_checkpoint(run.checkpoints) >= max(found)
+            return is_enough(goodness(found), cfg.sft.patience) and last_checkpoint(run.checkpoints) >= max(found)
 
         if done < cfg.sft.steps and not enough({}):
             start_sft(cfg, run, console, sft_config(cfg), enough)

@@ -32,7 +32,8 @@ from verl_recipes.in_verl.alarms import check_output
 from verl_recipes.in_verl.trainer_link import TrainerLink
 from verl_recipes.measure.batch import component_metrics
 from verl_recipes.measure.rows import scored
-from verl_recipes.run.folder import RunFolder, append_line, as_lines, write_whole
+from verl_recipes.run.best import evaluations, is_enough
+from verl_recipes.run.folder import RunFolder, append_line, as_lines, pack, write_whole
 
 POLL_SECONDS = 0.05  # between two looks for finished rollouts, if there are few
 POLL_SHARE = 0.1  # of the time at most may go into looking, as 8,192 keys take a good part of a second
@@ -91,7 +92,7 @@ class CountdownReplayBuffer(ReplayBuffer):
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, float]]:
         split = "validation" if partition_id == "val" else partition_id
         self.note("generating", split, global_steps)
-        self.end_if_asked()
+        self.end_if_asked(split)
         self.link.shield_trackers()
         if self.trainer_mode == "sync":
             self.link.wait_for_rollouts()
@@ -109,10 +110,13 @@ class CountdownReplayBuffer(ReplayBuffer):
                 self.link.save_this_step()
         return batch, metrics | shares
 
-    def end_if_asked(self) -> None:
-        """End verl if a scheduler asked for it (run/supervise.py) and the previous step is saved."""
+    def end_if_asked(self, split: str) -> None:
+        """End verl after a step that is saved: if a scheduler asked for it (run/supervise.py), or by `patience`."""
         if self.run.stop.exists() and self.link.is_saved():
-            self.link.stop()
+            self.link.stop("by SIGTERM, after a checkpoint")
+        patience = self.sampler_kwargs["patience"]
+        if split == "train" and patience and is_enough(evaluations(self.run), patience):
+            self.link.stop(f"early: {patience} tests in a row brought nothing better")
 
     def read(self, batch: KVBatchMeta, step: int) -> list[dict[str, Any]]:
         """The samples of a batch, one row each."""
@@ -154,7 +158,10 @@ class CountdownReplayBuffer(ReplayBuffer):
         everything += rows
         path = self.run.samples_of(split, step)
         write_whole(path, as_lines(everything, default=for_json))
-        self.rows = defaultdict(list, {(split, step): everything})  # earlier steps are finished
+        for other in self.rows.keys() - {(split, step)}:  # earlier steps are finished
+            if other[0] == "train":
+                pack(self.run.samples_of(*other))
+        self.rows = defaultdict(list, {(split, step): everything})
 
     def note(self, event: str, split: str, step: int) -> None:
         """Append an event to `events.jsonl`, from which the command shows the progress."""

@@ -63,6 +63,6 @@ class TrainerLink:
         """Whether the previous step was saved, because of `save_this_step` or because every step is."""
         return bool(self.trainer.config.trainer.save_freq == 1)
 
-    def stop(self) -> None:
+    def stop(self, why: str) -> None:
         """End verl."""
-        raise RuntimeError("ended by SIGTERM, after a checkpoint")
+        raise RuntimeError(f"ended {why}")

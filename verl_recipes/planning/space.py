@@ -9,7 +9,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from verl_recipes.planning.model import BYTES, facts, find_model, from_modelscope, needs_critic, parameter_count
-from verl_recipes.settings.configuration import gpus_of, needs_reference
+from verl_recipes.settings.configuration import gpus_of, keeps_best, needs_reference
 
 GIB = 2**30
 
@@ -73,12 +73,20 @@ def checkpoints_at_once(cfg: DictConfig) -> int:
     """The most checkpoints that are on the disk at once: those that are kept, and one that is being written."""
     saves = math.ceil(cfg.trainer.total_training_steps / max(1, cfg.trainer.save_freq))
     keep = cfg.trainer.max_actor_ckpt_to_keep
-    return min(keep + 1, saves) if keep and keep > 0 else saves
+    return min(keep + 1 + keeps_best(cfg), saves) if keep and keep > 0 else saves
+
+
+def samples_bytes(cfg: DictConfig, trains: bool) -> float:
+    """What all samples of a run take on the disk; those of an evaluation are part of what logs take."""
+    assumed, steps = facts("assumptions"), cfg.trainer.total_training_steps or 0
+    mean = cfg.plan.response_tokens or assumed["time"]["response_share"] * cfg.data.max_response_length
+    each = assumed["disk"]["sample_bytes"] + assumed["disk"]["token_bytes"] * mean
+    return trains * steps * cfg.data.train_batch_size * cfg.actor_rollout_ref.rollout.n * each
 
 
 def disks(cfg: DictConfig, run_dir: Path, count: int, trains: bool) -> list[Need]:
     """What a run needs of each file system that it writes to, without what its folder already holds."""
-    wanted: list[tuple[Path, float, str]] = [(run_dir, GIB, "")]  # samples and logs
+    wanted: list[tuple[Path, float, str]] = [(run_dir, GIB + samples_bytes(cfg, trains), "")]  # 1 GiB is for logs
     if trains:
         one, number = checkpoint_bytes(cfg, count), checkpoints_at_once(cfg)
         folder = Path(cfg.trainer.default_local_dir)

@@ -12,6 +12,7 @@ from verl_recipes.measure.problems import finite
 from verl_recipes.reporting.charts import recipe_of
 from verl_recipes.reporting.metrics import read_metrics
 from verl_recipes.reporting.run import duration, lookup, read_settings, read_summary
+from verl_recipes.run.best import mean_of_test
 from verl_recipes.run.folder import RunFolder, mark_of
 
 COLUMNS = ["run", "recipe", "seed", "state", "steps", "before", "after", "gain", "equations", "took", "last worked on"]
@@ -54,7 +55,7 @@ def facts(path: Path) -> Row:
     planned, metrics = lookup(config, "trainer.total_training_steps"), read_metrics(run)
     summary, state = read_summary(run, planned)
     sides = [summary.get(side) for side in ("base", "trained")]
-    tests = {step: found for step, data in metrics.items() if (found := test_of(data)) is not None}
+    tests = {step: found for step, data in metrics.items() if (found := mean_of_test(data, "/acc")) is not None}
     before, after = (mean_at_n(side) for side in sides)
     times = [each.stat().st_mtime for each in (run.metrics, run.metrics_part, run.events, run.summary) if each.exists()]
     tried = [finite(side.get("candidates")) if isinstance(side, dict) else None for side in sides]
@@ -73,13 +74,6 @@ def facts(path: Path) -> Row:
         "same": recipe_of(config) if config else str(path.resolve()),
         "unread": unread,
     }
-
-
-def test_of(data: dict[str, Any]) -> float | None:
-    """The mean accuracy of a step's test in verl's metrics; None if the step has none."""
-    found = [value for name, value in data.items() if name.startswith("val-core/") and "/acc/mean@" in name]
-    known = [each for each in map(finite, found) if each is not None]
-    return fmean(known) if known else None
 
 
 def share(value: float | None, sign: str = "") -> str:

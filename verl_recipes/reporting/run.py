@@ -39,7 +39,7 @@ from verl_recipes.measure.problems import (
 )
 from verl_recipes.reporting.metrics import Curve, curves_of, read_metrics
 from verl_recipes.run.fingerprint import read_config
-from verl_recipes.run.folder import RunFolder, read_lines
+from verl_recipes.run.folder import RunFolder, read_lines, read_object
 
 STEP_BYTES = 40_000  # the least room on the page for a step's samples: several long responses
 SHOWN = 6_000  # characters of one response on the page; the middle of a longer one is left out
@@ -161,15 +161,6 @@ def labels(keys: Mapping[Key, Row]) -> dict[Key, str]:
     return {key: f"{label} ({sets[key]})" if count[label] > 1 else label for key, label in short.items()}
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty if there is none."""
-    try:
-        value = json.loads(path.read_text("utf-8", "replace"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def duration(seconds: float | None) -> str:
     """Seconds as a person says them; "" for None.
 
@@ -198,14 +189,16 @@ def read_summary(folder: RunFolder, planned: Any) -> tuple[dict[str, Any], str]:
     """The content of summary.json, and what the run is doing, as the end of a sentence.
 
     Args:
-        planned: the steps of the run, if they are known. A summary of fewer is that of an earlier end.
+        planned: the steps of the run, if they are known. A summary of fewer is that of an earlier end, unless the run
+            ended early by itself.
 
     Returns:
         the summary, empty unless the state is "complete"; and the state: "complete", "goes on" or "ended early".
     """
     summary = read_object(folder.summary)
     steps = summary.get("steps")
-    if summary and not (isinstance(steps, int) and isinstance(planned, int) and steps < planned):
+    fewer = isinstance(steps, int) and isinstance(planned, int) and steps < planned
+    if summary and (summary.get("early_end") or not fewer):
         return summary, "complete"
     return {}, "goes on" if folder.is_locked() else "ended early"
 
@@ -269,10 +262,9 @@ class Run:
     def sample_files(self) -> list[SampleFile]:
         """Training steps first, then evaluations, both in the order of their steps."""
         return sorted(
-            SampleFile(split, int(path.stem), path)
+            SampleFile(split, step, path)
             for split in ("train", "validation")
-            for path in (self.folder.samples / split).glob("*.jsonl")
-            if path.stem.isdecimal()
+            for step, path in self.folder.sample_files(split).items()
         )
 
     def read_samples(self, page_bytes: int) -> None:

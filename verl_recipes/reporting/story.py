@@ -75,6 +75,8 @@ def story(run: Run) -> tuple[list[str], str]:
     said = []
     if run.state != "complete":
         said.append(f"The run {run.state}: {run.steps} of {run.planned or 'an unknown number of'} steps are done.")
+    elif run.summary.get("early_end"):
+        said.append(f"The run ended after {run.steps} of {run.planned} steps, as its tests got no better any more.")
     if pair := pair_of(run, "mean@"):
         sentence, sure = what_changed(run, *pair)
         return [*said, sentence, *filter(None, [how_it_changed(run)])], sure

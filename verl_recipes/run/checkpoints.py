@@ -4,7 +4,7 @@ import os
 import shutil
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -91,15 +91,17 @@ def last_checkpoint(checkpoints: Path) -> int:
     return int(text)
 
 
-def remove_old(checkpoints: Path, keep: int | None) -> None:
-    """Remove all but the newest `keep` checkpoints up to the last whole one; null or 0 keeps all.
+def remove_old(checkpoints: Path, keep: int | None, best: int = 0) -> None:
+    """Remove the checkpoints up to the last whole one, but for the newest `keep` and that of step `best`.
 
-    verl removes only checkpoints that the same process wrote, so those of earlier starts would stay.
+    Without `keep`, null or 0, all stay. verl removes only checkpoints that the same process wrote, so those of earlier
+    starts would stay.
     """
     last = last_checkpoint(checkpoints)
     older = [step for step in checkpoint_steps(checkpoints) if step <= last]
     for step in older[keep:] if keep and keep > 0 else []:
-        shutil.rmtree(checkpoints / f"global_step_{step}", ignore_errors=True)
+        if step != best:
+            shutil.rmtree(checkpoints / f"global_step_{step}", ignore_errors=True)
 
 
 def seal_new(checkpoints: Path) -> None:
@@ -112,10 +114,10 @@ def seal_new(checkpoints: Path) -> None:
 
 
 @contextmanager
-def sealing(checkpoints: Path) -> Iterator[None]:
+def sealing(checkpoints: Path, tidy: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Meanwhile, write the hashes of each checkpoint once verl has saved it, beside training and not within a step.
 
-    At the end the block waits for those that are left, unless it ends by Ctrl-C.
+    At the end the block waits for those that are left, unless it ends by Ctrl-C. Then and meanwhile it calls `tidy`.
     """
     last, ended, patient = last_checkpoint(checkpoints), threading.Event(), True
     for sums in checkpoints.glob(f"global_step_*/{SUMS}"):
@@ -129,6 +131,7 @@ def sealing(checkpoints: Path) -> Iterator[None]:
             over = ended.wait(LOOK)
             with suppress(OSError, UserError):  # verl removes a checkpoint, or is writing the step of the last one
                 seal_new(checkpoints)
+                tidy()
             if over:
                 break
 

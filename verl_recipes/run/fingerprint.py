@@ -26,7 +26,7 @@ from verl_recipes.run.preflight import Inputs
 MAY_CHANGE = (
     *("fresh", "force", "plan.*", "run_dir", "versions.*"),
     *("trainer.total_training_steps", "data.curriculum.steps", "trainer.total_epochs"),
-    *("trainer.save_freq", "trainer.test_freq"),
+    *("trainer.save_freq", "trainer.test_freq", "keep", "patience", "trainer.v1.sampler.sampler_kwargs.patience"),
     *("trainer.restarts", "trainer.max_*_ckpt_to_keep", "trainer.logger", "trackers.*", "trainer.project_name"),
     *("trainer.default_local_dir", "trainer.v1.sampler.sampler_kwargs.checkpoints_dir"),
     *("trainer.v1.sampler.sampler_kwargs.samples_dir", "trainer.v1.sampler.sampler_kwargs.alarm.*"),

@@ -5,7 +5,8 @@ config.yaml         the resolved configuration of the run (run/fingerprint.py co
 verl.yaml           what verl was last started with; `python -m verl.trainer.main_ppo` takes it as it is
 log.txt             what verl, Ray and vLLM print
 metrics.jsonl       verl's metrics, one line a step; those of the present start are in metrics.part.jsonl
-samples/            {train,validation}/<step>.jsonl, and events.jsonl: what the run is doing
+samples/            {train,validation}/<step>.jsonl, those of finished training steps compressed (.jsonl.gz), and
+                    events.jsonl: what the run is doing
 checkpoints/        verl's, unless trainer.default_local_dir names another folder
 starts.jsonl        when verl was started and when it ended (run/goodput.py)
 model/ summary.json curves.png report.html    made after the last step
@@ -13,9 +14,11 @@ lock, stop          locked by the command that uses the folder; written to ask v
 """
 
 import fcntl
+import gzip
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,8 +55,25 @@ def parse_lines(content: bytes, where: object, *, skip_damaged: bool = False) ->
 
 
 def read_lines(path: Path, *, skip_damaged: bool = False) -> list[dict[str, Any]]:
-    """`parse_lines` of a file; empty if there is none."""
-    return parse_lines(path.read_bytes(), path, skip_damaged=skip_damaged) if path.exists() else []
+    """`parse_lines` of a file, or of the compressed file that `pack` made of it; empty if there is neither."""
+    packed = path if path.suffix == ".gz" else path.with_name(f"{path.name}.gz")
+    if path != packed and path.exists():
+        return parse_lines(path.read_bytes(), path, skip_damaged=skip_damaged)
+    try:
+        content = gzip.decompress(packed.read_bytes()) if packed.exists() else b""
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        if not skip_damaged:
+            raise UserError(f"{packed} is damaged ({error})") from None
+        content = b""
+    return parse_lines(content, packed, skip_damaged=skip_damaged)
+
+
+def pack(path: Path) -> None:
+    """Replace a file by its compressed form, for `read_lines` and `zcat`. At every moment one of them is there."""
+    partial = path.with_name(f".{path.name}.gz.partial")
+    partial.write_bytes(gzip.compress(path.read_bytes(), compresslevel=6, mtime=0))
+    os.replace(partial, path.with_name(f"{path.name}.gz"))
+    path.unlink()
 
 
 def as_lines(rows: Iterable[dict[str, Any]], default: Any = None) -> str:
@@ -106,13 +126,19 @@ def read_json(path: Path, advice: str) -> Any:
         raise UserError(f"{path} is damaged ({error}); {advice}") from None
 
 
-def mark_of(path: Path) -> dict[str, Any]:
-    """The mark of a folder: its kind (run, evaluation or warm_start) and facts; empty if it is not this project's."""
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none, or if the file is damaged."""
     try:
-        mark = json.loads((path / MARK).read_text(encoding="utf-8"))
+        value = json.loads(path.read_text("utf-8", "replace"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return mark if isinstance(mark, dict) and mark.get("made_by") == MADE_BY else {}
+    return value if isinstance(value, dict) else {}
+
+
+def mark_of(path: Path) -> dict[str, Any]:
+    """The mark of a folder: its kind (run, evaluation or warm_start) and facts; empty if it is not this project's."""
+    mark = read_object(path / MARK)
+    return mark if mark.get("made_by") == MADE_BY else {}
 
 
 def is_marked(path: Path) -> bool:
@@ -155,8 +181,13 @@ class RunFolder:
         self.checkpoints = Path(checkpoints or self.path / "checkpoints")
 
     def samples_of(self, split: str, step: int) -> Path:
-        """The file with the samples of a step; `split` is train, validation or greedy."""
+        """The file with the samples of a step, for `read_lines`; `split` is train, validation or greedy."""
         return self.samples / split / f"{step}.jsonl"
+
+    def sample_files(self, split: str) -> dict[int, Path]:
+        """`samples_of` each step that has samples, in the order of the steps."""
+        names = {path.name.split(".")[0] for path in (self.samples / split).glob("*.jsonl*")}
+        return {step: self.samples_of(split, step) for step in sorted(int(name) for name in names if name.isdecimal())}
 
     def is_new(self) -> bool:
         """Whether the folder is missing, or empty but for the lock."""

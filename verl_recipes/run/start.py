@@ -14,6 +14,7 @@ from rich.console import Console
 
 from data_prep.cli import UserError, as_list
 from verl_recipes.measure.batch import component_metrics
+from verl_recipes.run.best import best_step, early_end, evaluations
 from verl_recipes.run.checkpoints import last_checkpoint, remove_old, sealing
 from verl_recipes.run.cluster import in_job, join_cluster
 from verl_recipes.run.folder import RunFolder, append_line, as_lines, cut_half_line, read_lines, write_whole
@@ -21,7 +22,7 @@ from verl_recipes.run.log import last_error
 from verl_recipes.run.machine import hardware
 from verl_recipes.run.progress import Losses, Progress
 from verl_recipes.run.supervise import SFT, run_verl
-from verl_recipes.settings.configuration import STALENESS, is_split, user_cache
+from verl_recipes.settings.configuration import STALENESS, is_split, keeps_best, user_cache
 
 NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # Ray's: the seconds between a job's SIGTERM and SIGKILL, 3 unless it is set
@@ -59,9 +60,8 @@ def merge_metrics(run: RunFolder) -> None:
         step, same = entry["step"], by_step.get(entry["step"], {})  # an evaluation may be repeated alone
         by_step = {done: kept for done, kept in by_step.items() if done < step} | {step: same | entry["data"]}
     saved = last_checkpoint(run.checkpoints)
-    samples = run.samples_of("train", saved)
-    if samples.exists() and "training/global_step" not in by_step.get(saved, {}):
-        known = {"training/global_step": saved} | component_metrics(read_lines(samples), "reward")
+    if "training/global_step" not in by_step.get(saved, {}) and (rows := read_lines(run.samples_of("train", saved))):
+        known = {"training/global_step": saved} | component_metrics(rows, "reward")
         by_step[saved] = known | by_step.get(saved, {})
     write_whole(run.metrics, as_lines({"step": step, "data": data} for step, data in sorted(by_step.items())))
     run.metrics_part.unlink(missing_ok=True)
@@ -85,6 +85,8 @@ def as_verl_wants(cfg: DictConfig, trainer: dict[str, Any]) -> dict[str, Any]:
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     config["trainer"] |= trainer
+    if keeps_best(cfg):  # verl would remove it; `start_verl` removes the others
+        config["trainer"] |= {"max_actor_ckpt_to_keep": None, "max_critic_ckpt_to_keep": None}
     files, validation = config["data"]["val_files"], config["actor_rollout_ref"]["rollout"]["val_kwargs"]
     config["data"]["val_files"] = as_list(files) * validation["n"]
     validation["n"] = 1
@@ -145,8 +147,13 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
         VerlStoppedError: verl ended before its last step.
     """
     merge_metrics(run)
+
+    def tidy() -> None:
+        best = best_step(evaluations(run)) if keeps_best(cfg) else 0
+        remove_old(run.checkpoints, cfg.trainer.max_actor_ckpt_to_keep, best)
+
     if cfg.trainer.resume_mode == "auto":
-        remove_old(run.checkpoints, cfg.trainer.max_actor_ckpt_to_keep)
+        tidy()
     cut_half_line(run.events)
     config, environment = as_verl_wants(cfg, trainer), environment_of(cfg, run)
     if in_job():
@@ -155,7 +162,10 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     first, steps = last_checkpoint(run.checkpoints), cfg.trainer.total_training_steps
     mark_start(run, "began", command=typed(), machine=hardware(cfg.trainer.device != "cpu"))
     try:
-        with sealing(run.checkpoints), Progress(console, run, first, steps, batches) as progress:
+        with (
+            sealing(run.checkpoints, tidy if keeps_best(cfg) else lambda: None),
+            Progress(console, run, first, steps, batches) as progress,
+        ):
 
             def watch() -> None:
                 progress.update()
@@ -176,7 +186,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     finally:
         mark_start(run, "ended")
         merge_metrics(run)
-    if why:
+    if why and (config["trainer"].get("val_only") or not early_end(cfg, run)):
         if not progress.done:
             raise VerlStoppedError(f"verl stopped: {why}")
         say(console, f"verl's last step is done, but then: {why}; {LATER}")

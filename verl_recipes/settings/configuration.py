@@ -158,10 +158,28 @@ def check_algorithm(algorithm: DictConfig) -> None:
         )
 
 
+def keeps_best(cfg: DictConfig) -> bool:
+    """Whether the checkpoint of the best test stays. The configuration of an older run does not say."""
+    return bool(cfg.get("keep") == "best")
+
+
+def check_tests(cfg: DictConfig) -> None:
+    """Raise UserError if what the tests decide would meet a step without a checkpoint."""
+    patience = cfg.get("patience")
+    asked = f"patience={patience}" if patience else "keep=best" if keeps_best(cfg) else ""
+    test, save = cfg.trainer.test_freq, cfg.trainer.save_freq
+    if asked and (test < 1 or test % save):
+        raise UserError(
+            f"{asked} needs tests in training, at steps that are saved: trainer.test_freq={test} must be a multiple of "
+            f"trainer.save_freq={save}"
+        )
+
+
 def check_choice(cfg: DictConfig) -> None:
     """Raise UserError if the numbers of recipe, model, hardware and topology do not go together."""
     check_ranks(cfg)
     check_staleness(cfg)
+    check_tests(cfg)
     trainer, actor, rollout = cfg.trainer, cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.rollout
     ranks, split, name = trainer.nnodes * trainer.n_gpus_per_node, is_split(cfg), cfg.card.name
     if cfg.architecture and cfg.architecture.parameters > cfg.card.most_parameters:

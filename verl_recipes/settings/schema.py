@@ -4,7 +4,7 @@ Defaults are in configs/train.yaml and the groups. settings/configuration.py che
 """
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -114,6 +114,12 @@ class TrainKeys(Checked):
     fresh: bool = Field(description="empty the run's folder first, instead of continuing the run")
     warm_start: Annotated[PathText, AfterValidator(_with_model)] | None = Field(
         description="folder of a warm start or of another run, whose model is trained instead of the base; null: none"
+    )
+    keep: Literal["last", "best"] = Field(
+        description="best: beside the last checkpoints, that of the best test stays (trainer.test_freq)"
+    )
+    patience: Count | None = Field(
+        description="end the run once this many tests in a row are no better than an earlier one; null: never"
     )
     eval_n: Count = Field(description="samples a problem in the evaluations before and after training")
     force: bool = Field(description="start although plan says that the run does not fit")
