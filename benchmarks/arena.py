@@ -4,7 +4,8 @@ run   Trains each algorithm (default: all) on the tiny base at an equal budget: 
       responses a step, 30 steps, AdamW. First each learning rate of RATES with the first seed; then the one with the
       largest mean training reward, which is a choice without the test problems, with the other seeds. One run after
       another, each five to eight minutes on two cores; each leaves a file in benchmarks/results/arena, and what has a
-      file is not run again. The control is GRPO with a coin for a reward, at GRPO's learning rate.
+      file is not run again. The control (GRPO with a coin for a reward) and the levers (GRPO with one thing changed)
+      run at GRPO's learning rate.
 page  Writes docs/arena.md, docs/zh/arena.md and assets/arena.svg from those files. A test compares them.
 """
 
@@ -44,6 +45,15 @@ ALGORITHMS = {
     },
     CONTROL: ["recipe=tinyzero_grpo"],
 }
+STALE = ["topology=colocated_async", "staleness=3"]
+LEVERS = {
+    "closeness": [],  # its reward is below
+    **{order: [f"curriculum={order}"] for order in ("easy_to_hard", "balanced", "adaptive")},
+    "stale": STALE,
+    "stale_corrected": [*STALE, "correction=token_tis"],
+}
+REWARDS = {CONTROL: "random", "closeness": "closeness"}
+NAMES = [*ALGORITHMS, *LEVERS]
 TEMPLATES = {"arena.md.jinja": "docs/arena.md", "arena.zh.md.jinja": "docs/zh/arena.md"}
 
 
@@ -54,8 +64,8 @@ def name_of(algorithm: str, rate: float, seed: int) -> str:
 def overrides(algorithm: str, rate: float, seed: int) -> list[str]:
     """The arguments of the training command."""
     return [
-        *ALGORITHMS[algorithm],
-        *("model=tiny", "hardware=cpu", "data=tiny", f"reward={'random' if algorithm == CONTROL else 'countdown'}"),
+        *(["recipe=tinyzero_grpo", *LEVERS[algorithm]] if algorithm in LEVERS else ALGORITHMS[algorithm]),
+        *("model=tiny", "hardware=cpu", "data=tiny", f"reward={REWARDS.get(algorithm, 'countdown')}"),
         *("prompts=32", f"actor_rollout_ref.rollout.n={N}", "data.max_response_length=256"),
         *(f"trainer.total_training_steps={STEPS}", f"eval_n={N}"),
         *(f"trainer.save_freq={STEPS}", f"trainer.test_freq={STEPS}", "actor_rollout_ref.actor.calculate_entropy=true"),
@@ -141,8 +151,13 @@ def training_reward(result: dict[str, Any]) -> float:
     return fmean(result["training accuracy"]) if "training accuracy" in result else 0.0
 
 
+def at_its_rate(name: str) -> bool:
+    """Whether it runs at GRPO's learning rate, without a sweep of its own."""
+    return name == CONTROL or name in LEVERS
+
+
 def chosen_rate(algorithm: str, seed: int) -> float:
-    of = REFERENCE if algorithm == CONTROL else algorithm
+    of = REFERENCE if at_its_rate(algorithm) else algorithm
     return max(RATES, key=lambda rate: training_reward(train(of, rate, seed)))
 
 
@@ -158,17 +173,17 @@ def load() -> list[dict[str, Any]]:
 
 
 def by_algorithm(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The runs of each algorithm at the learning rate that most of its seeds have, in the order of ALGORITHMS.
+    """The runs of each algorithm at the learning rate that most of its seeds have, in the order of NAMES.
 
     An algorithm whose rates are not all measured is left out: it would be compared at a rate that nobody chose.
     """
-    found: dict[str, dict[float, list[dict[str, Any]]]] = {name: {} for name in ALGORITHMS}
+    found: dict[str, dict[float, list[dict[str, Any]]]] = {name: {} for name in NAMES}
     for each in results:
         found[each["algorithm"]].setdefault(each["learning rate"], []).append(each)
     return {
         name: max(rates.values(), key=lambda runs: (len(runs), training_reward(runs[0])))
         for name, rates in found.items()
-        if len(rates) == len(RATES) or (rates and name == CONTROL)
+        if len(rates) == len(RATES) or (rates and at_its_rate(name))
     }
 
 
@@ -215,9 +230,10 @@ def row(algorithm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def table(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All lines, the best first, each with its difference from GRPO and Holm's p."""
-    groups = by_algorithm(results)
+def table(results: list[dict[str, Any]], names: Iterable[str]) -> list[dict[str, Any]]:
+    """The lines of these and of GRPO, the best first, each with its difference from GRPO and Holm's p."""
+    chosen = {REFERENCE, *names}
+    groups = {name: runs for name, runs in by_algorithm(results).items() if name in chosen}
     rows = {name: row(name, runs) for name, runs in groups.items()}
     whole = {name: of_problems(groups[name], "after") for name, line in rows.items() if "problems" in line}
     others = [name for name in whole if name != REFERENCE and REFERENCE in whole]
@@ -278,13 +294,13 @@ def page(template: str, results: list[dict[str, Any]]) -> str:
     environment.filters["figure"] = interval
     base = [each for each in results if "right of 8" in each]
     return environment.get_template(template).render(
-        rows=table(results),
+        tables={"algorithms": table(results, ALGORITHMS), "levers": table(results, LEVERS)},
         rates=RATES,
         steps=STEPS,
         n=N,
         runs=len(results),
         whole=sum(len(runs) >= 3 for runs in by_algorithm(results).values()),
-        total=len(ALGORITHMS),
+        total=len(NAMES),
         algorithms=[name for name in ALGORITHMS if name != CONTROL],
         base=figure(of_problems(base[:1], "before")) if base else None,
         sweep={
@@ -301,10 +317,10 @@ def page(template: str, results: list[dict[str, Any]]) -> str:
 def main(arguments: list[str]) -> None:
     options = dict(each.split("=", 1) for each in arguments if "=" in each)
     names = [each for each in arguments if "=" not in each and each not in ("run", "page")]
-    if unknown := [name for name in names if name not in ALGORITHMS]:
-        sys.exit(f"there is no algorithm {', '.join(unknown)}; there are {', '.join(ALGORITHMS)}")
+    if unknown := [name for name in names if name not in NAMES]:
+        sys.exit(f"there is no algorithm {', '.join(unknown)}; there are {', '.join(NAMES)}")
     if "page" not in arguments:
-        run(names or list(ALGORITHMS), [int(each) for each in options.get("seeds", "0,1,2").split(",")])
+        run(names or NAMES, [int(each) for each in options.get("seeds", "0,1,2").split(",")])
     results = load()
     picture(results)
     for template, path in TEMPLATES.items():

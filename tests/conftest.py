@@ -1,6 +1,7 @@
 """What several files of tests share: a small data set, and the short run that most of them look at."""
 
 import copy
+import gc
 import os
 import re
 import signal
@@ -17,11 +18,13 @@ from xdist.scheduler import LoadScopeScheduling
 
 from verl_recipes.run.folder import read_lines
 
-ALONE = "test_(the_one_command|somebody_elses|a_run_that|an_interrupted)"  # runs that one test makes for itself
+ALONE = "test_(the_one_command|somebody_elses|a_run_that|a_run_with_stale)"  # runs that one test makes for itself
 # The same examples each time, so that a change is judged by the change; tests/run.sh --all draws new ones. Without a
 # deadline, as other processes share the machine.
 settings.register_profile("tests", derandomize="NEW_EXAMPLES" not in os.environ, deadline=None)
 settings.load_profile("tests")
+# Thousands of modules stay in memory, and looking through them for garbage took an eighth of the tests' time.
+gc.set_threshold(200_000, 50, 100)
 Plugins.instance()  # imports Hydra's readers anew, so that what was imported before is not what Hydra uses
 FileConfigSource = sys.modules["hydra._internal.core_plugins.file_config_source"].FileConfigSource
 

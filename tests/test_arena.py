@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.arena import (
-    ALGORITHMS,
     CONTROL,
+    NAMES,
     RATES,
     REFERENCE,
     ROOT,
@@ -28,7 +28,7 @@ def test_the_page_is_made_from_the_committed_runs(template):
 
 def test_every_committed_run_is_one_that_the_arena_makes():
     for result in load():
-        assert result["algorithm"] in ALGORITHMS
+        assert result["algorithm"] in NAMES
         assert result["learning rate"] in RATES
         if "collapsed" not in result:
             assert len(result["training accuracy"]) == STEPS
@@ -64,7 +64,7 @@ def test_a_rate_is_compared_over_the_seeds_that_have_it():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", NAMES)
 def test_every_algorithm_has_the_same_budget_and_data(algorithm):
     cfg = compose("train", *overrides(algorithm, 3e-4, 1))
     rollout, actor = cfg.actor_rollout_ref.rollout, cfg.actor_rollout_ref.actor

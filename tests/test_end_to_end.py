@@ -5,6 +5,7 @@ nothing is left of it afterwards.
 """
 
 import json
+import re
 import signal
 import sys
 from collections import defaultdict
@@ -12,7 +13,7 @@ from collections import defaultdict
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from commands import ROOT, SHORT, Command, metrics_of, train
+from commands import ROOT, SHORT, Command, metrics_of, titles, train
 
 from reward_score.countdown import compute_score
 from reward_score.grammar import REASONS
@@ -174,38 +175,34 @@ def test_somebody_elses_data_and_reward_train_on_the_stock_command(tmp_path):
     assert min(agreement(steps)) >= 0.999
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        pytest.param(
-            "reward.custom_reward_function.path=tests/failing_reward.py",
-            "no verdict is possible",
-            marks=pytest.mark.long,
-        ),
-        (
-            "+actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls=stale_worker.StaleWorker",
-            "disagree",
-        ),
-    ],
-    ids=["reward", "stale-weights"],
-)
-def test_a_run_that_fails_says_why_in_one_line_and_leaves_nothing(small_data, tmp_path, override, message):
-    command = train(tmp_path / "run", *SHORT, *small_data, "trainer.total_training_steps=2", override)
+@pytest.mark.long
+def test_a_run_that_fails_says_why_in_one_line_and_leaves_nothing(small_data, tmp_path):
+    failing = "reward.custom_reward_function.path=tests/failing_reward.py"
+    command = train(tmp_path / "run", *SHORT, *small_data, "trainer.total_training_steps=2", failing)
     assert command.wait() != 0
     last = command.output.strip().splitlines()[-1]
     assert last.startswith("error: verl stopped: ")
-    assert message in last
+    assert "no verdict is possible" in last
     assert "Traceback" not in command.output
     command.assert_nothing_is_left()
 
 
-def test_an_interrupted_run_leaves_nothing(small_data, tmp_path):
-    command = train(tmp_path / "run", *SHORT, *small_data)
-    events = tmp_path / "run" / "samples" / "events.jsonl"
-    command.wait_for(lambda: events.exists())
+def test_a_run_with_stale_weights_ends_and_one_that_is_interrupted_as_it_starts_again_leaves_nothing(
+    small_data, tmp_path
+):
+    run_dir = tmp_path / "run"
+    stale = "+actor_rollout_ref.rollout.engine_kwargs.vllm.worker_extension_cls=stale_worker.StaleWorker"
+    command = train(run_dir, *SHORT, *small_data, "trainer.total_training_steps=2", stale, "trainer.restarts=1")
+
+    def starts():
+        return [line for line in read_lines(run_dir / "starts.jsonl") if line["event"] == "began"]
+
+    command.wait_for(lambda: len(starts()) == 2 and any("raylet" in title for title in titles(command).values()))
     command.process.send_signal(signal.SIGINT)
     assert command.wait(timeout=90) != 0
-    assert command.output.strip().splitlines()[-1] == "interrupted"
+    *_, again, _, last = command.output.strip().splitlines()
+    assert re.match("verl stopped: .*disagree.*; starting it again", again)
+    assert last == "interrupted"
     assert "Traceback" not in command.output
     command.assert_nothing_is_left()
 

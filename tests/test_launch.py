@@ -371,6 +371,16 @@ def two_nodes():
         yield cluster_of_two
 
 
+@pytest.fixture(scope="module")
+def on_three(two_nodes, small_data, tmp_path_factory):
+    """The folder of a run that wants three nodes, and the command that waits for them while other tests go on."""
+    run_dir = tmp_path_factory.mktemp("three") / "run"
+    command = two_nodes.on(0, *two_nodes.submission("nodes=3", "gpus=1", f"run_dir={run_dir}", *small_data))
+    return run_dir, subprocess.Popen(
+        command, cwd=ROOT, env=two_nodes.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
 FOLLOWED = """
 import sys
 from pathlib import Path
@@ -415,7 +425,7 @@ while True:
 
 
 @pytest.mark.end_to_end
-def test_a_dropped_connection_is_taken_up_again_and_the_exit_status_is_the_jobs(two_nodes, tmp_path):
+def test_a_dropped_connection_is_taken_up_again_and_the_exit_status_is_the_jobs(two_nodes, on_three, tmp_path):
     relay = subprocess.Popen(
         two_nodes.on(0, sys.executable, "-c", Relay.code, two_nodes.ips[0], "8399"),
         stdin=subprocess.PIPE,
@@ -469,13 +479,18 @@ def test_a_job_that_ended_with_its_head_is_not_waited_for(two_nodes):
 
 
 @pytest.mark.end_to_end
-def test_a_node_count_that_is_not_met_is_said_within_a_minute(two_nodes, tmp_path, small_data):
-    result = two_nodes.submit("nodes=3", "gpus=1", f"run_dir={tmp_path / 'run'}", *small_data)
-    assert result.returncode != 0
+def test_a_job_that_the_cluster_does_not_know_is_one_line(two_nodes):
     unknown = two_nodes.submit("attach=none_such")
     assert (unknown.returncode, len(unknown.stderr.splitlines())) == (1, 1), unknown.stderr
-    assert "3 nodes of 1 GPUs (3 in all) are needed, and the Ray cluster has nodes of [1, 1] GPUs" in result.stdout
-    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.end_to_end
+def test_a_node_count_that_is_not_met_is_said_within_a_minute(on_three):
+    run_dir, command = on_three
+    output, _ = command.communicate(timeout=120)
+    assert command.returncode != 0
+    assert "3 nodes of 1 GPUs (3 in all) are needed, and the Ray cluster has nodes of [1, 1] GPUs" in output
+    assert not run_dir.exists()
 
 
 @pytest.mark.end_to_end
