@@ -186,9 +186,10 @@ def main() -> None:
             score_bench(Path(arguments.source), options)
         else:
             score_file(Path(arguments.source), arguments.profile, options)
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        of_file = isinstance(error, OSError) and error.filename
-        sys.exit(f"error: {f'{error.filename}: {error.strerror}' if of_file else error}")
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
