@@ -244,13 +244,19 @@ def _refusal(error: Exception) -> str:
         return f"{mark.name}, line {mark.line + 1}: {error.problem or error.context}"
     if isinstance(error, OverrideParseException):
         key, equals, value = str(error.override).partition("=")
+        if value.startswith("[") and "]" not in value:  # the shell has cut it at a space
+            return f"{error.override!r} cannot be read; write a list without spaces, such as {key}=[0,1]"
         advice = f"quote its value: {shlex.quote(f'{key}={quoted(value)}')}" if equals else "KEY=VALUE is expected"
         return f"{error.override!r} cannot be read; {advice}"
     lines = [str(each).strip().splitlines()[0] for each in (error, error.__cause__) if str(each or "").strip()]
+    if sweep := re.match("Ambiguous value for argument '(.*?)=(.*)'", lines[0]):
+        return f"'{sweep[1]}={sweep[2]}' is ambiguous; a list is written {sweep[1]}=[{sweep[2]}]"
     if isinstance(error, MissingConfigException) and error.options:
         lines.append(f"(known: {', '.join(error.options)})")
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        lines.append(did_you_mean(option, error.options, f"{group}="))
+        group, _, option = str(error.missing_cfg_file).partition("/")
+        path = f"; a folder or a hub's name: model=local actor_rollout_ref.model.path={option}"
+        of_path = group == "model" and "/" in option and "'train'" in lines[0]
+        lines.append(path if of_path else did_you_mean(option, error.options, f"{group}="))
     cause, given = error.__cause__, re.match(NO_KEY, lines[0])
     if given and isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         return of_key(given[1], str(cause.full_key), cause.parent_node)

@@ -20,13 +20,14 @@ Your own recipe, prompt, model ... is a file: my/recipe/mine.yaml is taken by `-
 
 
 def did_you_mean(word: str, known: Iterable[str], start: str = "", end: str = "") -> str:
-    """A question that names the nearest of the known words, or nothing.
+    """A question that names the known words of which this one is a part, or else the nearest, or nothing.
 
     >>> did_you_mean("recpie", ["recipe", "model"], end="=")
     '; did you mean recipe=?'
     """
-    near = difflib.get_close_matches(word, list(known), 1, 0.7)
-    return f"; did you mean {start}{near[0]}{end}?" if near else ""
+    names = list(known)
+    near = [name for name in names if word in name.split("_")] or difflib.get_close_matches(word, names, 1, 0.7)
+    return f"; did you mean {' or '.join(f'{start}{name}{end}' for name in near[:3])}?" if near else ""
 
 
 def of_key(key: str, missing: str, parent: Any) -> str:

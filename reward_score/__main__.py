@@ -92,6 +92,9 @@ def listed(numbers: list[int]) -> str:
 
 def read(path: Path, *fields: str) -> Iterator[tuple[Any, ...]]:
     """Line number and fields of each line in a file, compressed if its name says so; `response` as text."""
+    packed = path.with_name(f"{path.name}.gz")
+    if packed.exists() and not path.exists():
+        raise ValueError(f"{path} does not exist, but {packed} does")
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -183,6 +186,8 @@ def main() -> None:
             score_bench(Path(arguments.source), options)
         else:
             score_file(Path(arguments.source), arguments.profile, options)
+    except FileNotFoundError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
     except (OSError, EOFError, zlib.error, ValueError) as error:
         sys.exit(f"error: {error}")
 

@@ -99,3 +99,9 @@ def test_tests_that_decide_something_are_at_steps_that_are_saved(key, freq):
     with pytest.raises(UserError, match=f"{key} needs tests in training.*test_freq={freq} must be a multiple of"):
         check_choice(cfg)
     check_choice(compose("train", key, "trainer.test_freq=20", "trainer.save_freq=10"))
+
+
+@pytest.mark.parametrize("key", ["patience=2", "keep=best"])
+def test_one_test_decides_nothing_so_a_key_that_would_do_nothing_is_refused(key):
+    with pytest.raises(UserError, match=f"{key} needs several tests: with trainer.test_freq=30 only"):
+        check_choice(compose("train", key))

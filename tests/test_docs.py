@@ -72,6 +72,24 @@ def test_every_page_has_a_twin_of_the_same_shape_in_the_other_language():
         assert shape(f"docs/{name}") == shape(f"docs/zh/{name}"), name
 
 
+def commands(name):
+    """What can be typed in the shell blocks of a page, without comments and the language of traces."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / name).read_text(encoding="utf-8"), re.M | re.S)
+    lines = "".join(blocks).replace(" language=zh", "").splitlines()
+    return [line.partition(" #")[0].rstrip() for line in lines if line[:1] != "#"]
+
+
+@pytest.mark.parametrize("name", ["README.md", *(name for name in DOCS if "zh/" not in name)])
+def test_a_page_and_its_twin_link_to_each_other_and_show_the_same_commands(name):
+    page = ROOT / name
+    twin = ROOT / ("README.zh.md" if name == "README.md" else name.replace("docs/", "docs/zh/", 1))
+    for one, other, language in [(page, twin, "中文"), (twin, page, "English")]:
+        head = "\n".join(one.read_text(encoding="utf-8").splitlines()[:3])
+        links = re.findall(rf"\[{language}\]\(([^)]+)\)", head)
+        assert [(one.parent / link).resolve() for link in links] == [other]
+    assert commands(page) == commands(twin)
+
+
 @pytest.mark.parametrize("name", READMES)
 def test_the_readme_lists_every_option(name):
     text = (ROOT / name).read_text()

@@ -271,6 +271,23 @@ def test_doctor_works_if_nothing_is_installed_and_has_a_fix_for_every_line(tmp_p
             assert following.startswith("         fix: "), line
 
 
+@pytest.mark.parametrize(("most", "fix"), [(1048576, "ulimit -n 65536"), (20000, "root may raise it from 20000")])
+def test_doctor_advises_ulimit_only_where_it_would_be_allowed(most, fix, monkeypatch):
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (1024, most))
+    (line,) = machine.open_files()
+    assert line.fix.partition(";")[0] == fix
+
+
+def test_doctor_counts_warnings_at_the_end_and_they_are_not_wrong(monkeypatch, capsys):
+    found = [machine.Line("ok", "a"), machine.Line("warning", "b", "c")]
+    monkeypatch.setattr(doctor, "findings", lambda *_: found)
+    assert doctor.main([]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("doctor: nothing is wrong; 1 ")
+    found.append(machine.Line("wrong", "d", "e"))
+    assert doctor.main([]) == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("doctor: 1 wrong; 1 ")
+
+
 def test_doctors_answer_to_a_misspelt_key_is_not_an_installation():
     cfg, line = doctor.configuration(["nmae=x"], gpu=False)
     assert (cfg, line.state, "'nmae'" in line.text) == (None, "wrong", True)

@@ -246,8 +246,18 @@ def test_each_of_several_seeds_has_a_folder_of_its_own():
 
 
 @pytest.mark.slow
-def test_several_seeds_in_one_folder_are_refused(refused):
-    refused("two runs have one folder", "seeds=[0,1]", "name=mine")
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seeds=[0,1]", "name=mine"], "two runs have one folder; write name='mine-${seed}'"),
+        (["seeds=[0,1]", "run_dir=/disk/x"], "two runs have one folder; write run_dir='/disk/x-${seed}'"),
+        (["seeds=[0,0]"], "a seed occurs twice"),
+    ],
+)
+def test_several_seeds_in_one_folder_are_refused(overrides, message):
+    with pytest.raises(UserError) as error:
+        train.of_seeds(composed("train", *overrides), overrides)
+    assert message in str(error.value)
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from verl_recipes import report, runs
 from verl_recipes.reporting import watch as watching
 from verl_recipes.reporting.charts import charts, recipe_of
 from verl_recipes.reporting.curves import draw
+from verl_recipes.reporting.listing import listing
 from verl_recipes.reporting.page import PAGE_BYTES, as_script_data, write_report
 from verl_recipes.reporting.run import Run, marked
 from verl_recipes.reporting.story import example, story
@@ -172,7 +173,7 @@ def test_the_lines_of_a_chart_are_runs_and_bands_of_seeds(tmp_path):
     for run in runs[-2:]:
         (run / "config.yaml").unlink()  # two folders of one name, of which nothing else is known
     lines = charts([run_of(run) for run in runs], [])[0]["lines"]
-    assert [line["run"] for line in lines] == ["grpo-seed0 and 1 more seeds", "rloo-seed0", "same", "same"]
+    assert [line["run"] for line in lines] == ["grpo-seed0 and 1 more seed", "rloo-seed0", "same", "same"]
     assert ["low" in line for line in lines] == [True, False, False, False]
 
 
@@ -337,6 +338,13 @@ def test_every_term_that_the_page_asks_for_is_explained(tmp_path):
 @pytest.mark.parametrize("language", PAGES)
 def test_the_glossary_in_the_documents_is_that_of_the_page(language):
     assert PAGES[language].read_text("utf-8") == glossary(language)
+
+
+def test_one_measured_seed_has_no_mean(tmp_path):
+    folders = [make_run(tmp_path / f"a-seed{seed}", steps=4, seed=seed, recipe_name="tiny") for seed in (0, 1)]
+    assert len(listing(folders)["rows"]) == 3
+    killed(folders[1])
+    assert len(listing(folders)["rows"]) == 2
 
 
 def test_runs_are_listed_with_their_figures_and_the_mean_of_seeds(monkeypatch, capsys, tmp_path):
@@ -511,6 +519,7 @@ def call(monkeypatch, *arguments):
     [
         ([], "name a run's folder"),
         (["nowhere"], "there is no run folder nowhere"),
+        (["."], ". holds no run; python -m verl_recipes.runs folder=. lists those below it"),
         (["a", "b"], "out=FILE"),
         (["a", "prize=3"], "prize"),
         (["a", "price=much"], "price"),
@@ -521,10 +530,12 @@ def call(monkeypatch, *arguments):
         (["a", "out=[b"], "out"),
         (["a", "port=70000"], "port"),
         (["a", "watch=perhaps"], "watch"),
-        ([".", "out=/proc/x/page.html"], "/proc/x: No such file or directory; name another file"),
+        (["a", "out=/proc/x/page.html"], "/proc/x: No such file or directory; name another file"),
     ],
 )
-def test_a_mistake_is_one_line(monkeypatch, arguments, message):
+def test_a_mistake_is_one_line(monkeypatch, tmp_path, arguments, message):
+    RunFolder(tmp_path / "a").write_mark("run")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         call(monkeypatch, *arguments)
     assert len(str(caught.value).splitlines()) == 1

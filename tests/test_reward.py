@@ -570,6 +570,10 @@ def test_the_command_scores_a_file_and_names_the_line_that_is_wrong(tmp_path):
     packed = tmp_path / "samples.jsonl.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     assert command(str(packed), "--profile", "mini_r1").stdout == result.stdout.replace(str(path), str(packed))
+    path.rename(tmp_path / "other")
+    assert command(str(path)).stderr == f"error: {path} does not exist, but {packed} does\n"
+    assert command("nowhere").stderr == "error: nowhere: No such file or directory\n"
+    (tmp_path / "other").rename(path)
     packed.write_bytes(packed.read_bytes()[:-9])
     assert (command(str(packed)).returncode, len(command(str(packed)).stderr.splitlines())) == (1, 1)
     for line, message in (

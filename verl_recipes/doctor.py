@@ -42,10 +42,13 @@ def main(arguments: list[str]) -> int:
         if split_options(arguments)[2]:
             show_configuration(cfg)
             return 0
-    wrong = 0
+    states = []
     for line in ([refused] if refused else []) + list(findings(cfg.trainer.device != "cpu" if cfg else gpu, cfg)):
-        wrong += show(line)
-    print(f"doctor: {wrong} wrong" if wrong else "doctor: nothing is wrong")
+        show(line)
+        states.append(line.state)
+    wrong, warnings = states.count("wrong"), states.count("warning")
+    also = f"; {warnings} warned of, which stops no run" if warnings else ""
+    print(f"doctor: {wrong or 'nothing is'} wrong{also}")
     return 1 if wrong else 0
 
 

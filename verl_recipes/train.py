@@ -215,8 +215,11 @@ def of_seeds(cfg: DictConfig, arguments: list[str]) -> list[DictConfig]:
         arguments: of the command line.
     """
     each = [compose("train", [*overrides_of(arguments), "seeds=null", f"seed={seed}"], TrainKeys) for seed in cfg.seeds]
+    if len(set(cfg.seeds)) < len(cfg.seeds):
+        raise UserError(f"seeds={list(cfg.seeds)}: a seed occurs twice")
     if len({one.run_dir for one in each}) < len(each):
-        raise UserError(f"seeds={list(cfg.seeds)}: two runs have one folder; write name='mine-${{seed}}'")
+        key, value = ("name", cfg.name) if Path(cfg.run_dir).name == cfg.name else ("run_dir", cfg.run_dir)
+        raise UserError(f"seeds={list(cfg.seeds)}: two runs have one folder; write {key}='{value}-${{seed}}'")
     return each
 
 

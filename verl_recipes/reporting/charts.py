@@ -217,7 +217,8 @@ def lines_of(chart: Chart, recorded: Sequence[dict[str, Curve]], group: int = 0,
 
 def label_of(members: Sequence[Run]) -> str:
     """The name of a run, or of several that differ by their seed."""
-    return members[0].name if len(members) == 1 else f"{members[0].name} and {len(members) - 1} more seeds"
+    more = len(members) - 1
+    return members[0].name + (f" and {more} more seed{'s' * (more > 1)}" if more else "")
 
 
 def charts(runs: Sequence[Run], missing: list[str]) -> list[dict[str, Any]]:

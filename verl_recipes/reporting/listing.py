@@ -133,6 +133,6 @@ def listing(folders: Sequence[Path]) -> dict[str, Any]:
             twice = "; this seed once more" if each["seed"] is not None and each["seed"] in seen else ""
             seen.add(each["seed"])
             rows.append(cells(each | {"state": each["state"] + twice}))
-        if len(seen) > 1 and any(each["after"] is not None for each in members):
+        if len({each["seed"] for each in members if each["before"] is not None and each["after"] is not None}) > 1:
             rows.append(means(members))
     return {"columns": COLUMNS, "rows": rows, "unread": unread}

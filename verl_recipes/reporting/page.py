@@ -19,7 +19,7 @@ from verl_recipes.reporting.run import BEHAVIOUR_ROWS, Run, duration, lookup
 from verl_recipes.reporting.story import example, story
 from verl_recipes.reporting.terms import terms
 from verl_recipes.run.fingerprint import flat
-from verl_recipes.run.folder import write_whole
+from verl_recipes.run.folder import RunFolder, write_whole
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -207,11 +207,14 @@ def write_report(
         refresh: the seconds after which a browser loads the page again; 0 for never.
 
     Raises:
-        UserError: a folder does not exist.
+        UserError: a folder does not exist, or nothing in it is of a run.
     """
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"there is no run folder {folder}")
+        run = RunFolder(folder)
+        if not any(each.exists() for each in (run.mark, run.config, run.log, run.metrics, run.samples, run.summary)):
+            raise UserError(f"{folder} holds no run; python -m verl_recipes.runs folder={folder} lists those below it")
     once = list({folder.resolve(): folder for folder in folders}.values())  # a run named twice is one run
     page = render([Run(folder, PAGE_BYTES // len(once)) for folder in once], price, currency, refresh)
     write_whole(out, page.encode("utf-8", "xmlcharrefreplace").decode())  # a response may hold half a character

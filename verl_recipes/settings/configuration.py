@@ -173,6 +173,10 @@ def check_tests(cfg: DictConfig) -> None:
             f"{asked} needs tests in training, at steps that are saved: trainer.test_freq={test} must be a multiple of "
             f"trainer.save_freq={save}"
         )
+    if asked and test >= cfg.trainer.total_training_steps:
+        raise UserError(
+            f"{asked} needs several tests: with trainer.test_freq={test} only the model of the last step is tested"
+        )
 
 
 def check_choice(cfg: DictConfig) -> None:
