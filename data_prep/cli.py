@@ -105,12 +105,7 @@ def _messages(errors: Sequence[Any], values: Any) -> str:
             ):
                 node = None if named else node[part]
                 key.append(_shown(part))
-        what = (
-            error["msg"]
-            .removeprefix("Value error, ")
-            .replace("Input should", "should")
-            .replace("List should", "should")
-        )
+        what = re.sub(r"^(Value error, |(Input|List|String) (?=should))", "", error["msg"])
         if error["type"] == "extra_forbidden":
             what = "there is no such key"
         nested = isinstance(node, dict) or (isinstance(node, list) and any(isinstance(each, dict) for each in node))

@@ -42,7 +42,6 @@ Numbers = Annotated[Integer, Field(ge=1, le=MAX_NUMBER)]
 Target = Annotated[Integer, Field(ge=1, le=MAX_TARGET)]
 List = BeforeValidator(_list)
 Pair = Field(min_length=2, max_length=2)
-FileName = Annotated[str, Field(pattern=r"^[^/\x00]+$")]
 Ascending = AfterValidator(_ascending)
 
 

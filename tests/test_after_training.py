@@ -11,6 +11,7 @@ from rich.console import Console
 from data_prep.cli import CONFIGS, UserError, quoted
 from verl_recipes import train, warm_start
 from verl_recipes.run.folder import RunFolder, append_line, as_lines, write_whole
+from verl_recipes.run.preflight import check_place
 
 STAGES = {
     "write_model": "model",
@@ -88,6 +89,17 @@ def test_a_stage_that_fails_says_so_and_the_others_are_there(run, monkeypatch, f
     assert not train.is_complete(cfg, run)
     assert finish(cfg, run)[0]
     assert train.is_complete(cfg, run)
+
+
+def test_checkpoints_may_lie_elsewhere(run, tmp_path):
+    cfg, run = run
+    run.checkpoints.rename(tmp_path / "elsewhere")
+    run = RunFolder(run.path, tmp_path / "elsewhere")
+    run.write_mark("run")
+    assert finish(cfg, run)[0]
+    assert train.is_complete(cfg, RunFolder(run.path))  # the mark knows the place
+    with pytest.raises(UserError, match="is a new run: name an empty folder"):
+        check_place(RunFolder(tmp_path / "another", run.checkpoints))
 
 
 def test_a_name_with_brackets_is_shown_as_it_is(run, capsys):

@@ -1,20 +1,29 @@
 """What every command answers to a person who asks or errs: help, version, misspelt words, own configurations, Tab."""
 
+import copy
 import os
 import shlex
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import yaml
 from configurations import options
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from test_data import VALUES
 
+from data_prep import cli, traces
 from data_prep import command as data_command
-from data_prep import traces
 from data_prep.cli import CONFIGS, UserError
 from data_prep.help import did_you_mean
+from data_prep.schema import RenderKeys
 from verl_recipes import __main__ as entry
-from verl_recipes import doctor, evaluate, export, fetch, plan, play, train, warm_start
+from verl_recipes import doctor, evaluate, export, fetch, plan, play, runs, tiny_base, train, warm_start
+from verl_recipes.report import ReportKeys
+from verl_recipes.run.evaluation import SamplingKeys
 
 ROOT = CONFIGS.parent
 MODULES = {path for path in entry.COMMANDS.values() if path.stem not in ("__main__",)}
@@ -175,6 +184,58 @@ def test_a_scripts_help_is_its_story_and_nothing_is_made(script):
     story = script.read_text(encoding="utf-8").splitlines()[1].removeprefix("# ")
     assert result.stdout.startswith(story)
     assert "#!/" not in result.stdout
+
+
+SCHEMAS = {  # of the commands whose every key is this project's; the others: test_data, test_traces and test_refusals
+    "bench": ("config", SamplingKeys, CONFIGS / "bench"),
+    "evaluate": ("config", evaluate.Keys, CONFIGS / "evaluate"),
+    "export": ("export", export.Keys, CONFIGS),
+    "fetch": ("config", fetch.Keys, CONFIGS / "fetch"),
+    "play": ("config", play.Keys, CONFIGS / "play"),
+    "render": ("render", RenderKeys, CONFIGS),
+    "report": ("report", ReportKeys, CONFIGS),
+    "runs": ("runs", runs.Keys, CONFIGS),
+    "tiny-base": ("tiny_base", tiny_base.Keys, CONFIGS),
+    "warm-start": ("config", warm_start.Keys, CONFIGS / "sft"),
+}
+REQUIRED = NEEDED | {"report": "runs=[x]"}
+EVERY_KEY = [(name, key) for name, (_, keys, _) in SCHEMAS.items() for key in keys.model_fields]
+
+
+@cache
+def configuration(name):
+    config, _, folder = SCHEMAS[name]
+    return cli.compose(config, [each for each in [REQUIRED.get(name)] if each], folder=folder)
+
+
+@pytest.mark.slow
+@settings(max_examples=150)
+@given(st.sampled_from(EVERY_KEY), VALUES)
+def test_any_value_of_any_key_of_a_command_is_valid_or_refused_in_one_line_that_names_it(name_key, value):
+    name, key = name_key
+    cfg, keys, said = copy.deepcopy(configuration(name)), SCHEMAS[name][1], ""
+    OmegaConf.update(cfg, key, value, merge=False, force_add=True)
+    try:
+        with cli.in_one_line():
+            cli.check(cfg, keys)
+            cli.check(cfg, keys)  # what was converted is valid
+    except UserError as error:
+        said = str(error)
+    assert not said or (key in said and "\n" not in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [(name, key) for name, key in EVERY_KEY if SCHEMAS[name][1].model_fields[key].annotation is bool]
+)
+def test_every_boolean_of_every_command_is_read_as_yaml_reads_it(name, key):
+    cfg = copy.deepcopy(configuration(name))
+    for value, meant in (("no", False), ("off", False), ("n", False), ("false", False), ("yes", True), (0, False)):
+        cfg[key] = value
+        cli.check(cfg, SCHEMAS[name][1])
+        assert cfg[key] is meant
+    cfg[key] = "maybe"
+    with pytest.raises(UserError, match=f"{key}=maybe: should be a valid boolean"):
+        cli.check(cfg, SCHEMAS[name][1])
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from commands import Command
 from configurations import compose
 from omegaconf import OmegaConf
 from rich.console import Console
+from test_data import prepare
 from test_measure import sample
 
 from data_prep.cli import CONFIGS, UserError, check, quoted
@@ -143,6 +144,45 @@ def test_a_model_is_measured_with_the_prompt_and_the_lengths_of_the_recipe(recip
     assert composed.prompt == trained.prompt
     assert composed.data.max_response_length == trained.data.max_response_length
     assert composed.data.max_prompt_length == max(trained.data.max_prompt_length, cfg.max_prompt_length)
+
+
+@pytest.mark.slow
+def test_a_hubs_model_has_neither_the_tiny_models_lengths_nor_a_cpu_unasked_and_the_datas_prompt(tmp_path, monkeypatch):
+    prepare(tmp_path / "data", "prompt=mini_r1", "train_size=20", "test_size=4", "annotate=no")
+    cfg = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml")
+    cfg.merge_with({"model": "Some/Model", "hardware": "a800"})
+    composed = evaluation.training_config(
+        cfg, find_weights(Path(cfg.model)), [tmp_path / "data/test.parquet"], RunFolder(tmp_path)
+    )
+    data, template = composed.data, composed.actor_rollout_ref.model.custom_chat_template
+    assert (data.max_prompt_length, data.max_response_length) == (cfg.max_prompt_length, evaluation.RESPONSE)
+    assert template == compose("render", "prompt=mini_r1", "tokenizer=x").prompt.chat_template
+    cfg.hardware = None
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) == "/dev/nvidia0")
+    with pytest.raises(UserError, match="hardware= is missing: this machine has a GPU"):
+        evaluation.hardware_of(cfg)
+
+
+@pytest.mark.parametrize(("key", "value"), [("temperature", 0.5), ("weights", {"model.safetensors": "b"})])
+def test_a_folder_with_another_evaluation_is_refused_key_by_key(tmp_path, key, value):
+    wanted = {"temperature": 1.0, "weights": {"model.safetensors": "a"}}
+    cfg, out = OmegaConf.create({"fresh": False}), RunFolder(tmp_path)
+    for _ in range(2):
+        evaluation.begin(cfg, out, wanted, Console())
+    with pytest.raises(UserError, match=rf"holds another evaluation: {key}\S* was \S+ and is \S+ now"):
+        evaluation.begin(cfg, out, wanted | {key: value}, Console())
+
+
+def test_an_export_samples_as_training_did_whatever_the_base_says():
+    from transformers import GenerationConfig
+
+    training = compose("train")
+    training.actor_rollout_ref.rollout.update({"temperature": 0.7, "top_p": 0.8, "top_k": 20})
+    base = {"do_sample": False, "top_k": 5, "min_p": 0.1, "typical_p": 0.5, "repetition_penalty": 1.1}
+    made = GenerationConfig(**base, eos_token_id=261)
+    made.update(**export.generation_settings(training))
+    assert (made.do_sample, made.temperature, made.top_p, made.top_k) == (True, 0.7, 0.8, 20)
+    assert (made.min_p, made.typical_p, made.repetition_penalty, made.eos_token_id) == (None, None, 1.0, 261)
 
 
 @pytest.mark.slow

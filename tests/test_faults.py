@@ -12,6 +12,7 @@ from configurations import compose
 from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
+from verl_recipes.run import machine
 from verl_recipes.run.checkpoints import TRACKER, checkpoint_error, last_checkpoint, remove_old, sealing
 from verl_recipes.run.folder import RunFolder, cut_half_line
 from verl_recipes.run.hashes import SUMS, deciding_files, seal, write_sums
@@ -105,6 +106,8 @@ def test_a_model_whose_tags_are_special_tokens_is_refused_with_the_way_out(tmp_p
     (model / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(UserError, match=r'^error: </think>, <answer> are special tokens of .*"special": false'):
         check_tags(str(model))
+    (line,) = machine.hub(cfg=OmegaConf.create({"actor_rollout_ref": {"model": {"path": str(model)}}}))  # doctor
+    assert (line.state, "</think>, <answer> are special tokens" in line.text) == ("wrong", True)
 
 
 def test_a_damaged_manifest_is_named(data):
@@ -222,6 +225,17 @@ def test_hashes_are_written_while_verl_runs_of_what_counts_and_anew_of_what_is_s
     assert checkpoint_error(again) == ""
     assert (again / SUMS).exists()
     assert not (new / SUMS).exists()
+
+
+@pytest.mark.parametrize("kind", ["flipped", "truncated", "foreign"])
+def test_a_checkpoint_that_was_damaged_before_its_hashes_were_written_gets_none(checkpoints, kind):
+    """Its run was killed in between; hashes of what is damaged would call it whole."""
+    file = checkpoints / "global_step_4" / "actor" / "model_world_size_2_rank_0.pt"
+    content = file.read_bytes()
+    file.write_bytes(damaged(content, kind, random.Random(0), content.index(b"\x00\x00\x00\x3f" * 64)))
+    with sealing(checkpoints):
+        pass
+    assert [(checkpoints / f"global_step_{step}" / SUMS).exists() for step in (4, 8)] == [False, True]
 
 
 def test_what_identifies_a_model_is_its_content_and_no_date(tmp_path):

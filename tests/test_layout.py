@@ -41,6 +41,7 @@ JSON_LINES = {
     "verl_recipes/run/folder.py",
 }
 HEAVY = {"torch", "scipy.stats", "matplotlib.pyplot"}
+REPEATED = 6  # lines that make a repetition
 LONGEST = 60  # lines of a function, its docstring included
 
 
@@ -145,6 +146,31 @@ def test_no_function_is_longer_than_a_page():
     assert long == set()
 
 
+def statements_of(path):
+    """The lines of a module in pairs of number and text, without comments, docstrings, imports and what only closes."""
+    left_out = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import | ast.ImportFrom) or (
+            isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        ):
+            left_out |= set(range(node.lineno, node.end_lineno + 1))
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    kept = ((number, line.split("#")[0].strip()) for number, line in lines if number not in left_out)
+    return [(number, line) for number, line in kept if re.search(r"\w", line)]
+
+
+def test_no_six_lines_stand_twice():
+    seen, twice = {}, set()
+    for path in MODULES:
+        lines = statements_of(path)
+        for i in range(len(lines) - REPEATED + 1):
+            block = tuple(line for _, line in lines[i : i + REPEATED])
+            place = f"{name_of(path)}:{lines[i][0]}"
+            if seen.setdefault(block, place) != place:
+                twice.add(f"{place} repeats {seen[block]}")
+    assert twice == set()
+
+
 def calls(path, *names):
     """Lines of a file that call a method, or a function, of one of these names with exactly one argument."""
     for node in ast.walk(tree(path)):
@@ -230,6 +256,13 @@ def test_the_tiny_base_is_not_written_over_a_folder_that_is_there(monkeypatch, t
         monkeypatch.setattr(sys, "argv", ["tiny_base", f"out={out}"])
         with pytest.raises(UserError, match=r"out=.* exists; name a new folder"):
             tiny_base.main()
+
+
+def test_the_tiny_base_finds_out_whether_it_can_write_before_it_trains(monkeypatch):
+    monkeypatch.setattr(tiny_base, "make", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(sys, "argv", ["tiny_base", "out=/proc/tiny_base"])  # where not even root may
+    with pytest.raises(UserError, match="/proc/tiny_base could not be written"):
+        tiny_base.main()
 
 
 def pins(name):

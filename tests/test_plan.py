@@ -326,6 +326,8 @@ def test_a_model_that_verl_takes_from_modelscope_needs_its_package(monkeypatch):
     monkeypatch.setattr(model, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="VERL_USE_MODELSCOPE=true needs the package modelscope"):
         preflight.check_model("some/model")
+    monkeypatch.setattr(model, "find_spec", lambda name: name)
+    assert preflight.check_model("some/model") == {"revision": model.OF_MODELSCOPE}  # a hub's is another one
 
 
 def test_a_hub_that_does_not_answer_is_one_line_that_names_the_mirror(monkeypatch):
@@ -365,6 +367,13 @@ def test_a_file_without_read_permission_is_not_called_damaged(name):
         (Path(folder) / "model" / name).chmod(0o600)
         told = as_nobody(lambda: preflight.check_model(f"{folder}/model"))
     assert f"{name} cannot be read by this user" in told
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+def test_data_without_read_permission_is_not_called_damaged():
+    with tempfile.NamedTemporaryFile(dir="/tmp", suffix=".parquet") as file:  # mode 0600
+        told = as_nobody(lambda: preflight.check_parquet(file.name, "data.train_files"))
+    assert f"{file.name} cannot be read by this user" in told
 
 
 @pytest.mark.slow

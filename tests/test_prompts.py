@@ -215,11 +215,16 @@ def special(folder, model, special):
     return AutoTokenizer.from_pretrained(folder)
 
 
-def test_tags_that_verl_would_remove_from_responses_are_found_and_the_advice_helps(tmp_path, model):
+def test_tags_that_verl_would_remove_from_responses_are_found_and_the_advice_helps(
+    tmp_path, model, monkeypatch, capsys
+):
     assert special_tags(load_tokenizer(str(model), prompt_of("mini_r1"))) == []
     assert special_tags(special(tmp_path / "plain", model, False)) == []
     folder = tmp_path / "special"
     assert special_tags(special(folder, model, True)) == list(TAGS)
+    monkeypatch.setattr(sys, "argv", ["render", f"tokenizer={folder}"])
+    main()
+    assert capsys.readouterr().err.startswith(f"warning: {', '.join(TAGS)} are special tokens of")
     for name in ("tokenizer.json", "tokenizer_config.json"):  # as special_tags_advice says
         content = json.loads((folder / name).read_text(encoding="utf-8"))
         added = content.get("added_tokens") or content.get("added_tokens_decoder", {})

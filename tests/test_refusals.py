@@ -82,7 +82,7 @@ def test_a_person_sees_one_line_and_a_failed_exit(tmp_path, overrides, message):
         (["fresh=maybe"], "fresh=maybe: should be a valid boolean"),
         (["name=.."], "name=..: should be one name of a folder"),
         (["name=../../x", "fresh=true"], "name=../../x: should be one name of a folder"),
-        (["name=", "fresh=true"], "name=: "),
+        (["name=", "fresh=true"], "name=: should have at least 1 character"),
         (["eval_n=0"], "eval_n=0: should be greater than or equal to 1"),
         (["seed=abc"], "seed=abc: should be a valid integer"),
         (["seed=true"], "seed=True: should be a number"),

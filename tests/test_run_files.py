@@ -1,5 +1,6 @@
 """What a run writes and reads, without starting verl."""
 
+import copy
 import json
 import os
 import signal
@@ -312,6 +313,15 @@ def test_verl_is_started_once_more_if_ray_was_too_slow(tmp_path, monkeypatch, er
     found = start.run_until_end(run, Console(quiet=True), {}, print)
     assert (bool(found), why in found) == (bool(why), True)
     assert len(calls) == starts
+
+
+def test_a_measurement_that_is_started_again_changes_verls_configuration_and_not_the_runs(tmp_path, monkeypatch):
+    cfg = compose("train")
+    run, before = RunFolder(tmp_path), copy.deepcopy(cfg)
+    monkeypatch.setattr(start, "run_verl", lambda *args, **options: 0)
+    start.start_verl(cfg, run, Console(quiet=True), val_before_train=True, val_only=True)
+    assert OmegaConf.load(run.verl_config).trainer.val_only
+    assert (cfg, run.config.exists()) == (before, False)
 
 
 def test_a_full_disk_is_one_line():

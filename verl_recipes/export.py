@@ -137,7 +137,7 @@ def generation_settings(training: DictConfig) -> dict[str, Any]:
         "top_k": max(rollout.top_k, 0),  # "all tokens" is 0 in transformers, and -1 in vLLM and verl
         "min_p": None,
         "typical_p": None,
-        "repetition_penalty": rollout.get("repetition_penalty", 1.0),
+        "repetition_penalty": 1.0,  # of every rollout, whatever the configuration says (verl's agent loop)
         "max_new_tokens": training.data.max_response_length,
     }
 

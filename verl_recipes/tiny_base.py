@@ -228,12 +228,8 @@ def train(cfg: DictConfig, stage: DictConfig, model: Qwen2ForCausalLM, tokenizer
         Trainer(model, arguments, DataCollatorForSeq2Seq(tokenizer), Stream()).train()
 
 
-@command("tiny_base", Keys)
-def main(cfg: DictConfig) -> None:
-    if cfg.init and not (Path(cfg.init) / "config.json").is_file():
-        raise UserError(f"init={cfg.init} holds no model: a folder that this command wrote is expected")
-    if Path(cfg.out).exists():
-        raise UserError(f"out={cfg.out} exists; name a new folder, or move that one away")
+def make(cfg: DictConfig, folder: Path) -> None:
+    """Train the model stage by stage, and save it."""
     from transformers import AutoTokenizer, Qwen2ForCausalLM, set_seed
 
     set_seed(cfg.seed)
@@ -247,12 +243,21 @@ def main(cfg: DictConfig) -> None:
     model.generation_config.update(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=RESPONSE
     )
+    for name, stage in cfg.stages.items():
+        print(f"stage {name}: {OmegaConf.to_container(stage)}")
+        train(cfg, stage, model, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@command("tiny_base", Keys)
+def main(cfg: DictConfig) -> None:
+    if cfg.init and not (Path(cfg.init) / "config.json").is_file():
+        raise UserError(f"init={cfg.init} holds no model: a folder that this command wrote is expected")
+    if Path(cfg.out).exists():
+        raise UserError(f"out={cfg.out} exists; name a new folder, or move that one away")
     with replaced(Path(cfg.out)) as folder:  # fails at once if the folder cannot be written
-        for name, stage in cfg.stages.items():
-            print(f"stage {name}: {OmegaConf.to_container(stage)}")
-            train(cfg, stage, model, tokenizer)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        make(cfg, folder)
     print(f"wrote {cfg.out}")
 
 

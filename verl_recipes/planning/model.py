@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from data_prep.cli import CONFIGS, UserError
 
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
+OF_MODELSCOPE = "of ModelScope"  # in place of a commit, so that a hub's model is not taken for it
 ON = ("1", "on", "yes", "true")  # as huggingface_hub reads its environment variables
 
 
@@ -88,13 +89,12 @@ def find_model(path: str) -> Path | None:
 def check_hub(name: str) -> str | None:
     """Raise UserError if the Hugging Face Hub, or the mirror in HF_ENDPOINT, does not answer or lacks the model.
 
-    Returns the model's commit, if the hub says one.
-
+    Returns the model's commit, if the hub says one. ModelScope is not asked, and OF_MODELSCOPE stands for its commit.
 
     Hugging Face's own libraries would retry silently for minutes.
     """
     if from_modelscope():
-        return None
+        return OF_MODELSCOPE
     import httpx
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError

@@ -9,7 +9,7 @@ from verl_recipes.run.folder import RunFolder, read_lines
 Curve = dict[int, float]  # step, value
 
 # The correlation of the probabilities that rollout and actor give the same tokens: verl's metric, and the one of
-# verl_recipes/cpu/engine.py, for an update that measures it itself.
+# verl_recipes/in_verl/agreement.py, for an update that measures it itself.
 AGREEMENT = ["training/rollout_actor_probs_pearson_corr", "actor/rollout_actor_probs_pearson_corr"]
 DISAGREEMENT = [f"1 - {name}" for name in AGREEMENT]  # the form in which curves show small differences
 

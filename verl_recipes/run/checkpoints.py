@@ -4,7 +4,7 @@ import os
 import shutil
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -104,13 +104,21 @@ def remove_old(checkpoints: Path, keep: int | None, best: int = 0) -> None:
             shutil.rmtree(checkpoints / f"global_step_{step}", ignore_errors=True)
 
 
-def seal_new(checkpoints: Path) -> None:
-    """Write the hashes of each whole checkpoint that has none yet."""
+def unsealed(checkpoints: Path) -> list[int]:
+    """The steps of the checkpoints that verl has saved and that have no hashes yet."""
     last = last_checkpoint(checkpoints)
-    for step in checkpoint_steps(checkpoints):
-        folder = checkpoints / f"global_step_{step}"
-        if step <= last and not (folder / SUMS).exists():
-            seal(folder)
+    steps = (step for step in checkpoint_steps(checkpoints) if step <= last)
+    return [step for step in steps if not (checkpoints / f"global_step_{step}" / SUMS).exists()]
+
+
+def damaged_of(checkpoints: Path, steps: Iterable[int]) -> set[int]:
+    """Those of these steps whose checkpoint is damaged: hashes written now would call it whole."""
+    damaged = set(steps)
+    for step in tuple(damaged):
+        with suppress(UserError):
+            if not checkpoint_error(checkpoints / f"global_step_{step}"):
+                damaged.remove(step)
+    return damaged
 
 
 @contextmanager
@@ -120,6 +128,7 @@ def sealing(checkpoints: Path, tidy: Callable[[], None] = lambda: None) -> Itera
     At the end the block waits for those that are left, unless it ends by Ctrl-C. Then and meanwhile it calls `tidy`.
     """
     last, ended, patient = last_checkpoint(checkpoints), threading.Event(), True
+    earlier = unsealed(checkpoints)  # their run was killed before their hashes were written
     for sums in checkpoints.glob(f"global_step_*/{SUMS}"):
         step = sums.parent.name.removeprefix("global_step_")
         if step.isdecimal() and int(step) > last:  # it does not count, and is saved again
@@ -127,10 +136,13 @@ def sealing(checkpoints: Path, tidy: Callable[[], None] = lambda: None) -> Itera
 
     def work() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # training goes first
+        damaged = damaged_of(checkpoints, earlier)
         while True:
             over = ended.wait(LOOK)
             with suppress(OSError, UserError):  # verl removes a checkpoint, or is writing the step of the last one
-                seal_new(checkpoints)
+                for step in unsealed(checkpoints):
+                    if step not in damaged:
+                        seal(checkpoints / f"global_step_{step}")
                 tidy()
             if over:
                 break

@@ -38,6 +38,12 @@ class Inputs(NamedTuple):
     model: dict[str, str]
 
 
+def check_readable(file: Path) -> None:
+    """Raise UserError if this user may not read a file, which would else be called damaged."""
+    if not os.access(file, os.R_OK):
+        raise UserError(f"{file} cannot be read by this user: give yourself read permission (chmod, or its owner)")
+
+
 def check_parquet(
     files: str | Sequence[str] | None, key: str, made_by: str = "python -m data_prep", needed: set[str] = COLUMNS
 ) -> DataFiles:
@@ -59,6 +65,7 @@ def check_parquet(
             command = command_that_makes(name, made_by)
             make = f"; make it with `{command}`" if command else f", and `{made_by}` makes other files"
             raise UserError(f"{key}: {path} does not exist{make}")
+        check_readable(path)
         try:
             metadata = pq.read_metadata(path)
             columns = set(metadata.schema.to_arrow_schema().names)
@@ -124,8 +131,7 @@ def check_model(path: str) -> dict[str, str]:
         commit = check_hub(path)
         return {"revision": commit} if commit else {}
     for file in [*folder.glob("*.json"), *folder.glob("*.safetensors")]:
-        if not os.access(file, os.R_OK):
-            raise UserError(f"{file} cannot be read by this user: give yourself read permission (chmod, or its owner)")
+        check_readable(file)
     for file in folder.glob("*.json"):
         read_json(file, "fetch or export the model again")
     for file in folder.glob("*.safetensors"):
