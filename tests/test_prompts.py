@@ -174,6 +174,7 @@ def test_a_chat_models_own_template_gets_its_options_wherever_a_prompt_becomes_t
 @pytest.mark.parametrize("name", ["tinyzero_base", "chat", "chat_thinking"])
 def test_verl_gets_the_prompts_options(name):
     cfg = compose("train", f"prompt={name}")
+    OmegaConf.resolve(cfg)  # as verl does
     assert cfg.data.apply_chat_template_kwargs == prompt_of(name).get("template_options", {})
 
 
