@@ -4,13 +4,16 @@
     python -m data_prep.render prompt=mini_r1 tokenizer=Qwen/Qwen2.5-3B-Instruct numbers=[3,4,5] target=17
 
 Prints the text of a prompt and its tokens with their boundaries. Like verl's agent loop (0.9.1, ContinuousTokenBuilder)
-it calls `tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)`, with
-`actor_rollout_ref.model.custom_chat_template` as the tokenizer's chat template. A test compares both.
+it calls `tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, **options)`, with
+`actor_rollout_ref.model.custom_chat_template` as the tokenizer's chat template and `data.apply_chat_template_kwargs` as
+options. A test compares both. The last line says where a response begins, which decides what the reward asks of it.
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +74,22 @@ def special_tags_advice(tags: list[str], path: str) -> str:
     )
 
 
-def render(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, list[int]]:
+def response_begins(text: str) -> str:
+    """Where a response to a prompt begins, by the prompt's text as the chat template made it.
+
+    >>> [response_begins(text) for text in ("think.\\n<think>", "<think>\\n\\n</think>\\n\\n", "user: 1+2")]
+    ['inside a thought', 'after an empty thought', 'before any thought']
+    """
+    if text.rstrip().endswith("<think>"):
+        return "inside a thought"
+    return "after an empty thought" if re.search(r"<think>\s*</think>\s*\Z", text) else "before any thought"
+
+
+def render(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> tuple[str, list[int]]:
     """Text and token ids of a prompt.
+
+    Args:
+        options: the prompt's `template_options`.
 
     Raises:
         UserError: the chat template does not take these messages.
@@ -80,8 +97,8 @@ def render(tokenizer: Any, messages: list[dict[str, str]]) -> tuple[str, list[in
     from jinja2 import TemplateError
 
     try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        apply = partial(tokenizer.apply_chat_template, messages, add_generation_prompt=True, **options)
+        text, ids = apply(tokenize=False), apply(tokenize=True, return_dict=False)
     except TemplateError as error:
         raise UserError(f"the chat template does not take the prompt's messages ({in_one_clause(error)})") from None
     return text, ids
@@ -116,8 +133,8 @@ def token_counter(prompt: dict[str, Any], path: str) -> Callable[[pa.StringArray
 
     The chat template is applied only once, to the prompt with its placeholders, and not to every row.
     """
-    tokenizer = load_tokenizer(path, prompt)
-    frame, _ = render(tokenizer, prompt["messages"])
+    tokenizer, options = load_tokenizer(path, prompt), prompt.get("template_options", {})
+    frame, _ = render(tokenizer, prompt["messages"], **options)
 
     def lengths(numbers: pa.StringArray, target: pa.StringArray) -> Array:
         texts = fill_all(frame, numbers, target).to_pylist()
@@ -126,7 +143,7 @@ def token_counter(prompt: dict[str, Any], path: str) -> Callable[[pa.StringArray
     # This fails for a template that changes the contents, for example trims them. One real prompt is compared.
     problem = [44, 19, 35], 98
     if lengths(pa.array([str(problem[0])]), pa.array(["98"]))[0] != len(
-        render(tokenizer, messages_for(prompt, *problem))[1]
+        render(tokenizer, messages_for(prompt, *problem), **options)[1]
     ):
         raise UserError(
             f"prompt={prompt['name']}: its chat template changes the messages' contents; leave tokenizer=null"
@@ -138,12 +155,14 @@ def token_counter(prompt: dict[str, Any], path: str) -> Callable[[pa.StringArray
 def main(cfg: DictConfig) -> None:
     prompt: dict[str, Any] = OmegaConf.to_container(cfg.prompt, resolve=True)  # type: ignore[assignment]
     tokenizer = load_tokenizer(cfg.tokenizer, prompt)
-    text, ids = render(tokenizer, messages_for(prompt, list(cfg.numbers), cfg.target))
+    options = prompt.get("template_options", {})
+    text, ids = render(tokenizer, messages_for(prompt, list(cfg.numbers), cfg.target), **options)
     if tags := special_tags(tokenizer):
         print(f"warning: {special_tags_advice(tags, cfg.tokenizer)}", file=sys.stderr)
     print(text)
     print(f"\n{len(ids)} tokens, each between bars:")
     print("|" + "|".join(piece.replace("\n", "\\n") for piece in pieces(tokenizer, ids)) + "|")
+    print(f"\na response begins {response_begins(text)}")
 
 
 if __name__ == "__main__":

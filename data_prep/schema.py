@@ -68,12 +68,27 @@ def _shows_the_problem(messages: list[Message]) -> list[Message]:
     return messages
 
 
+# Arguments of apply_chat_template that verl's call sets, or that would replace the prompt.
+OF_THE_CALL = {"conversation", "tools", "chat_template", "add_generation_prompt", "tokenize", "return_dict"}
+
+
+def _are_the_templates(options: dict[str, Any]) -> dict[str, Any]:
+    if taken := sorted(options.keys() & OF_THE_CALL):
+        raise ValueError(f"{', '.join(taken)} is set by the call and is no option of a template")
+    if words := [f"{key}={value}" for key, value in options.items() if value in ("yes", "no", "on", "off")]:
+        raise ValueError(f"{', '.join(words)} should be true or false; a template takes any word as true")
+    return options
+
+
 class Prompt(Closed):
     name: Text = Field(description="recorded in the manifest")
     messages: Annotated[list[Message], List, Field(min_length=1), AfterValidator(_shows_the_problem)] = Field(
         description="each with a role and a content, in which {numbers} and {target} stand for the problem"
     )
     chat_template: str | None = optional("Jinja; null: that of the tokenizer")
+    template_options: Annotated[dict[str, bool | int | float | str], AfterValidator(_are_the_templates)] = optional(
+        "variables of the chat template, such as {enable_thinking: false} of Qwen3's; default: {}"
+    )
 
 
 class Shape(Closed):

@@ -33,7 +33,7 @@ from data_prep.engines import Local
 from data_prep.folder import file_sha256, replaced
 from data_prep.manifest import read_manifest, write_manifest, written_manifest
 from data_prep.prepare import ROW_GROUP
-from data_prep.render import load_tokenizer
+from data_prep.render import load_tokenizer, render, response_begins
 from data_prep.schema import TracesKeys
 from data_prep.search import solution_steps
 from data_prep.solver import Flat, flat, solutions_of, solve_many
@@ -44,17 +44,20 @@ Array = NDArray[Any]
 
 CHUNK = 1024  # problems that a worker solves and writes about at once
 ATTEMPTS = 8  # draws of a trace that differs from the problem's others
-OPEN = "<think>"  # the prompts of configs/prompt end with it
+OPEN = "<think>"
 COLUMNS = ["data_source", "prompt", "reward_model", "extra_info"]
 USABLE, UNSOLVABLE, IN_A_TEST_SET = range(3)
 MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 
 
 class Job(NamedTuple):
-    """What a worker needs to know: how many problems are usable, how many traces to write, the configuration's keys."""
+    """What a worker needs to know: how many problems are usable, how many traces to write, what stands before the text
+    of a response (`opening`), and the configuration's keys.
+    """
 
     usable: int
     total: int
+    before: str
     weights: tuple[float, ...]
     stop: float
     most: int
@@ -88,6 +91,27 @@ def tokenizer_of(path: str) -> Any:
     """A tokenizer; the main process loads it, and its forks have it."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are processes
     return load_tokenizer(path, {"chat_template": ""})  # whatever its chat template is, it is not used
+
+
+def opening(prompt: dict[str, Any], path: str | None) -> str:
+    """What a response begins with: "<think>", or "" if the prompt ends with it.
+
+    Args:
+        prompt: that of the data.
+        path: of a tokenizer.
+
+    Raises:
+        UserError: the chat template is the tokenizer's own, and there is no tokenizer.
+    """
+    text = prompt["messages"][-1]["content"]
+    if prompt.get("chat_template") is None:
+        if path is None:
+            raise UserError(
+                f"prompt={prompt['name']} of the data uses the tokenizer's own chat template, which may open the "
+                "thought: name a tokenizer with tokenizer=PATH"
+            )
+        text, _ = render(load_tokenizer(path, prompt), prompt["messages"], **prompt.get("template_options", {}))
+    return "" if response_begins(text) == "inside a thought" else OPEN
 
 
 @lru_cache(1 << 16)
@@ -166,12 +190,12 @@ def token_counts(texts: list[str], path: str) -> list[int]:
 
 
 def trace_rows(
-    problems: list[tuple[list[int], int, list[int], str]], rows: list[tuple[int, int]], job: Job
+    problems: list[tuple[list[int], int, list[int]]], rows: list[tuple[int, int]], job: Job
 ) -> tuple[list[Trace], list[int], Counter[str]]:
     """The traces of a chunk's rows; those that are too long lose wrong tries, and those of one problem differ.
 
     Args:
-        problems: numbers, target, solutions, and what stands before the text of a response.
+        problems: numbers, target, solutions.
         rows: row and place of its problem.
 
     Returns:
@@ -183,10 +207,8 @@ def trace_rows(
     seen: dict[int, set[str]] = defaultdict(set)
     pending = [(row, place, job.most, 0) for row, place in rows]
     while pending:
-        drawn = [
-            trace_row(*problems[place][:3], place, row, most, attempt, job) for row, place, most, attempt in pending
-        ]
-        texts = [problems[each.place][3] + each.text for each in drawn]
+        drawn = [trace_row(*problems[place], place, row, most, attempt, job) for row, place, most, attempt in pending]
+        texts = [job.before + each.text for each in drawn]
         lengths = token_counts(texts, job.tokenizer) if job.tokenizer else [0] * len(drawn)
         again = []
         for (row, place, _, attempt), each, length in zip(pending, drawn, lengths, strict=True):
@@ -216,9 +238,8 @@ def trace_chunk(batch: pa.RecordBatch, first: int, job: Job) -> Traced:
     """
     lists, targets = truths(batch)
     prompts = batch["prompt"].to_pylist()
-    before = ["" if prompt[-1]["content"].rstrip().endswith(OPEN) else OPEN for prompt in prompts]
     functions = functions_of(lists, targets)
-    problems = list(zip(lists, targets.tolist(), functions, before, strict=True))
+    problems = list(zip(lists, targets.tolist(), functions, strict=True))
     starts = range(0, job.total - first, job.usable)
     rows = [(start + first + i, i) for start in starts for i in range(len(lists)) if start + first + i < job.total]
     solved = [(row, i) for row, i in rows if functions[i]]  # the folder's annotation may be wrong
@@ -227,19 +248,15 @@ def trace_chunk(batch: pa.RecordBatch, first: int, job: Job) -> Traced:
     salt = mix(np.array([job.seed], np.uint64))
     held_out = is_below(mix(hash_numbers(*padded(lists)) ^ salt), job.held_out_share)
     sides = [[each for each in made if held_out[each.place] == side] for side in (False, True)]
-    tables = [as_table(some, batch, prompts, before) for some in sides]
+    tables = [as_table(some, batch, prompts, job.before) for some in sides]
     return Traced((tables[0], tables[1]), lengths, skipped)
 
 
-def as_table(
-    some: list[Trace], batch: pa.RecordBatch, prompts: list[list[dict[str, str]]], before: list[str]
-) -> pa.Table:
+def as_table(some: list[Trace], batch: pa.RecordBatch, prompts: list[list[dict[str, str]]], before: str) -> pa.Table:
     """Traces as rows for supervised training, beside the columns of their problems."""
     places = pa.array([each.place for each in some], pa.int64())
     index = batch["extra_info"].field("index").take(places)
-    messages = [
-        [*prompts[each.place], {"role": "assistant", "content": before[each.place] + each.text}] for each in some
-    ]
+    messages = [[*prompts[each.place], {"role": "assistant", "content": before + each.text}] for each in some]
     info = [
         index,
         pa.array([each.style for each in some], pa.string()),
@@ -344,6 +361,7 @@ def write_traces(config: dict[str, Any], data: Path, out: Path, workers: int) ->
     about = {"source": source, "configuration": config}
     if written and {key: written.get(key) for key in about} == about:
         return None
+    before = opening(config["prompt"], config["tokenizer"])
     if config["tokenizer"]:
         tokenizer_of(config["tokenizer"])
     train = data / "train.parquet"
@@ -357,7 +375,7 @@ def write_traces(config: dict[str, Any], data: Path, out: Path, workers: int) ->
             if not reasons[USABLE]:
                 raise UserError(f"data={data}: none of its {sum(reasons):,} training problems has a solution")
             weights = tuple(config["styles"][style] for style in STYLES)
-            keys = {key: config[key] for key in Job._fields if key in config} | {"weights": weights}
+            keys = {key: config[key] for key in Job._fields if key in config} | {"weights": weights, "before": before}
             job = Job(**keys | {"usable": int(reasons[USABLE]), "total": config["count"] or int(reasons[USABLE])})
             firsts = np.cumsum([0] + [int((state == USABLE).sum()) for state in states]).tolist()
             chosen = (

@@ -1,10 +1,12 @@
 """The grammar of a response: where the thought ends, which answer counts, what an expression is, and its exact value.
 
-The prompt ends with "<think>", so a response begins inside the thought:
+Most prompts end with "<think>", so a response begins inside the thought:
 
     11+18=29,29-25=4 no
     11*18=198,198-25=173 no</think>
     <answer> (18 - 11) * 25 </answer>
+
+A response to another prompt may open its thought itself, which changes nothing.
 
 1. A thought ends at `</think>`; a later `<think>` opens another.
 2. A block is `<answer>`, text without one of the four tags, `</answer>`, all outside a thought. The last block counts.
@@ -29,7 +31,7 @@ after the literals were found to be the given numbers, so no value can grow larg
 Five options widen these rules, all off by default. TinyZero's scorer has the first; none of the published ones has
 another:
 
-    answer_in_thought  (rule 2) a block counts inside a thought too, and so in a thought that never ends
+    answer_in_thought  (rule 2) a block counts inside a thought too, and so in a response without any `</think>`
     equals_target      (3) the expression may be followed by "=" and the target
     unicode_signs      (3) × ÷ − and the full-width ＋ － ＊ ／ （ ） ＝ stand for the ASCII signs
     latex_fractions    (3) \\frac{a}{b}, also \\dfrac and \\tfrac, stands for ((a) / (b))

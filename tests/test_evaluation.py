@@ -64,7 +64,7 @@ def test_the_longest_prompt_of_the_data_fits_a_model_of_no_run_and_its_response_
     prompts = [[{"role": "user", "content": ")(" * half}] for half in (5, 100)]
     pq.write_table(pa.table({"prompt": prompts}), tmp_path / "test.parquet")
     cfg = OmegaConf.create({"model": str(BASE), "overrides": []})
-    lengths = {"max_prompt_length": 128, "max_response_length": 9999}
+    lengths = {"max_prompt_length": 128, "max_response_length": 9999, "apply_chat_template_kwargs": {}}
     for overrides, prompt, response in (([], 200, 256), (["data.max_prompt_length=128"], 128, 9999)):
         training = OmegaConf.create({"data": lengths, "actor_rollout_ref": {"model": {"custom_chat_template": None}}})
         cfg.overrides = overrides
@@ -186,6 +186,23 @@ def test_an_export_samples_as_training_did_whatever_the_base_says():
 
 
 @pytest.mark.slow
+def test_the_chat_template_and_its_options_are_those_of_the_data_or_of_the_prompt_that_is_named(run_dir, tmp_path):
+    prompt = OmegaConf.to_container(compose("render", "prompt=chat_thinking", "tokenizer=x").prompt)
+    (tmp_path / "manifest.json").write_text(json.dumps({"configuration": {"prompt": prompt}}))
+    cfg = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml")
+    for model, overrides, expected in (
+        ("Some/Model", [], True),
+        (str(run_dir), [], True),
+        ("Some/Model", ["prompt=chat"], False),
+        (str(run_dir), ["prompt=chat"], False),
+    ):
+        cfg.merge_with({"overrides": overrides, "hardware": "cpu", "model": model})
+        composed = evaluation.training_config(cfg, BASE, [tmp_path / "test.parquet"], RunFolder(tmp_path))
+        assert composed.data.apply_chat_template_kwargs == {"enable_thinking": expected}
+        assert composed.actor_rollout_ref.model.custom_chat_template is None
+
+
+@pytest.mark.slow
 def test_a_model_that_brings_code_is_not_evaluated_unless_it_is_trusted(data, tmp_path):
     shutil.copytree(BASE, tmp_path / "model")
     config = tmp_path / "model" / "config.json"
@@ -261,6 +278,14 @@ def test_the_model_card_is_filled_from_the_run(exported):
     assert "['" not in card
     assert "license: apache-2.0" in card.split("---")[1]
     assert "None" not in card.split("## Data")[1]
+
+
+@pytest.mark.slow
+def test_a_model_card_says_which_options_of_the_chat_template_a_server_needs(run_dir):
+    training = OmegaConf.load(run_dir / "config.yaml")
+    training.data.apply_chat_template_kwargs = {"enable_thinking": False}
+    card = export.model_card(RunFolder(run_dir.parent), 3, training, "name", "float16")
+    assert """`vllm serve FOLDER --default-chat-template-kwargs '{"enable_thinking": false}'`""" in card
 
 
 @pytest.mark.slow

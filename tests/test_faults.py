@@ -112,8 +112,7 @@ def test_a_model_whose_tags_are_special_tokens_is_refused_with_the_way_out(tmp_p
 
 def test_a_damaged_manifest_is_named(data):
     file = data / "manifest.json"
-    template = json.loads(file.read_text())["configuration"]["prompt"]["chat_template"]
-    refusals(file, lambda: check_prompt(str(data / "train.parquet"), template), "foreign")
+    refusals(file, lambda: check_prompt(str(data / "train.parquet"), compose("train")), "foreign")
 
 
 @pytest.fixture

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import chatml
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from commands import ROOT
 from configurations import compose
 from omegaconf import OmegaConf
 from tokenizers import AddedToken
@@ -16,7 +19,16 @@ from transformers import AutoTokenizer
 
 from data_prep.cli import UserError, check
 from data_prep.prompts import messages_for
-from data_prep.render import TAGS, load_tokenizer, main, pieces, render, special_tags, token_counter
+from data_prep.render import (
+    TAGS,
+    load_tokenizer,
+    main,
+    pieces,
+    render,
+    response_begins,
+    special_tags,
+    token_counter,
+)
 from data_prep.schema import Prompt, RenderKeys
 
 # The published prompts, from the sources named in the file.
@@ -61,7 +73,8 @@ def through_verls_agent_loop(model, prompt):
             return await self.ct_build_initial_tokens(list(kwargs["raw_prompt"]))
 
     config = HFModelConfig(path=str(model), custom_chat_template=prompt["chat_template"])
-    trainer = OmegaConf.create({"actor_rollout_ref": {"rollout": {"prompt_length": 10_000}}, "data": {}})
+    data = {"apply_chat_template_kwargs": prompt.get("template_options", {})}
+    trainer = OmegaConf.create({"actor_rollout_ref": {"rollout": {"prompt_length": 10_000}}, "data": data})
 
     async def ids():
         loop = Loop(
@@ -76,6 +89,19 @@ def through_verls_agent_loop(model, prompt):
         return await loop.run({}, raw_prompt=messages_for(prompt, NUMBERS, TARGET))
 
     return asyncio.run(ids()), config.tokenizer
+
+
+def through_the_rollouts_on_a_cpu(model, prompt):
+    """Token ids from the CPU platform's rollouts."""
+    from verl.utils.tokenizer import hf_tokenizer
+
+    from verl_recipes.cpu.batch_rollout import BatchRollout
+
+    rollout = BatchRollout.__new__(BatchRollout)  # without its servers
+    rollout.rollout = OmegaConf.create({"prompt_length": 10_000})
+    rollout.data = OmegaConf.create({"apply_chat_template_kwargs": prompt.get("template_options", {})})
+    rollout.use_tokenizer(hf_tokenizer(str(model)), prompt["chat_template"])
+    return rollout.tokenize({"raw_prompt": messages_for(prompt, NUMBERS, TARGET)})
 
 
 @pytest.mark.slow
@@ -96,17 +122,79 @@ def test_render_shows_what_verls_agent_loop_sends(model, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_rollouts_on_a_cpu_send_the_same(model, name):
-    from verl.utils.tokenizer import hf_tokenizer
-
-    from verl_recipes.cpu.batch_rollout import BatchRollout
-
     prompt = prompt_of(name)
-    rollout = BatchRollout.__new__(BatchRollout)  # without its servers
-    rollout.rollout = OmegaConf.create({"prompt_length": 10_000})
-    rollout.data = OmegaConf.create({"apply_chat_template_kwargs": {}})
-    rollout.use_tokenizer(hf_tokenizer(str(model)), prompt["chat_template"])
-    ids = rollout.tokenize({"raw_prompt": messages_for(prompt, NUMBERS, TARGET)})
-    assert ids == through_verls_agent_loop(model, prompt)[0]
+    assert through_the_rollouts_on_a_cpu(model, prompt) == through_verls_agent_loop(model, prompt)[0]
+
+
+# What templates of chat models write where a response begins: Qwen3's, one that always opens a thought, a plain one.
+BEGINNINGS = {
+    "qwen3": "{%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}"
+    "{%- endif %}",
+    "opens": "{{- '<think>\\n' }}",
+    "plain": "",
+}
+
+
+@pytest.fixture(scope="module", params=[*BEGINNINGS, "tiny_base"])
+def chat_model(request, model, tmp_path_factory):
+    """A folder with a tokenizer that has a chat template of its own, and which."""
+    if request.param == "tiny_base":
+        return ROOT / "assets" / "tiny_base", request.param
+    folder, end = tmp_path_factory.mktemp(request.param) / "model", "{%- endif %}"
+    shutil.copytree(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = chatml.TEMPLATE.removesuffix(end) + BEGINNINGS[request.param] + end
+    tokenizer.save_pretrained(folder)
+    return folder, request.param
+
+
+@pytest.mark.parametrize(("name", "thinking"), [("chat", False), ("chat_thinking", True)])
+def test_a_chat_models_own_template_gets_its_options_wherever_a_prompt_becomes_tokens(
+    tmp_path, chat_model, name, thinking
+):
+    from verl_recipes.in_verl.sft import Traces
+
+    (folder, kind), prompt = chat_model, prompt_of(name)
+    given, messages = prompt["template_options"], messages_for(prompt, NUMBERS, TARGET)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    direct = {"add_generation_prompt": True, "enable_thinking": thinking}
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **direct)
+    ids = tokenizer.apply_chat_template(messages, return_dict=False, **direct)
+    begins = {"opens": "inside a thought", "qwen3": "before any thought" if thinking else "after an empty thought"}
+    assert response_begins(text) == begins.get(kind, "before any thought")
+    assert render(load_tokenizer(str(folder), prompt), messages, **given) == (text, ids)
+    assert through_verls_agent_loop(folder, prompt)[0] == through_the_rollouts_on_a_cpu(folder, prompt) == ids
+    assert token_counter(prompt, str(folder))(pa.array([str(NUMBERS)]), pa.array([str(TARGET)])).tolist() == [len(ids)]
+    row = [*messages, {"role": "assistant", "content": "1+2"}]
+    pq.write_table(pa.table({"messages": [row]}), tmp_path / "traces.parquet")
+    config = OmegaConf.create({"max_length": 10_000, "apply_chat_template_kwargs": given})
+    assert Traces([str(tmp_path / "traces.parquet")], tokenizer, config).rows[0][0] == ids
+
+
+@pytest.mark.parametrize("name", ["tinyzero_base", "chat", "chat_thinking"])
+def test_verl_gets_the_prompts_options(name):
+    cfg = compose("train", f"prompt={name}")
+    OmegaConf.resolve(cfg)  # as verl does
+    assert cfg.data.apply_chat_template_kwargs == prompt_of(name).get("template_options", {})
+
+
+def test_the_chat_prompts_have_tinyzeros_words():
+    words = PUBLISHED["tinyzero_base"]["text"].partition("User: ")[2].partition("\nAssistant: ")[0]
+    for name in ("chat", "chat_thinking"):
+        assert prompt_of(name)["messages"] == [{"role": "user", "content": words}]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("enable_thinking=no", "enable_thinking=no should be true or false"),
+        ("enable_thinking=[1]", "should be"),
+        ("tokenize=true", "tokenize is set by the call"),
+    ],
+)
+def test_an_option_that_no_template_takes_is_refused(option, message):
+    with pytest.raises(UserError, match=rf"prompt\.template_options.*{message}"):
+        check(compose("render", "prompt=chat", "tokenizer=x", f"++prompt.template_options.{option}"), RenderKeys)
 
 
 def test_a_text_begins_with_the_tokenizers_token_for_that_if_there_is_one(tmp_path, model):
@@ -150,8 +238,6 @@ def test_tokens_show_their_bytes_where_they_are_no_character(model):
 
 
 def test_lengths_in_the_datasheet_are_those_of_the_prompts(model):
-    import pyarrow as pa
-
     for name in NAMES:
         prompt = prompt_of(name)
         count = token_counter(prompt, str(model))
@@ -190,16 +276,22 @@ def test_verls_data_set_loads_every_file_of_every_prompt(tmp_path, model, monkey
             assert row["data_source"].startswith("countdown/")
 
 
-def test_a_run_whose_chat_template_is_not_the_datas_is_refused(tmp_path):
+def test_a_run_whose_chat_template_or_options_are_not_the_datas_is_refused(tmp_path):
     from test_data import prepare
 
     from verl_recipes.run.preflight import check_prompt as check_run
 
     prepare(tmp_path / "out", "prompt=mini_r1", "train_size=40", "test_size=8")
     files = str(tmp_path / "out/train.parquet")
-    check_run(files, prompt_of("mini_r1")["chat_template"])
-    with pytest.raises(UserError, match="made with prompt=mini_r1"):
-        check_run(files, prompt_of("tinyzero_base")["chat_template"])
+    check_run(files, compose("train", "prompt=mini_r1"))
+    with pytest.raises(UserError, match="made with prompt=mini_r1, which has another chat template"):
+        check_run(files, compose("train", "prompt=tinyzero_base"))
+    prepare(tmp_path / "chat", "prompt=chat", "train_size=40", "test_size=8")
+    files = str(tmp_path / "chat/train.parquet")
+    check_run(files, compose("train", "prompt=chat"))
+    for other in (["prompt=chat_thinking"], ["prompt=chat", "~prompt.template_options"]):
+        with pytest.raises(UserError, match=r'prompt=chat, which has template_options=\{"enable_thinking": false\};'):
+            check_run(files, compose("train", *other))
 
 
 def test_a_list_of_numbers_is_asked_for_and_never_shown_as_characters():

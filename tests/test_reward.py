@@ -44,6 +44,24 @@ def reason(answer, truth=TRUTH, **options):
 
 # --- the grammar -----------------------------------------------------------------------------------------------------
 
+THOUGHT, ANSWER = "18-11=7, 7*25=175</think>\n\n", "<answer>(18-11)*25</answer>"
+
+
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        (THOUGHT + ANSWER, "right"),  # begins inside a thought
+        ("<think>\n" + THOUGHT + ANSWER, "right"),  # before any, or after an empty one
+        ("<think>\n18-11=7 " + ANSWER, "no_answer"),
+        ("18-11=7\n" + ANSWER, "no_answer"),  # no thought at all
+    ],
+)
+def test_a_right_answer_is_right_wherever_the_response_begins_and_without_a_thought_if_that_is_allowed(
+    response, expected
+):
+    assert verdict(response)["reason"] == expected
+    assert verdict(response, answer_in_thought=True)["reason"] == "right"
+
 
 @pytest.mark.parametrize(
     ("response", "expected"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from fractions import Fraction
 
+import chatml
 import numpy as np
 import pytest
 from configurations import options
@@ -225,7 +226,8 @@ def profile_of(recipe):
 
 
 RECIPES = ["tinyzero_ppo", "mini_r1", "datawhale_r1"]  # the others take one of these, or the tiny set's
-PROFILE = dict.fromkeys(("tinyzero_instruct", "tinyzero_base_bos"), "tinyzero") | dict(map(profile_of, RECIPES))
+OTHERS = ("tinyzero_instruct", "tinyzero_base_bos", "chat", "chat_thinking")
+PROFILE = dict.fromkeys(OTHERS, "tinyzero") | dict(map(profile_of, RECIPES))
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,8 @@ PROFILE = dict.fromkeys(("tinyzero_instruct", "tinyzero_base_bos"), "tinyzero") 
 def test_each_prompts_responses_are_paid_in_full_by_its_recipe(monkeypatch, tmp_path, prompt):
     prepare(tmp_path / "data", f"prompt={prompt}", "train_size=30", "test_size=4", "annotate=no")
     language = "language=zh" if prompt == "datawhale_r1" else "language=en"
-    run(monkeypatch, tmp_path / "data", tmp_path / "out", language, "held_out_share=0")
+    tokenizer = f"tokenizer={quoted(TINY)}"
+    run(monkeypatch, tmp_path / "data", tmp_path / "out", language, "held_out_share=0", tokenizer)
     profile = PROFILE[prompt]
     for row in rows(tmp_path / "out/train.parquet"):
         truth, response = row["reward_model"]["ground_truth"], row["messages"][-1]["content"]
@@ -255,6 +258,18 @@ def test_a_prompt_that_does_not_open_the_thought_gets_a_response_that_does(monke
         response = row["messages"][-1]["content"]
         assert response.startswith("<think>")
         assert compute_score("x", response, row["reward_model"]["ground_truth"])["score"] == 1
+
+
+def test_a_tokenizers_own_template_is_asked_whether_it_opens_the_thought(tmp_path):
+    prompt = OmegaConf.to_container(cli.compose("render", ["prompt=chat_thinking", "tokenizer=x"]).prompt)
+    with pytest.raises(UserError, match="name a tokenizer with tokenizer=PATH"):
+        traces.opening(prompt, None)
+    tokenizer = chatml.save(tmp_path)
+    assert traces.opening(prompt, str(tmp_path)) == "<think>"
+    tokenizer.chat_template += "{% if enable_thinking %}<think>\n{% endif %}"
+    tokenizer.save_pretrained(tmp_path)
+    assert traces.opening(prompt, str(tmp_path)) == ""
+    assert traces.opening(prompt | {"template_options": {}}, str(tmp_path)) == "<think>"
 
 
 def test_workers_do_not_change_a_byte_and_another_seed_does(monkeypatch, tmp_path, data):

@@ -4,7 +4,7 @@
     config.json, *.safetensors the weights in the chosen precision
     generation_config.json     the sampling and the longest response of training
     tokenizer*, chat_template.jinja  with the template that the prompt needs
-    prompt.json                the prompt's messages, for verl_recipes.play
+    prompt.json                the prompt, for verl_recipes.play
     SHA256SUMS                 `sha256sum -c SHA256SUMS` checks the weights and what decides how they are used
 
 transformers and `vllm serve` load it.
@@ -14,6 +14,7 @@ transformers and `vllm serve` load it.
 """
 
 import json
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -122,6 +123,7 @@ def model_card(run: RunFolder, step: int, training: DictConfig, name: str, dtype
         base=base_of(training.actor_rollout_ref.model.path),
         data=data_of(training),
         results=results(run, sorted({0, step})),
+        serve_options=serve_options(training),
         messages=OmegaConf.to_container(training.prompt.messages) if "prompt" in training else [],
         made_with=read_json(run.summary, AGAIN) if run.summary.exists() else provenance(),
     )
@@ -142,8 +144,14 @@ def generation_settings(training: DictConfig) -> dict[str, Any]:
     }
 
 
-def export(path: Path, out: Path, dtype: str) -> None:
-    """Write the folder `out`, whole or not at all."""
+def serve_options(training: DictConfig) -> str:
+    """What `vllm serve` has to be given besides the folder: the options of the prompt's chat template, if any."""
+    options = training.data.get("apply_chat_template_kwargs")
+    return f" --default-chat-template-kwargs {shlex.quote(json.dumps(dict(options)))}" if options else ""
+
+
+def export(path: Path, out: Path, dtype: str) -> DictConfig:
+    """Write the folder `out`, whole or not at all. Returns the run's configuration."""
     run, step = find_run(path)
     if out.exists():
         raise UserError(f"{out} exists; name another folder with out=")
@@ -174,6 +182,7 @@ def export(path: Path, out: Path, dtype: str) -> None:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         write_sums(folder, deciding_files(folder))
+    return training
 
 
 def upload(folder: Path, repository: str, private: bool) -> str:
@@ -196,9 +205,9 @@ def upload(folder: Path, repository: str, private: bool) -> str:
 def main(cfg: DictConfig) -> None:
     console, path = Console(), Path(cfg.run)
     out = Path(cfg.out) if cfg.out else find_run(path)[0].path / f"export-{cfg.dtype}"
-    export(path, out, cfg.dtype)
+    training = export(path, out, cfg.dtype)
     say(console, f"{out}: {' '.join(sorted(file.name for file in out.iterdir()))}")
-    say(console, f"python -m verl_recipes.play model={out}    or    vllm serve {out}")
+    say(console, f"python -m verl_recipes.play model={out}    or    vllm serve {out}{serve_options(training)}")
     if cfg.upload:
         say(console, upload(out, cfg.upload, cfg.private))
 

@@ -128,7 +128,8 @@ class Player:
         import torch
         from transformers import TextStreamer
 
-        _, ids = render(self.tokenizer, messages_for(self.prompt, numbers, target))
+        options = self.prompt.get("template_options", {})
+        _, ids = render(self.tokenizer, messages_for(self.prompt, numbers, target), **options)
         prompt = torch.tensor([ids], device=self.model.device)
         screen = TextStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         screen.on_finalized_text = show_piece

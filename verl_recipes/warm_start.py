@@ -85,6 +85,7 @@ def sft_config(cfg: DictConfig) -> dict[str, Any]:
             "train_files": f"{cfg.sft.traces}/train.parquet",
             "val_files": f"{cfg.sft.traces}/held_out.parquet",
             "train_batch_size": sft.batch,
+            "apply_chat_template_kwargs": run["data"]["apply_chat_template_kwargs"],
             "max_length": longest(cfg),
             "max_token_len_per_gpu": max(actor["ppo_max_token_len_per_gpu"], longest(cfg)),
             "custom_cls": {"path": "pkg://verl_recipes.in_verl.sft", "name": "Traces"},
@@ -106,7 +107,7 @@ def check_traces(cfg: DictConfig) -> Inputs:
         if not Path(file).is_file():
             raise UserError(f"traces={folder} has no {name}; `{made_by}` makes it")
         found.append(check_parquet(file, f"traces={folder}", made_by, {"messages"}))
-        check_prompt(file, cfg.actor_rollout_ref.model.custom_chat_template)
+        check_prompt(file, cfg)
         if (rows := found[-1].rows) < cfg.sft.batch:
             raise UserError(
                 f"{file} has {rows} traces, less than a batch of batch={cfg.sft.batch}; lower that, or make more "

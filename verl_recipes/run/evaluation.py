@@ -49,7 +49,7 @@ from verl_recipes.settings.schema import Name
 
 PENDING, ANSWERED = "pending.parquet", "answered.jsonl"
 PROMPT_LENGTH, RESPONSE_LENGTH = "data.max_prompt_length", "data.max_response_length"
-TEMPLATE = "actor_rollout_ref.model.custom_chat_template"
+TEMPLATE, OPTIONS = "actor_rollout_ref.model.custom_chat_template", "data.apply_chat_template_kwargs"
 RESPONSE = 1024  # tokens of the longest response, if neither a run nor generation_config.json sets it
 Row = dict[str, Any]
 
@@ -169,14 +169,16 @@ def training_config(cfg: DictConfig, weights: Path, files: Sequence[Path], out: 
     run = run_of(Path(cfg.model))
     theirs = OmegaConf.create(read_config(run.config) if run and run.config.exists() else {})
     of_model = {PROMPT_LENGTH: cfg.max_prompt_length, RESPONSE_LENGTH: longest_response(weights, cfg.max_prompt_length)}
-    values = {key: OmegaConf.select(theirs, key) for key in (*of_model, TEMPLATE)} if theirs else {}
-    if not theirs and "recipe" not in named:  # a recipe sets its own lengths
-        values = of_model
-    if not {"recipe", "prompt"} & named:
-        of_data = manifest_beside(files[0]).get("configuration", {}).get("prompt")
-        values |= {TEMPLATE: of_data["chat_template"]} if of_data else {}
+    if theirs:
+        values = {key: OmegaConf.select(theirs, key) for key in (*of_model, TEMPLATE, OPTIONS)}
+    else:
+        values = {} if "recipe" in named else of_model  # a recipe sets its own lengths
+    if {"recipe", "prompt"} & named:
+        values = {key: value for key, value in values.items() if key in of_model}
+    elif of_data := manifest_beside(files[0]).get("configuration", {}).get("prompt"):
+        values |= {TEMPLATE: of_data.get("chat_template"), OPTIONS: of_data.get("template_options", {})}
     for key in values.keys() - named:
-        OmegaConf.update(training, key, values[key])
+        OmegaConf.update(training, key, values[key], merge=False)
     training.data.max_prompt_length = max(training.data.max_prompt_length, cfg.max_prompt_length)
     return training
 
@@ -193,7 +195,8 @@ def make_room_for_prompts(training: DictConfig, cfg: DictConfig, weights: Path, 
     template = training.actor_rollout_ref.model.custom_chat_template
     tokenizer = load_tokenizer(str(folder), {"name": "null", "chat_template": template})
     prompts = [prompt for file in files for prompt in pq.read_table(file, columns=["prompt"])["prompt"].to_pylist()]
-    longest = max(len(render(tokenizer, prompt)[1]) for prompt in prompts)
+    options = training.data.apply_chat_template_kwargs
+    longest = max(len(render(tokenizer, prompt, **options)[1]) for prompt in prompts)
     training.data.max_prompt_length = max(training.data.max_prompt_length, longest)
     if RESPONSE_LENGTH not in named:
         training.data.max_response_length = longest_response(folder, training.data.max_prompt_length)

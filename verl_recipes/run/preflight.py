@@ -1,5 +1,6 @@
 """Checks before anything heavy starts: what would fail later is one line now."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -105,14 +106,18 @@ def manifest_beside(path: Path) -> dict[str, Any]:
     return read_json(manifest, "make the data again") if manifest.exists() else {}
 
 
-def check_prompt(files: str | Sequence[str] | None, template: str | None) -> None:
-    """Raise UserError if the data was made with another chat template than the run's; its manifest records it."""
+def check_prompt(files: str | Sequence[str] | None, cfg: DictConfig) -> None:
+    """Raise UserError if the data was made with another chat template, or other options of it, than the run's."""
+    template, options = cfg.actor_rollout_ref.model.custom_chat_template, cfg.data.apply_chat_template_kwargs
     for name in as_list(files):
         made = manifest_beside(Path(name)).get("configuration", {}).get("prompt")
-        if made and made.get("chat_template") != template:
-            raise UserError(
-                f"{name} was made with prompt={made['name']}, which has another chat template; add that here too"
-            )
+        if not made:
+            continue
+        made_by = f"{name} was made with prompt={made['name']}, which has"
+        if made.get("chat_template") != template:
+            raise UserError(f"{made_by} another chat template; add that here too")
+        if (theirs := made.get("template_options", {})) != options:
+            raise UserError(f"{made_by} template_options={json.dumps(theirs)}; add that here too")
 
 
 def check_model(path: str) -> dict[str, str]:
@@ -268,7 +273,7 @@ def lacking(needed: Sequence[Need]) -> str:
 def check_data(cfg: DictConfig, key: str, files: Any) -> DataFiles:
     """Data files that training or an evaluation reads, and the prompt that they were made with."""
     found = check_parquet(files, key, cfg.data.made_by)
-    check_prompt(files, cfg.actor_rollout_ref.model.custom_chat_template)
+    check_prompt(files, cfg)
     return found
 
 

@@ -87,6 +87,12 @@ OmegaConf.register_new_resolver("gcd", lambda *numbers: gcd(*map(int, numbers)),
 OmegaConf.register_new_resolver("ray_cpus", ray_cpus, replace=True)
 OmegaConf.register_new_resolver("from_count", from_count, replace=True)
 OmegaConf.register_new_resolver("loop_workers", lambda device: 1 if device == "cpu" else 8, replace=True)  # 8: verl's
+OmegaConf.register_new_resolver(
+    # A dictionary of Python's would do until verl calls OmegaConf.resolve.
+    "template_options",
+    lambda prompt: prompt.get("template_options", OmegaConf.create()),
+    replace=True,
+)
 OmegaConf.register_new_resolver("generating_gpus", lambda gpus: max(1, gpus // 4), replace=True)
 
 
