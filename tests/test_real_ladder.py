@@ -73,6 +73,9 @@ def test_a_pretrained_model_climbs_the_ladder_from_its_weights_to_a_game(smollm2
     )
     assert sum(after) > sum(before)  # it has learned the form of the traces
 
+    seen = {"loss of a batch": first, "held out": losses, "well formed before": before, "after": after}
+    print(seen)  # for the documents: pytest -s
+
     run("verl_recipes.export", f"run={trained}", f"out={tmp_path}/export")
     game = run("verl_recipes.play", f"model={tmp_path}/export", "numbers=[3,4,5]", "target=12", "max_tokens=48")
     assert "[3, 4, 5] to 12" in game

@@ -105,6 +105,7 @@ def without_a_metric(run):
 def emptied(run):
     shutil.rmtree(run)
     run.mkdir()
+    (run / "log.txt").write_text("", encoding="utf-8")  # by which it is still a run's
 
 
 def broken(run):

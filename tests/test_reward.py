@@ -297,7 +297,7 @@ def test_hostile_responses_of_a_million_characters_get_a_verdict(name):
 
 
 @pytest.mark.parametrize(
-    "seconds", [pytest.param(10, marks=pytest.mark.slow), pytest.param(3600, marks=pytest.mark.long)]
+    "seconds", [pytest.param(5, marks=pytest.mark.slow), pytest.param(3600, marks=pytest.mark.long)]
 )
 def test_fuzzing_finds_nothing(tmp_path, seconds):
     pytest.importorskip("atheris")
