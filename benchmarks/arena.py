@@ -121,7 +121,7 @@ def measured(algorithm: str, rate: float, seed: int, run: Path) -> dict[str, Any
         "tokens": sum(
             row["response_tokens"] for file in RunFolder(run).sample_files("train").values() for row in read_lines(file)
         ),
-        "seconds": round(summary["seconds"]["train"], 1),
+        "seconds": round(summary["goodput"]["steps"], 1),
         "KL to the base": round(kl_to_base(run), 5),
     }
 
