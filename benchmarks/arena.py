@@ -135,7 +135,8 @@ def train(algorithm: str, rate: float, seed: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "verl_recipes.train", f"run_dir={run.relative_to(ROOT)}"]
         done = subprocess.run([*command, *overrides(algorithm, rate, seed)], cwd=ROOT, stdout=subprocess.DEVNULL)
         log = run / "log.txt"
-        if done.returncode and "DegenerateOutputError" not in (log.read_text("utf-8") if log.exists() else ""):
+        said = log.read_text("utf-8") if log.exists() else ""
+        if done.returncode and not any(alarm in said for alarm in ("DegenerateOutputError", "actor disagree")):
             sys.exit(f"{name} ended with status {done.returncode}: see the message above; the same command goes on")
         if done.returncode:
             result = {"algorithm": algorithm, "learning rate": rate, "seed": seed, "collapsed": "an alarm ended it"}

@@ -65,9 +65,13 @@ def agreement(
     more = (said - actor).clamp(min=0.0, max=-math.log(nucleus) if nucleus else math.inf)
     value = correlation(said - more if nucleus < 1 else said, actor)
     if value < least:
-        raise RuntimeError(
-            f"rollout and actor disagree: their token probabilities correlate at {value:.4f}, under {least}. "
+        why = (
             "The rollout engine does not hold the actor's weights, and training on its samples would corrupt the model."
+        )
+        if least == STALE:
+            why = "The weights that wrote the responses are too far from the actor's: lower staleness or learning_rate."
+        raise RuntimeError(
+            f"rollout and actor disagree: their token probabilities correlate at {value:.4f}, under {least}. {why}"
         )
     return value
 
