@@ -47,8 +47,9 @@ def is_enough(found: Mapping[int, float], patience: int | None) -> bool:
 
 def early_end(cfg: DictConfig, run: RunFolder) -> int:
     """The step after which the tests end the run, 0 if they do not."""
-    found = evaluations(run)
-    return max(found) if is_enough(found, cfg.get("patience")) else 0
+    patience = cfg.get("patience")
+    found = evaluations(run) if patience else {}
+    return max(found) if is_enough(found, patience) else 0
 
 
 def last_step(cfg: DictConfig, run: RunFolder) -> int:

@@ -21,7 +21,7 @@ from verl_recipes.run.folder import RunFolder, append_line, as_lines, cut_half_l
 from verl_recipes.run.log import last_error
 from verl_recipes.run.machine import hardware
 from verl_recipes.run.progress import Losses, Progress
-from verl_recipes.run.supervise import SFT, run_verl
+from verl_recipes.run.supervise import SFT, run_verl, size_of
 from verl_recipes.settings.configuration import STALENESS, is_split, keeps_best, user_cache
 
 NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
@@ -127,7 +127,7 @@ def notice() -> int:
 def run_until_end(run: RunFolder, console: Console, *args: Any, **options: Any) -> str:
     """run_verl, and once more if Ray did not start in time. Returns why verl failed, "" if it did not."""
     for again in (False, True):
-        already = run.log.stat().st_size if run.log.exists() else 0
+        already = size_of(run.log)
         if not run_verl(run, *args, **options):
             break
         why = last_error(run.log, already)
@@ -148,9 +148,14 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     """
     merge_metrics(run)
 
-    def tidy() -> None:
-        best = best_step(evaluations(run)) if keeps_best(cfg) else 0
-        remove_old(run.checkpoints, cfg.trainer.max_actor_ckpt_to_keep, best)
+    seen = -1
+
+    def tidy() -> None:  # reads the metrics once a step, although it is asked every second
+        nonlocal seen
+        before, seen = seen, size_of(run.metrics_part)
+        if before != seen:
+            best = best_step(evaluations(run)) if keeps_best(cfg) else 0
+            remove_old(run.checkpoints, cfg.trainer.max_actor_ckpt_to_keep, best)
 
     if cfg.trainer.resume_mode == "auto":
         tidy()
