@@ -13,11 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from data_prep.solver import MAX_COUNT
-
-Array = NDArray[Any]
+from data_prep.solver import MAX_COUNT, Array
 
 MAX_NUMBER, MAX_TARGET = 10_000, 1_000_000
 

@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from data_prep.prompts import number_texts
+from data_prep.solver import Array
 from data_prep.split import as_lists
 from data_prep.steps import problem_hash
-
-Array = NDArray[Any]
 
 DIFFICULTY_STEP = 0.25
 BINS = 25  # of a picture of many values

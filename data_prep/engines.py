@@ -19,13 +19,12 @@ from typing import Any, Protocol
 import numpy as np
 import pandas  # noqa: F401  # Arrow imports it with its first array; here it is imported once and not in every worker
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from data_prep.clean import Batch
 from data_prep.cli import UserError
+from data_prep.solver import Array
 from data_prep.steps import ROW, SOLVED, Task, first_step, range_of, second_step
 
-Array = NDArray[Any]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Progress = Callable[[int], None]

@@ -11,13 +11,10 @@ from functools import cache
 from typing import Any, TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_prep.cli import UserError
-from data_prep.solver import MAX_COUNT, SYMBOLS, reachable
+from data_prep.solver import MAX_COUNT, SYMBOLS, Array, reachable
 from data_prep.split import TEST, hash_numbers, is_held_out, mix
-
-Array = NDArray[Any]
 
 LARGE, SMALL = np.array([25, 50, 75, 100]), np.repeat(np.arange(1, 11), 2)  # the tiles of the television game
 LEAST = 32  # `distinct` makes at least this many problems at once

@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from data_prep.cli import UserError
 from data_prep.datasheet import Leaks, Portrait
 from data_prep.engines import Engine
 from data_prep.prompts import to_table
 from data_prep.render import token_counter
+from data_prep.solver import Array
 from data_prep.sources import Source
 from data_prep.split import SIDES, TEST, TRAIN, is_reserved, make_split
 from data_prep.steps import RANGE, Task, ood_rows
 
-Array = NDArray[Any]
 Progress = Callable[[str, int, int], None]
 
 RESERVED = "reserved for the bench"  # training rows that a recipe takes and whose numbers are in the frozen test set

@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from data_prep.solver import Array
 from data_prep.split import as_lists, joined
-
-Array = NDArray[Any]
 
 PLACES = ("{numbers}", "{target}")
 _PLACE = re.compile(r"\{(numbers|target)\}")

@@ -19,15 +19,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.cli import UserError, command
 from data_prep.hub import MIRROR, hub_fault, in_one_clause, reports_cache
 from data_prep.prompts import fill_all, messages_for
 from data_prep.schema import RenderKeys
-
-Array = NDArray[Any]
+from data_prep.solver import Array
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # of the prompts, and of the reward's grammar
 

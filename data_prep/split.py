@@ -18,13 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from data_prep.cli import UserError
-from data_prep.solver import MAX_COUNT
+from data_prep.solver import MAX_COUNT, Array
 from data_prep.test_set import read_problems
-
-Array = NDArray[Any]
 
 TEST, TRAIN, NEITHER = 0, 1, 2
 SIDES = ("test", "train")

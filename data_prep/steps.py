@@ -8,14 +8,11 @@ range, drops duplicates and solves the rest.
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data_prep.clean import Batch, Problems, clean
 from data_prep.generate import distinct, generate
-from data_prep.solver import MAX_COUNT, forms, solve_many
+from data_prep.solver import MAX_COUNT, Array, forms, solve_many
 from data_prep.split import NEITHER, TEST, Split, assign, hash_numbers, mix
-
-Array = NDArray[Any]
 
 ROW = np.dtype(
     [

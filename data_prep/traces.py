@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from data_prep.cli import CONFIGS, UserError, command
@@ -36,11 +35,9 @@ from data_prep.prepare import ROW_GROUP
 from data_prep.render import load_tokenizer, render, response_begins
 from data_prep.schema import TracesKeys
 from data_prep.search import solution_steps
-from data_prep.solver import Flat, flat, solutions_of, solve_many
+from data_prep.solver import Array, Flat, flat, solutions_of, solve_many
 from data_prep.split import hash_numbers, is_below, mix, padded, reserved_hashes
 from data_prep.wording import STYLES, write_trace
-
-Array = NDArray[Any]
 
 CHUNK = 1024  # problems that a worker solves and writes about at once
 ATTEMPTS = 8  # draws of a trace that differs from the problem's others

@@ -8,18 +8,16 @@ mean of one value for each problem, and its interval says what other problems of
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reward_score.figures import share_interval, t_quantile
 
-Array = NDArray[Any]
 Figure = list[float]  # value, low end, high end
 
 
-def t_interval(values: Array) -> tuple[float, float]:
+def t_interval(values: NDArray[np.float64]) -> tuple[float, float]:
     """Student's t interval of the mean of values, shape (problems,)."""
     size = len(values)
     if size < 2:
