@@ -8,13 +8,16 @@ the source.
 import ctypes
 import json
 import multiprocessing
+import pickle
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas  # noqa: F401  # Arrow imports it with its first array; here it is imported once and not in every worker
@@ -29,31 +32,6 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 Progress = Callable[[int], None]
 Rejected = list[dict[str, Any]]
-
-
-class Engine(Protocol):
-    """What the preparation needs of an engine."""
-
-    def call(self, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> list[Any]:
-        """The results of `function(*task)` for each task, in order."""
-
-    def ranges(
-        self, batches: Iterable[Batch], task: Task, progress: Progress, reject: Callable[[Rejected], None],
-        annotate: Callable[[int], bool],
-    ) -> Iterator[tuple[int, int, Array, Array]]:  # fmt: skip
-        """For each range in order: its number, its number of rows before `second_step`, and what `second_step` returns.
-
-        Args:
-            batches: the source.
-            task: what the steps need.
-            progress: gets the number of rows that were read.
-            reject: gets rejected rows in the order of the source, before the first range.
-            annotate: whether the rows of a range, by its number, still have to be solved. Only Local calls it, because
-                Ray's workers solve all rows.
-        """
-
-    def close(self) -> None:
-        """Release what the engine holds."""
 
 
 def end_with_parent() -> None:
@@ -75,6 +53,7 @@ class Local:
             self.pool.submit(int).result()
 
     def call(self, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> list[Any]:
+        """The results of `function(*task)` for each task, in order."""
         return list(self.map(function, iter(tasks)))
 
     def map(self, function: Callable[..., Any], tasks: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
@@ -97,6 +76,15 @@ class Local:
         self, batches: Iterable[Batch], task: Task, progress: Progress, reject: Callable[[Rejected], None],
         annotate: Callable[[int], bool],
     ) -> Iterator[tuple[int, int, Array, Array]]:  # fmt: skip
+        """For each range in order: its number, its number of rows before `second_step`, and what `second_step` returns.
+
+        Args:
+            batches: the source.
+            task: what the steps need.
+            progress: gets the number of rows that were read.
+            reject: gets rejected rows in the order of the source, before the first range.
+            annotate: whether the rows of a range, by its number, still have to be solved.
+        """
         runs: list[tuple[Path, Array]] = []
         tasks = ((batch, task, self.scratch / f"{i}.rows") for i, batch in enumerate(batches))
         for path, starts, rejected, read in self.map(write_run, tasks):
@@ -166,7 +154,7 @@ class OnRay:
         self, batches: Iterable[Batch], task: Task, progress: Progress, reject: Callable[[Rejected], None],
         annotate: Callable[[int], bool],
     ) -> Iterator[tuple[int, int, Array, Array]]:  # fmt: skip
-        import pickle
+        """As of Local; Ray's workers solve all rows, without asking `annotate`."""
 
         def first(table: pa.Table) -> pa.Table:
             (data,) = table["batch"].to_pylist()
@@ -203,35 +191,25 @@ class OnRay:
         data = (
             self.ray.data.from_arrow_refs(blocks)
             .map_batches(first, batch_format="pyarrow", batch_size=None)
-            .groupby(
-                "range", num_partitions=min(2 << task.bits, 200)
-            )  # 200 is Ray's own number, however little there is
+            .groupby("range", num_partitions=min(2 << task.bits, 200))  # 200: Ray's own, however little there is
             .map_groups(second, batch_format="pyarrow")
             .sort(["range", "order"])
         )
-        pending: list[pa.Table] = []
-        for table in data.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for i in table["range"].unique().to_pylist():
-                part = table.filter(pa.compute.equal(table["range"], i))
-                if pending and pending[0]["range"][0].as_py() != i:
-                    yield from self.whole(pending, reject, progress)
-                    pending = []
-                pending.append(part)
-        if pending:
-            yield from self.whole(pending, reject, progress)
-
-    def whole(
-        self, parts: list[pa.Table], reject: Callable[[Rejected], None], progress: Progress
-    ) -> Iterator[tuple[int, int, Array, Array]]:
-        """Yield a range of which all parts are here, or report the rejected rows (range -1)."""
-        table = pa.concat_tables(parts)
-        i = table["range"][0].as_py()
-        progress(table["before"][0].as_py())
-        if i < 0:
-            rejected = [json.loads(text) for text in table["rejected"].to_pylist()]
-            reject(sorted(rejected, key=lambda row: row["place"]))
-        else:
-            yield i, table["before"][0].as_py(), unpack(table["row"], ROW), unpack(table["solved"], SOLVED)
+        tables = data.iter_batches(batch_size=None, batch_format="pyarrow")
+        named = ((i, table) for table in tables for i in table["range"].unique().to_pylist())
+        parts = ((i, table.filter(pa.compute.equal(table["range"], i))) for i, table in named)
+        for i, same in groupby(parts, key=itemgetter(0)):
+            whole = pa.concat_tables(part for _, part in same)
+            before = whole["before"][0].as_py()
+            progress(before)
+            if i < 0:
+                rejected = [json.loads(text) for text in whole["rejected"].to_pylist()]
+                reject(sorted(rejected, key=lambda row: row["place"]))
+            else:
+                yield i, before, unpack(whole["row"], ROW), unpack(whole["solved"], SOLVED)
 
     def close(self) -> None:
         """Nothing: the cluster was not started here."""
+
+
+Engine = Local | OnRay
