@@ -30,28 +30,22 @@ class Portrait:
     def __init__(self, measure: Callable[..., Array] | None, keeps_duplicates: bool) -> None:
         self.measure = measure
         self.rows = self.solved = self.solvable = self.additive = self.fraction = 0
-        self.counts, self.solutions, self.difficulty, self.tokens = (
-            Counter[int](),
-            Counter[int](),
-            Counter[int](),
-            Counter[int](),
-        )
-        self.numbers, self.targets = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self.counts, self.numbers, self.targets = (Counter[int]() for _ in range(3))
+        self.solutions, self.difficulty, self.tokens = (Counter[int]() for _ in range(3))
         self.problems: list[Array] | None = [] if keeps_duplicates else None
 
     def add(self, rows: Array, solved: Array) -> None:
         """Count more rows (ROW and SOLVED of data_prep/steps.py)."""
         self.rows += len(rows)
         count(self.counts, rows["count"])
-        self.numbers = add_up(self.numbers, np.bincount(rows["numbers"][rows["numbers"] > 0]))
-        self.targets = add_up(self.targets, np.bincount(rows["target"]))
+        count(self.numbers, rows["numbers"][rows["numbers"] > 0])
+        count(self.targets, rows["target"])
         known = solved[solved["solutions"] >= 0]
         some = known[known["solutions"] > 0]
-        self.solved, self.solvable = self.solved + len(known), self.solvable + len(some)
-        self.additive, self.fraction = (
-            self.additive + int(some["additive"].sum()),
-            self.fraction + int(some["fraction"].sum()),
-        )
+        self.solved += len(known)
+        self.solvable += len(some)
+        self.additive += int(some["additive"].sum())
+        self.fraction += int(some["fraction"].sum())
         count(self.solutions, known["solutions"])
         count(self.difficulty, np.floor(some["difficulty"] / DIFFICULTY_STEP).astype(np.int64))
         if self.problems is not None:
@@ -78,8 +72,8 @@ class Portrait:
             "rows": self.rows,
             "duplicates_kept": duplicates,
             "numbers_in_a_problem": dict(sorted(self.counts.items())),
-            "numbers": nonzero(self.numbers),
-            "targets": nonzero(self.targets),
+            "numbers": dict(sorted(self.numbers.items())),
+            "targets": dict(sorted(self.targets.items())),
             "solver": solver,
             "tokens": dict(sorted(self.tokens.items())) or None,
         }
@@ -127,17 +121,6 @@ class Leaks:
 def count(counter: Counter[int], values: Array) -> None:
     unique, counts = np.unique(values, return_counts=True)
     counter.update(dict(zip(unique.tolist(), counts.tolist(), strict=True)))
-
-
-def add_up(some: Array, others: Array) -> Array:
-    result = np.zeros(max(len(some), len(others)), np.int64)
-    result[: len(some)] += some
-    result[: len(others)] += others
-    return result
-
-
-def nonzero(histogram: Array) -> dict[int, int]:
-    return {int(value): int(histogram[value]) for value in np.flatnonzero(histogram)}
 
 
 def share(part: int, whole: int) -> float | None:
@@ -230,9 +213,7 @@ def write(folder: Path, result: dict[str, Any], config: dict[str, Any], about: d
     """Write datasheet.json, datasheet.md and datasheet.png.
 
     Args:
-        folder: the folder to write to.
         result: what `prepare` returned.
-        config: the configuration.
         about: what the manifest records of the source.
     """
     text = json.dumps({"source": about} | result, indent=1, ensure_ascii=False)

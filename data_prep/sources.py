@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -262,18 +263,14 @@ def read_text(path: Path) -> Iterator[str]:
 
 def text_batches(path: Path, first: int) -> Iterator[Batch]:
     """JSON lines, or CSV records with the header, in batches."""
-    kind = "csv" if format_of(path) == ".csv" else "jsonl"
-    rows = read_text(path)
-    header = next(rows) if kind == "csv" else ""
-    block: list[Any] = []
-    row = 1
-    for each in rows:
-        block.append((header, each) if kind == "csv" else each)
-        if len(block) == ROWS:
-            yield Batch(kind, block, path_text(path), first, row, len(block))
-            first, row, block = first + ROWS, row + ROWS, []
-    if block:
-        yield Batch(kind, block, path_text(path), first, row, len(block))
+    rows: Iterator[Any] = read_text(path)
+    kind, row = "jsonl", 1
+    if format_of(path) == ".csv":
+        kind, header = "csv", next(rows)
+        rows = ((header, record) for record in rows)
+    while block := list(islice(rows, ROWS)):
+        yield Batch(kind, block, path_text(path), first + row - 1, row, len(block))
+        row += len(block)
 
 
 def parquet_batches(path: Path, columns: tuple[str, str], first: int) -> Iterator[Batch]:
