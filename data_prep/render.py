@@ -104,7 +104,9 @@ def render(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> tu
 
 def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
     """The text of each token; bytes that are not a whole character are shown as <0xE4>."""
-    decoder = {symbol: byte for byte, symbol in _byte_symbols().items()}
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    decoder = {symbol: byte for byte, symbol in bytes_to_unicode().items()}  # what byte-level BPE writes for bytes
     added = {token_id: token.content for token_id, token in tokenizer.added_tokens_decoder.items()}
     result = []
     for token_id, symbols in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
@@ -117,13 +119,6 @@ def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
         except UnicodeDecodeError:
             result.append("".join(f"<0x{byte:02X}>" for byte in raw))
     return result
-
-
-def _byte_symbols() -> dict[int, str]:
-    """The characters that byte-level BPE writes for bytes (GPT-2's `bytes_to_unicode`)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
 def token_counter(prompt: dict[str, Any], path: str) -> Callable[[pa.StringArray, pa.StringArray], Array]:

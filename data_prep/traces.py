@@ -254,17 +254,14 @@ def as_table(some: list[Trace], batch: pa.RecordBatch, prompts: list[list[dict[s
     places = pa.array([each.place for each in some], pa.int64())
     index = batch["extra_info"].field("index").take(places)
     messages = [[*prompts[each.place], {"role": "assistant", "content": before + each.text}] for each in some]
-    info = [
-        index,
-        pa.array([each.style for each in some], pa.string()),
-        pa.array([each.tries for each in some], pa.int64()),
-    ]
+    styles = pa.array([each.style for each in some], pa.string())
+    tries = pa.array([each.tries for each in some], pa.int64())
     return pa.table(
         {
             "messages": pa.array(messages, pa.list_(MESSAGE)),
             "data_source": batch["data_source"].take(places),
             "reward_model": batch["reward_model"].take(places),
-            "extra_info": pa.StructArray.from_arrays(info, ["index", "style", "tries"]),
+            "extra_info": pa.StructArray.from_arrays([index, styles, tries], ["index", "style", "tries"]),
         }
     )
 
