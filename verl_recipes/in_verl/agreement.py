@@ -15,7 +15,7 @@ from verl.utils import tensordict_utils as tu
 from verl_recipes.in_verl.sampling import kept_share
 from verl_recipes.settings.configuration import STALENESS
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # what a class here is added to; at run time verl's engines may still be loading
     from verl.workers.engine import FSDPEngineWithLMHead as Engine
 else:
     Engine = object

@@ -9,17 +9,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor, Shard
 
+from verl_recipes.in_verl.agreement import Engine
 from verl_recipes.run.checkpoints import ranks_of
-
-if TYPE_CHECKING:
-    from verl.workers.engine import FSDPEngineWithLMHead as Engine
-else:
-    Engine = object
 
 
 def whole(parts: Sequence[Any]) -> Any:

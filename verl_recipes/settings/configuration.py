@@ -1,6 +1,7 @@
 """What Hydra's groups cannot express: arithmetic between them, and which of them do not go together."""
 
 import os
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from math import gcd
@@ -75,25 +76,25 @@ def ray_cpus(gpus: int, storage_units: int) -> int:
     return 3 * gpus + storage_units + 1 + 8
 
 
-OmegaConf.register_new_resolver("asset", asset, replace=True)
-OmegaConf.register_new_resolver("attention", attention, replace=True)
-OmegaConf.register_new_resolver("package_dir", package_dir, replace=True)
-OmegaConf.register_new_resolver("batch_for_ranks", batch_for_ranks, replace=True)
-OmegaConf.register_new_resolver("add", lambda *terms: sum(terms), replace=True)
-OmegaConf.register_new_resolver("multiply", lambda a, b: float(f"{a * b:.12g}"), replace=True)  # 1e-05, not 9.99…e-06
-OmegaConf.register_new_resolver("divide", lambda a, b: a // b, replace=True)
-OmegaConf.register_new_resolver("subtract", lambda a, b: a - b, replace=True)
-OmegaConf.register_new_resolver("gcd", lambda *numbers: gcd(*map(int, numbers)), replace=True)
-OmegaConf.register_new_resolver("ray_cpus", ray_cpus, replace=True)
-OmegaConf.register_new_resolver("from_count", from_count, replace=True)
-OmegaConf.register_new_resolver("loop_workers", lambda device: 1 if device == "cpu" else 8, replace=True)  # 8: verl's
-OmegaConf.register_new_resolver(
+RESOLVERS: dict[str, Callable[..., Any]] = {
+    "asset": asset,
+    "attention": attention,
+    "package_dir": package_dir,
+    "batch_for_ranks": batch_for_ranks,
+    "add": lambda *terms: sum(terms),
+    "multiply": lambda a, b: float(f"{a * b:.12g}"),  # 1e-05, not 9.99…e-06
+    "divide": lambda a, b: a // b,
+    "subtract": lambda a, b: a - b,
+    "gcd": lambda *numbers: gcd(*map(int, numbers)),
+    "ray_cpus": ray_cpus,
+    "from_count": from_count,
+    "loop_workers": lambda device: 1 if device == "cpu" else 8,  # 8: verl's
     # A dictionary of Python's would do until verl calls OmegaConf.resolve.
-    "template_options",
-    lambda prompt: prompt.get("template_options", OmegaConf.create()),
-    replace=True,
-)
-OmegaConf.register_new_resolver("generating_gpus", lambda gpus: max(1, gpus // 4), replace=True)
+    "template_options": lambda prompt: prompt.get("template_options", OmegaConf.create()),
+    "generating_gpus": lambda gpus: max(1, gpus // 4),
+}
+for name, function in RESOLVERS.items():
+    OmegaConf.register_new_resolver(name, function, replace=True)
 
 
 def is_split(cfg: DictConfig) -> bool:
