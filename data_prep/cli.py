@@ -367,11 +367,7 @@ def _named(overrides: Sequence[str], key: str) -> list[str]:
 
 
 def command(
-    config: str,
-    keys: type[Checked],
-    folder: Path = CONFIGS,
-    others: str | None = None,
-    positional: str | None = None,
+    config: str, keys: type[Checked], folder: Path = CONFIGS, others: str | None = None, positional: str | None = None
 ) -> Callable[[Callable[[Any], object]], Callable[[], None]]:
     """Make a command of `main(cfg)`: it composes the configuration with the command line and checks it.
 

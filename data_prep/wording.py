@@ -173,14 +173,7 @@ def with_backtracking(
 
 
 def write_trace(
-    numbers: list[int],
-    target: int,
-    steps: Sequence[Step],
-    *,
-    style: str,
-    tries: int,
-    language: str,
-    rng: random.Random,
+    numbers: list[int], target: int, steps: Sequence[Step], *, style: str, tries: int, language: str, rng: random.Random
 ) -> tuple[str, int]:
     """A trace, from the text after "<think>" to "</answer>".
 

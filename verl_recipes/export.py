@@ -35,7 +35,7 @@ from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.fingerprint import provenance
 from verl_recipes.run.folder import RunFolder, read_json, read_lines
 from verl_recipes.run.hashes import deciding_files, write_sums
-from verl_recipes.run.preflight import check_export
+from verl_recipes.run.preflight import check_export, manifest_beside
 from verl_recipes.run.start import say
 from verl_recipes.run.weights import find_weights, hugging_face, run_of
 
@@ -73,8 +73,7 @@ def results(run: RunFolder, steps: list[int]) -> dict[int, dict[str, Any]]:
 
 def data_of(training: DictConfig) -> dict[str, Any]:
     """The manifest of the training data."""
-    manifest = Path(as_list(training.data.train_files)[0]).parent / "manifest.json"
-    return {"files": {}, "source": None} | (read_json(manifest, "make the data again") if manifest.exists() else {})
+    return {"files": {}, "source": None} | manifest_beside(Path(as_list(training.data.train_files)[0]))
 
 
 def base_of(path: str) -> dict[str, str | None]:

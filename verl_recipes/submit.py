@@ -31,6 +31,7 @@ from data_prep.cli import (
     in_one_line,
     overrides_of,
     print_version,
+    quoted,
     show,
     split_options,
 )
@@ -149,12 +150,8 @@ def submit(client: Any, entrypoint: str, folder: Path) -> str:
     variables[STOP_WAIT] = os.environ.get(STOP_WAIT) or str(NOTICE + CLEANUP)
     if not variables[STOP_WAIT].isdigit():
         raise UserError(f"{STOP_WAIT}={variables[STOP_WAIT]}: should be a number of seconds")
-    return str(
-        client.submit_job(
-            entrypoint=entrypoint,
-            runtime_env={"working_dir": str(folder), "env_vars": variables},
-        )
-    )
+    environment = {"working_dir": str(folder), "env_vars": variables}
+    return str(client.submit_job(entrypoint=entrypoint, runtime_env=environment))
 
 
 def attach(client: Any, job: str) -> None:
@@ -181,10 +178,10 @@ def main(address: str, *overrides: str) -> int:
             return 0
         client = connect(address)
         # Ray removes the job's own folder, so the run's folder is here, unless another was named.
-        path = str(Path(cfg.run_dir).resolve()).replace("\\", "\\\\").replace('"', '\\"')
+        run_dir = f"run_dir={quoted(Path(cfg.run_dir).resolve())}"
         kept = [each for each in kept if not each.startswith("run_dir=")]
         options = [f"--config-dir={OWN}{number}" for number in range(len(own))]
-        command = ["python", "-m", "verl_recipes.train", *options, *kept, f'run_dir="{path}"']
+        command = ["python", "-m", "verl_recipes.train", *options, *kept, run_dir]
         with tempfile.TemporaryDirectory() as folder, in_one_line():
             staged(cfg, Path(folder))
             for number, each in enumerate(own):

@@ -47,10 +47,7 @@ class GlooCheckpointEngine(CheckpointEngine):
             size = len(ranks)
             return {"rank": ranks, "world_size": [1 + rollout_world_size] * size, "master": [metadata[0]] * size}
 
-        return (
-            arguments([0] + [-1] * (actor_wg_world_size - 1)),
-            arguments(list(range(1, 1 + rollout_world_size))),
-        )
+        return arguments([0] + [-1] * (actor_wg_world_size - 1)), arguments(list(range(1, 1 + rollout_world_size)))
 
     def init_process_group(self, rank: int, world_size: int, master: tuple[str, int]) -> None:
         self.rank = rank

@@ -123,14 +123,13 @@ def kv_bytes_a_token(shape: Mapping[str, Any], dtype: str, tensor_parallel: int)
     return float(2 * shape["num_hidden_layers"] * heads * head * BYTES[dtype])
 
 
-def weight_bytes(shape: Mapping[str, Any], dtype: str = "bf16") -> float:
-    """Bytes of all weights in this precision."""
-    return parameters_of(json.dumps(dict(shape), sort_keys=True)) * BYTES[dtype]
+def parameters_of(shape: Mapping[str, Any]) -> int:
+    """Number of parameters of the language model with this config.json; tied ones count once."""
+    return _parameters_of(json.dumps(dict(shape), sort_keys=True))
 
 
 @cache
-def parameters_of(shape: str) -> int:
-    """Number of parameters of the language model; tied ones count once."""
+def _parameters_of(shape: str) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -150,7 +149,7 @@ def vllm(cfg: DictConfig, memory: float) -> dict[str, float]:
     rollout, assumed = cfg.actor_rollout_ref.rollout, facts("assumptions")["memory"]
     shape, width = shape_of(cfg), BYTES[rollout.dtype]
     parallel = rollout.tensor_model_parallel_size
-    weights = weight_bytes(shape, rollout.dtype) / parallel
+    weights = parameters_of(shape) * width / parallel
     step = rollout.max_num_batched_tokens * (2 * shape["intermediate_size"] / parallel + 4 * shape["hidden_size"])
     sampler = assumed["sampler_copies"] * rollout.max_num_seqs * shape["vocab_size"] * 4
     graphs = 0.0 if rollout.enforce_eager else assumed["cuda_graphs_gib"] * GIB

@@ -1,11 +1,12 @@
 """The memory and disk that a run needs, compared with what is free. Both train and doctor use this estimate."""
 
 import math
-import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 from omegaconf import DictConfig
 
 from verl_recipes.planning.model import BYTES, facts, find_model, from_modelscope, needs_critic, parameter_count
@@ -30,8 +31,7 @@ class Need(NamedTuple):
 
 def free_memory() -> int:
     """Bytes that programs can still allocate, by the kernel's estimate."""
-    found = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text(encoding="utf-8"))
-    return int(found[1]) * 1024 if found else 0
+    return int(psutil.virtual_memory().available)
 
 
 def free_disk(folder: Path) -> int:
@@ -48,24 +48,24 @@ def _held(folder: Path) -> int:
     return sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_symlink() and file.is_file())
 
 
-def _states(count: int, engine: DictConfig, optimizer: str, lora: bool) -> tuple[float, float]:
-    """Bytes of one model's weights and of its optimizer's states, which count as 0 for an adapter."""
-    width = BYTES[engine.model_dtype or "fp32"]
-    moments = 0 if lora or optimizer == "SGD" else 2  # Adam's, in the type of the weights
-    return float(count * width), float(count * width * moments)
+def _trained(cfg: DictConfig, count: int) -> Iterator[tuple[DictConfig, DictConfig, bool, float, float]]:
+    """Of actor and critic: configuration, engine, whether only an adapter trains, bytes of weights, and of moments."""
+    models = cfg.actor_rollout_ref
+    sides = [(models.actor, models.actor.fsdp_config, models.model.lora_rank > 0)]
+    if needs_critic(cfg):
+        sides.append((cfg.critic, cfg.critic.fsdp, False))
+    for worker, engine, lora in sides:
+        weights = float(count * BYTES[engine.model_dtype or "fp32"])
+        no_moments = lora or worker.optim.get("optimizer", "AdamW") == "SGD"  # those of an adapter count as 0
+        yield worker, engine, lora, weights, 0.0 if no_moments else 2 * weights  # Adam's, in the type of the weights
 
 
 def checkpoint_bytes(cfg: DictConfig, count: int) -> float:
     """Bytes of one checkpoint of a model with so many parameters, with the critic."""
-    actor = cfg.actor_rollout_ref.actor
-    sides = [(actor, actor.fsdp_config, cfg.actor_rollout_ref.model.lora_rank > 0)]
-    if needs_critic(cfg):
-        sides.append((cfg.critic, cfg.critic.fsdp, False))
     total = 0.0
-    for worker, engine, lora in sides:
+    for worker, _, _, weights, moments in _trained(cfg, count):
         saved = worker.checkpoint.save_contents
-        weights, states = _states(count, engine, worker.optim.get("optimizer", "AdamW"), lora)
-        total += weights * (("model" in saved) + ("hf_model" in saved)) + states * ("optimizer" in saved)
+        total += weights * (("model" in saved) + ("hf_model" in saved)) + moments * ("optimizer" in saved)
     return total
 
 
@@ -121,18 +121,13 @@ def memory(cfg: DictConfig, count: int, trains: bool) -> Need:
     assumed, models, nodes = facts("assumptions")["machine"], cfg.actor_rollout_ref, cfg.trainer.nnodes
     here = math.ceil(sum(gpus_of(cfg)) / nodes)
     on_cpu, lora = cfg.trainer.device == "cpu", models.model.lora_rank > 0
-    workers = [(models.actor, models.actor.fsdp_config, lora)]
-    if needs_critic(cfg):
-        workers.append((cfg.critic, cfg.critic.fsdp, False))
     states = 0.0
-    for worker, engine, frozen in workers:
-        weights, moments = _states(count, engine, worker.optim.get("optimizer", "AdamW"), frozen)
+    for _, engine, frozen, weights, moments in _trained(cfg, count):
         if on_cpu:
             states += weights + trains * ((0 if frozen else weights) + moments)
         else:
-            everything = engine.offload_policy
-            states += weights * bool(engine.param_offload or everything)
-            states += moments * bool(engine.optimizer_offload or everything)
+            states += weights * bool(engine.param_offload or engine.offload_policy)
+            states += moments * bool(engine.optimizer_offload or engine.offload_policy)
     if needs_reference(cfg) and not lora and (on_cpu or models.ref.fsdp_config.param_offload):
         states += count * BYTES[models.ref.fsdp_config.model_dtype or "fp32"]
     if on_cpu:

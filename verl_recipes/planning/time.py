@@ -6,7 +6,6 @@ FSDP's weights move between the GPUs if that is longer. What verl takes beside t
 models (docs/gpu.md). The rest was not; `published` compares it with published runs.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def generation(work: Work, gpu: dict[str, Any], sequences: float, groups: float)
     a, shape = facts("assumptions")["time"], work.shape
     mean = work.mean_response or a["response_share"] * work.response
     last = min(work.response, a["longest"] * mean)
-    parameters = parameters_of(json.dumps(shape, sort_keys=True)) / work.tensor_parallel
+    parameters = parameters_of(shape) / work.tensor_parallel
     engines = work.rollout_gpus / work.tensor_parallel
     share = sequences / engines / work.rounds  # sequences of one engine in one round
     steps = max(last, share * mean / max(1.0, min(work.concurrent, share)))
@@ -70,7 +69,7 @@ def generation(work: Work, gpu: dict[str, Any], sequences: float, groups: float)
 def seconds(work: Work, gpu: dict[str, Any]) -> dict[str, float]:
     """The seconds of each part of a step, and `step`, the seconds of the whole step."""
     a, shape = facts("assumptions")["time"], work.shape
-    parameters = parameters_of(json.dumps(shape, sort_keys=True))
+    parameters = parameters_of(shape)
     mean = work.mean_response or a["response_share"] * work.response
     length = a["prompt_share"] * work.prompt + mean
     a_token = 2 * parameters + 2 * shape["num_hidden_layers"] * shape["hidden_size"] * length
@@ -172,7 +171,7 @@ def hours(cfg: DictConfig, work: Work, gpu: dict[str, Any], step: float) -> dict
     tests = bool(cfg.trainer.val_before_train) + (steps // every if every > 0 else 0)
     test = generation(work, gpu, problems * cfg.actor_rollout_ref.rollout.val_kwargs.n, problems)
     saves = steps // cfg.trainer.save_freq if cfg.trainer.save_freq > 0 else 0
-    size = checkpoint_bytes(cfg, parameters_of(json.dumps(work.shape, sort_keys=True)))
+    size = checkpoint_bytes(cfg, parameters_of(work.shape))
     parts = {
         "start": a["start_s"],
         "steps": steps * step,

@@ -19,19 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import Field
 from rich.console import Console
 
-from data_prep.cli import (
-    CONFIGS,
-    Checked,
-    Count,
-    Number,
-    PathText,
-    Seed,
-    Text,
-    UserError,
-    as_list,
-    compose,
-    quoted,
-)
+from data_prep.cli import CONFIGS, Checked, Count, Number, PathText, Seed, Text, UserError, as_list, compose, quoted
 from data_prep.render import load_tokenizer, render
 from reward_score.figures import CONFIDENCE
 from verl_recipes.measure.evaluation import measure, summarize, what_is_missing
