@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from omegaconf import open_dict
 
 from data_prep.cli import UserError
-from verl_recipes.measure.batch import component_metrics
+from verl_recipes.measure.batch import component_metrics, scored
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.evaluation import measure, summarize
 from verl_recipes.measure.problems import by_problem
-from verl_recipes.measure.rows import scored
 from verl_recipes.reporting.run import evaluation_figures
 from verl_recipes.run.reward import check_reward
 
@@ -150,7 +149,7 @@ def test_a_reward_of_the_users_own_has_metrics_a_summary_an_evaluation_and_a_rep
 
     rows = rows_of([verdict(value) for value in (1.0, 0.1, 0.0, 0.0)])
     assert json.loads(json.dumps(rows)) == rows
-    assert component_metrics(rows, "reward")["reward/acc"] == 0.25
+    assert component_metrics(rows)["reward/acc"] == 0.25
     summary = summarize(rows)
     assert (summary["mean@2"], summary["pass@2"]) == (0.25, 0.5)
     measured = measure(rows)

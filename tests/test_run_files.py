@@ -32,7 +32,7 @@ ROOT = CONFIGS.parent
 def test_batch_metrics_are_means_and_shares_over_responses_and_groups():
     row = {"step": 1, "prompt_id": "a", "response": "x", "score": 0.1, "format": 1.0, "reason": "y", "truncated": True}
     rows = [row, row, row | {"prompt_id": "b"}, row | {"prompt_id": "b", "score": 1.0, "format": 0.0, "response": "z"}]
-    assert component_metrics(rows, "reward") == {
+    assert component_metrics(rows) == {
         "reward/score": pytest.approx(0.325),
         "reward/format": 0.75,
         "reward/truncated": 1.0,
@@ -40,7 +40,7 @@ def test_batch_metrics_are_means_and_shares_over_responses_and_groups():
         "reward/identical": 0.75,
         "reward/groups_without_signal": 0.5,
     }
-    assert "reward/unparsable" not in component_metrics([{**row, "format": None}], "reward")
+    assert "reward/unparsable" not in component_metrics([{**row, "format": None}])
 
 
 def test_degenerate_output_ends_a_run_after_that_many_steps_and_names_the_last_good_checkpoint(tmp_path):

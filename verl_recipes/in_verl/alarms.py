@@ -25,7 +25,7 @@ def check_output(
     """Raise DegenerateOutputError if one share reached its limit at each of the last `steps` training steps.
 
     Args:
-        history: for each training step, metrics as from `component_metrics` with the prefix "reward".
+        history: for each training step, metrics as from `component_metrics`.
         limits: for each share, the least value that is too much; None for no limit. A missing share counts as 0.
         steps: how many in a row.
         checkpoints: the run's folder of checkpoints, to name the last good one.

@@ -12,7 +12,7 @@ One line of the files it writes, `samples/{train,validation}/<step>.jsonl`:
      "truncated": false, "repeated": false, "score": 0.1, "reward_score": 0.1, "acc": 0.0, "format": 1.0,
      "reason": "wrong_value", "reason/no_answer": 0.0, …}
 
-`score` is what was trained on, `reward_score` what the reward function returned (measure/rows.py).
+`score` is what was trained on, `reward_score` what the reward function returned (measure/batch.py).
 """
 
 import time
@@ -30,8 +30,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 from reward_score.components import repetition
 from verl_recipes.in_verl.alarms import check_output
 from verl_recipes.in_verl.trainer_link import TrainerLink
-from verl_recipes.measure.batch import component_metrics
-from verl_recipes.measure.rows import scored
+from verl_recipes.measure.batch import component_metrics, scored
 from verl_recipes.run.best import evaluations, is_enough
 from verl_recipes.run.folder import RunFolder, append_line, as_lines, pack, write_whole
 
@@ -100,7 +99,7 @@ class CountdownReplayBuffer(ReplayBuffer):
         self.note("generated", split, global_steps)
         rows = self.read(batch, global_steps)
         self.write(rows, split, global_steps)
-        shares = component_metrics(rows, "reward")
+        shares = component_metrics(rows)
         if split == "train":
             self.link.learn(rows)
             self.history[global_steps] = shares

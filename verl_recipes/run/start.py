@@ -61,7 +61,7 @@ def merge_metrics(run: RunFolder) -> None:
         by_step = {done: kept for done, kept in by_step.items() if done < step} | {step: same | entry["data"]}
     saved = last_checkpoint(run.checkpoints)
     if "training/global_step" not in by_step.get(saved, {}) and (rows := read_lines(run.samples_of("train", saved))):
-        known = {"training/global_step": saved} | component_metrics(rows, "reward")
+        known = {"training/global_step": saved} | component_metrics(rows)
         by_step[saved] = known | by_step.get(saved, {})
     write_whole(run.metrics, as_lines({"step": step, "data": data} for step, data in sorted(by_step.items())))
     run.metrics_part.unlink(missing_ok=True)
