@@ -17,9 +17,7 @@ from data_prep.test_set import identity, read_problems
 def write_bench(prompt: dict[str, Any], out: Path) -> None:
     """Write test.parquet, with the problems in the order of their ids, and manifest.json; nothing if they are there.
 
-    Args:
-        prompt: as in configs/prompt.
-        out: the folder; it is replaced as a whole.
+    The folder `out` is replaced as a whole.
 
     Raises:
         UserError: the folder holds something else, or assets/bench is damaged.

@@ -210,7 +210,6 @@ def clean(batch: Batch, columns: tuple[str, str]) -> tuple[Problems, list[dict[s
     """The problems of a batch, and its rejected rows, each as a dictionary with its place and the reason.
 
     Args:
-        batch: rows of a source.
         columns: the names of the columns of numbers and of targets.
     """
     if batch.kind == "arrow":

@@ -79,8 +79,6 @@ class Local:
         """For each range in order: its number, its number of rows before `second_step`, and what `second_step` returns.
 
         Args:
-            batches: the source.
-            task: what the steps need.
             progress: gets the number of rows that were read.
             reject: gets rejected rows in the order of the source, before the first range.
             annotate: whether the rows of a range, by its number, still have to be solved.

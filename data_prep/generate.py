@@ -86,9 +86,7 @@ def generate(
     """Problems of a preset (configs/preset), by their indices.
 
     Args:
-        preset: a preset of configs/preset.
         rows: the indices of the problems, shape (rows,).
-        seed: the seed of the whole set.
         side: draw again until the numbers belong to this side of the split (data_prep/split.py).
         held_out_share: the share of that split's test side.
 

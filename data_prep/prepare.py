@@ -194,7 +194,6 @@ class Preparation:
         """Write as many rows of a range as its side still needs.
 
         Args:
-            side: TEST or TRAIN.
             before: number of rows in the range before duplicates were dropped.
             rows, solved: the rows in order, and their annotations.
         """
@@ -257,13 +256,9 @@ class Preparation:
 
 
 def prepare(config: dict[str, Any], source: Source, engine: Engine, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Write all parquet files and rejected.jsonl into `folder`.
+    """Write all parquet files and rejected.jsonl into `folder`, which is empty.
 
     Args:
-        config: configs/prepare.yaml, resolved.
-        source: where the rows come from.
-        engine: runs the steps.
-        folder: an empty folder.
         progress: gets the name of the present work, how much of it is done, and how much there is.
 
     Returns:

@@ -70,7 +70,6 @@ def to_table(
     """Problems as rows in verl's schema (see the top).
 
     Args:
-        prompt: as in configs/prompt.
         numbers: shape (rows, 6); each row uses the first `count`.
         count, target: shape (rows,).
         data_source: the name under which verl reports each row.

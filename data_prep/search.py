@@ -55,7 +55,6 @@ def expression(steps: Sequence[Step], *, blank: str = " ", sparing: bool = True)
     """Steps, of which each result but the last is used by a later step, as one expression.
 
     Args:
-        steps: in their order.
         blank: stands around each operator.
         sparing: write only the parentheses that are needed, instead of those around every step.
 

@@ -425,7 +425,6 @@ def solve(numbers: Sequence[int], target: int) -> Solution | None:
 
     Args:
         numbers: 2 to 6 positive integers of any size.
-        target: a positive integer.
 
     Raises:
         ValueError: there are fewer or more numbers, or one is not positive.

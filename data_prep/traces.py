@@ -91,11 +91,7 @@ def tokenizer_of(path: str) -> Any:
 
 
 def opening(prompt: dict[str, Any], path: str | None) -> str:
-    """What a response begins with: "<think>", or "" if the prompt ends with it.
-
-    Args:
-        prompt: that of the data.
-        path: of a tokenizer.
+    """What a response to the data's prompt begins with: "<think>", or "" if the prompt ends with it.
 
     Raises:
         UserError: the chat template is the tokenizer's own, and there is no tokenizer.

@@ -114,7 +114,6 @@ def dead_end(
         most: the most continuations, at least 1.
         avoid: steps that were taken before; these are added.
         opening: the phrase of the first step.
-        language, rng: of the wording.
 
     Returns:
         The sentences, the last of which goes back to the pool; how many continuations they hold, 0 if there is none.
@@ -183,7 +182,6 @@ def write_trace(
         style: one of STYLES.
         tries: how many wrong tries to write before the solution; fewer, if the numbers allow no more.
         language: "en" or "zh".
-        rng: for all choices.
 
     Returns:
         The text; how many wrong tries it holds.

@@ -65,11 +65,7 @@ def await_return(cfg: DictConfig, run: RunFolder) -> None:
 
 
 def train(cfg: DictConfig, run: RunFolder, console: Console, problems: int) -> None:
-    """Continue the run up to its last step, and measure the model of that step.
-
-    Args:
-        problems: of the test set.
-    """
+    """Continue the run up to its last step, and measure the model of that step on the `problems` of the test set."""
     done, responses = last_checkpoint(run.checkpoints), cfg.eval_n * problems if cfg.data.val_batch_size else 1
     if 0 < done < last_step(cfg, run):
         say(console, f"continuing {run.path} after step {done}")
@@ -209,11 +205,7 @@ def is_complete(cfg: DictConfig, run: RunFolder) -> bool:
 
 
 def of_seeds(cfg: DictConfig, arguments: list[str]) -> list[DictConfig]:
-    """The configuration of each of `seeds`, composed anew, as other values may depend on the seed.
-
-    Args:
-        arguments: of the command line.
-    """
+    """The configuration of each of `seeds`, composed anew from the command line, as other values may depend on it."""
     each = [compose("train", [*overrides_of(arguments), "seeds=null", f"seed={seed}"], TrainKeys) for seed in cfg.seeds]
     if len(set(cfg.seeds)) < len(cfg.seeds):
         raise UserError(f"seeds={list(cfg.seeds)}: a seed occurs twice")

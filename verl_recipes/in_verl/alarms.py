@@ -27,7 +27,6 @@ def check_output(
     Args:
         history: for each training step, metrics as from `component_metrics`.
         limits: for each share, the least value that is too much; None for no limit. A missing share counts as 0.
-        steps: how many in a row.
         checkpoints: the run's folder of checkpoints, to name the last good one.
     """
     last = sorted(history)[-steps:]

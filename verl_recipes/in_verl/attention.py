@@ -110,7 +110,6 @@ def torch_varlen(
     """Attention as transformers' AttentionInterface calls it, for training: causal, and within each sequence.
 
     Args:
-        module: the layer.
         query, key, value: shape (rows, heads, tokens, head dimension); of keys and values there may be fewer heads.
         attention_mask: shape (rows, tokens), as flash_attention_mask makes it: None if there is no padding.
         position_ids: shape (rows or 1, tokens).

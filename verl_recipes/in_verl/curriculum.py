@@ -30,7 +30,6 @@ class Curriculum:
     Args:
         difficulty: of each problem, in the order of the data.
         order: one of ORDERS.
-        seed: of the run.
         draws: how many problems the whole run takes, the length of `easy_to_hard`.
     """
 

@@ -46,10 +46,7 @@ def reshard(saved: Path, target: Path, module: torch.nn.Module, optimizer: Any, 
     Args:
         saved: the folder with model, optimizer and extra state of each of those ranks.
         target: an empty folder.
-        module: the sharded model.
-        optimizer: its optimizer; None if there is none.
-        rank: this process's.
-        ranks: how many there are now.
+        module, optimizer: the sharded model and its optimizer, None if there is none.
     """
     before = ranks_of(saved)
 

@@ -81,7 +81,6 @@ def accuracies(groups: Groups, n: int, ks: Iterable[int]) -> PerProblem:
     """`mean@n` and `pass@k`, the value at each problem; `score` instead if no sample has a verdict (`acc`).
 
     Args:
-        groups: samples by problem.
         n: `least_samples` of the groups.
         ks: for pass@k, each at most n.
     """

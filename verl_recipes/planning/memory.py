@@ -216,7 +216,6 @@ def phases(cfg: DictConfig, memory: float | None) -> dict[str, dict[str, float]]
     """Bytes on a GPU in each phase of a step, by what holds them.
 
     Args:
-        cfg: the composed configuration.
         memory: bytes of one GPU; None for a CPU, which gives the bytes of one rank's process without vLLM.
     """
     tracked = {name: cached(work) for name, work in passes(cfg).items()}

@@ -103,7 +103,6 @@ def work_of(cfg: DictConfig, memory: dict[str, dict[str, float]], concurrent: fl
     """The work of one step of a configured run.
 
     Args:
-        cfg: the composed configuration.
         memory: as from `planning.memory.phases`, for the bytes that offloading moves.
         concurrent: sequences that one vLLM engine holds at once.
     """

@@ -148,9 +148,7 @@ def check_unchanged(folder: RunFolder, config: dict[str, Any], facts: dict[str, 
     """Raise UserError if the run in the folder is not the one that the command asks for; the message names each key.
 
     Args:
-        folder: of the run.
-        config: the command's resolved configuration.
-        facts: `facts_of(config)`.
+        config, facts: the command's resolved configuration, and `facts_of` it.
     """
     if not folder.config.exists():
         return  # it was ended before it wrote one

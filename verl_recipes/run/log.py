@@ -18,12 +18,7 @@ _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*(?:[A-Z]\w*)?(?:Error|Exception|In
 
 
 def last_error(log: Path, offset: int = 0) -> str:
-    """The last exception in a log as one line, not counting those that only follow from another.
-
-    Args:
-        log: the file.
-        offset: the byte to start reading at.
-    """
+    """The last exception in a log from byte `offset` on, as one line, but none that only follows from another."""
     with log.open(encoding="utf-8", errors="replace") as file:
         file.seek(offset)
         lines = [_WHO.sub("", _COLOUR.sub("", line)).strip() for line in file]

@@ -291,13 +291,7 @@ def check_weights(model: DictConfig) -> dict[str, str]:
 
 
 def check_export(cfg: DictConfig, out: Path, dtype: str) -> None:
-    """What an export asks of model and disk.
-
-    Args:
-        cfg: of the run, with the weights to export as its model.
-        out: the folder to write.
-        dtype: of the weights in it.
-    """
+    """What an export to the folder `out` asks of model and disk; `cfg` is the run's, with the weights as its model."""
     check_weights(cfg.actor_rollout_ref.model)
     if short := lacking(export_needs(cfg, out, dtype)):
         raise UserError(f"{short}; name a folder on a larger disk with out=")

@@ -207,7 +207,6 @@ def start_sft(
     """Run verl's supervised trainer until it ends, or until `enough`.
 
     Args:
-        config: what verl gets.
         enough: asked with the losses on held-out traces since this start, by step.
 
     Raises:

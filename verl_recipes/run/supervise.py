@@ -57,7 +57,6 @@ def run_verl(
     """Run `python -m TRAINER` on the folder's verl.yaml until it ends; its log receives all output.
 
     Args:
-        run: the folder.
         environment: added to this process's own.
         watch: called about five times a second; it shows the progress.
         notice: seconds that verl gets to end by itself after SIGTERM. The file `stop` asks it to
