@@ -472,7 +472,7 @@ def test_a_row_reports_the_score_with_the_overlong_penalty_that_was_trained_on(s
     data = list_of_dict_to_tensordict(fields)
     sampler = SimpleNamespace(tokenizer=tokenizer, sampler_kwargs={"response_length": 1024})
     columns = zip(*(data[name] for name in FIELDS), strict=True)
-    rows = [CountdownReplayBuffer.row(sampler, **dict(zip(FIELDS, values, strict=True))) for values in columns]
+    rows = [CountdownReplayBuffer.row(sampler, dict(zip(FIELDS, values, strict=True))) for values in columns]
     for row, penalty in zip(rows, lengths.values(), strict=True):
         assert row["score"] == pytest.approx(1.0 + penalty, abs=1e-6)
         assert (row["reward_score"], row["acc"]) == (1.0, 1.0)

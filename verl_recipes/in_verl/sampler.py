@@ -122,34 +122,25 @@ class CountdownReplayBuffer(ReplayBuffer):
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=FIELDS)
         columns = zip(batch.keys, *(data[name] for name in FIELDS), strict=True)
         return [
-            {"step": step, "prompt_id": key.split("_")[0]} | self.row(**dict(zip(FIELDS, values, strict=True)))
+            {"step": step, "prompt_id": key.split("_")[0]} | self.row(dict(zip(FIELDS, values, strict=True)))
             for key, *values in columns
         ]
 
-    def row(
-        self,
-        *,
-        prompts: torch.Tensor,
-        responses: torch.Tensor,
-        reward_model: Any,
-        data_source: Any,
-        extra_info: Any,
-        extra_fields: Any,
-        rm_scores: torch.Tensor,
-    ) -> dict[str, Any]:
-        """One sample, from its fields in TransferQueue: token ids, the data's columns, and the score of each token."""
-        text = self.tokenizer.decode(responses, skip_special_tokens=True)
-        verdict = getattr(extra_fields, "data", extra_fields).get("reward_extra_info", {})
+    def row(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """One sample, from its FIELDS in TransferQueue: token ids, the data's columns, and the score of each token."""
+        own = {name: getattr(value, "data", value) for name, value in fields.items()}  # not tensordict's wrappers
+        text = self.tokenizer.decode(own["responses"], skip_special_tokens=True)
+        verdict = own["extra_fields"].get("reward_extra_info", {})
         return {
-            "prompt": self.tokenizer.decode(prompts, skip_special_tokens=True),
+            "prompt": self.tokenizer.decode(own["prompts"], skip_special_tokens=True),
             "response": text,
-            "ground_truth": getattr(reward_model, "data", reward_model)["ground_truth"],
-            "data_source": getattr(data_source, "data", data_source),
-            "extra_info": getattr(extra_info, "data", extra_info),
-            "response_tokens": len(responses),
-            "truncated": len(responses) >= self.sampler_kwargs["response_length"],
+            "ground_truth": own["reward_model"]["ground_truth"],
+            "data_source": own["data_source"],
+            "extra_info": own["extra_info"],
+            "response_tokens": len(own["responses"]),
+            "truncated": len(own["responses"]) >= self.sampler_kwargs["response_length"],
             "repeated": repetition(text) == 1.0,
-        } | scored({name: as_float(value) for name, value in verdict.items()}, float(rm_scores.sum()))
+        } | scored({name: as_float(value) for name, value in verdict.items()}, float(own["rm_scores"].sum()))
 
     def write(self, rows: list[dict[str, Any]], split: str, step: int) -> None:
         """Add rows to the file of their step, which is replaced as a whole."""
