@@ -11,7 +11,6 @@ The recipes' splits choose rows by their place in the source, and keep duplicate
 """
 
 import hashlib
-from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -134,8 +133,3 @@ def assign(split: Split, hashes: Array, target: Array, place: Array) -> tuple[Ar
     # Spread the ranks over all 64-bit keys, as hashes are.
     spread = np.uint64(2**64 // len(places))
     return np.where(there, side[found], NEITHER).astype(np.uint8), rank[found] * spread
-
-
-def held_out(numbers: Sequence[int], share: float) -> bool:
-    """`is_held_out` of one multiset of numbers."""
-    return bool(is_held_out(hash_numbers(*padded([list(numbers)])), share)[0])
