@@ -33,8 +33,7 @@ def read_problems(folder: Path = FOLDER) -> list[dict[str, Any]]:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != recorded_sha256(folder):
         raise UserError(f"{path} is not the file that {SUMS} beside it records; restore both, as by git checkout")
-    problems: list[dict[str, Any]] = json.loads(content)["problems"]
-    return problems
+    return json.loads(content)["problems"]
 
 
 def identity() -> dict[str, str]:

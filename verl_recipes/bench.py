@@ -48,8 +48,7 @@ def prompt_of(cfg: DictConfig) -> dict[str, Any]:
     if not named:
         return find_prompt(None, Path(cfg.model), find_weights(Path(cfg.model)))
     model = "model=tiny" if "recipe=tiny" in named else "model=local"  # the tiny model's file sets its prompt
-    prompt: dict[str, Any] = OmegaConf.to_container(compose("train", [model, *named]).prompt)  # type: ignore[assignment]
-    return prompt
+    return OmegaConf.to_container(compose("train", [model, *named]).prompt)  # type: ignore[return-value]
 
 
 def seconds_to_goal(right: Mapping[int, float], seconds: Mapping[int, float]) -> float | None:

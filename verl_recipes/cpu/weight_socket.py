@@ -1,6 +1,5 @@
 """How a training rank sends new weights to its vLLM engine: by the run's own socket, and tensors in pieces.
 
-
 Without a GPU, verl sends weights through shared memory, and no tensor may be larger than its bucket. A real model's
 embedding is larger: 113 MB for SmolLM2-135M. So such a tensor is sent in pieces, and the bucket stays small enough for
 the 64 MB of shared memory that a container has by default.

@@ -26,8 +26,7 @@ class CurriculumDataset(RLHFDataset):
             self.curriculum = Curriculum(difficulty, settings.order, settings.seed, draws)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        row: dict[str, Any] = super().__getitem__(self.curriculum.next() if self.curriculum else item)
-        return row
+        return super().__getitem__(self.curriculum.next() if self.curriculum else item)
 
     def learn(self, rows: list[dict[str, Any]]) -> None:
         """Take note of a training step's samples (in_verl/sampler.py)."""

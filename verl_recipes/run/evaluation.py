@@ -226,8 +226,7 @@ def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
         begin(cfg, out, identity(cfg, model, data.sha256), console)
         if out.summary.exists():
             say(console, f"{out.path} is complete; fresh=true starts it anew")
-            summary: Row = read_json(out.summary, "fresh=true starts anew")
-            return summary
+            return read_json(out.summary, "fresh=true starts anew")
         rows = rows_to_answer(files, cfg.n, cfg.temperature, cfg.greedy, cfg.seed)
         if answered := collect(out):
             say(console, f"continuing {out.path}: {len(answered)} of {len(rows)} responses are there")

@@ -14,8 +14,7 @@ from verl_recipes.run.weights import run_of
 def find_prompt(name: str | None, model: Path, weights: Path) -> dict[str, Any]:
     """The prompt of that name. Without a name: the one beside an exported model, the run's, or tinyzero_base."""
     if name is None and (weights / "prompt.json").exists():
-        prompt: dict[str, Any] = read_json(weights / "prompt.json", "export the model again")
-        return prompt
+        return read_json(weights / "prompt.json", "export the model again")
     run = run_of(model)
     if name is None and run and "prompt" in (config := read_config(run.config)):
         return dict(config["prompt"])
