@@ -10,7 +10,7 @@ exact solver if the model failed. Without numbers= and target= it asks for them.
 import re
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from omegaconf import DictConfig
 from pydantic import Field
@@ -118,10 +118,8 @@ class Player:
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         own = self.model.generation_config
         temperature = own.temperature if cfg.temperature is None else cfg.temperature
-        self.options: dict[str, Any] = {"max_new_tokens": cfg.max_tokens or own.max_new_tokens or 1024}
-        self.options |= (
-            {"do_sample": True, "temperature": temperature or 1.0} if temperature != 0 else {"do_sample": False}
-        )
+        limit = cfg.max_tokens or own.max_new_tokens or 1024
+        self.options = {"max_new_tokens": limit, "do_sample": temperature != 0, "temperature": temperature or 1.0}
 
     def answer(self, numbers: list[int], target: int) -> str:
         """The model's response, shown while it is written."""
