@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict
+from torch import Tensor
 from verl.utils import tensordict_utils as tu
 
 from verl_recipes.in_verl.sampling import kept_share
@@ -27,7 +28,7 @@ Loss = Callable[..., Any] | None
 AGREEMENT, IN_BF16, STALE = 0.99, 0.95, 0.8
 
 
-def correlation(rollout_log_probs: torch.Tensor, log_probs: torch.Tensor) -> float:
+def correlation(rollout_log_probs: Tensor, log_probs: Tensor) -> float:
     """Pearson correlation of two sets of token probabilities, given as log-probabilities of shape (tokens,).
 
     verl's `training/rollout_actor_probs_pearson_corr`, after arXiv 2506.13585. 1.0 if it is not defined because one of
@@ -39,11 +40,7 @@ def correlation(rollout_log_probs: torch.Tensor, log_probs: torch.Tensor) -> flo
 
 
 def agreement(
-    responses: torch.Tensor,
-    rollout: torch.Tensor,
-    log_probs: torch.Tensor,
-    nucleus: float = 1.0,
-    least: float = AGREEMENT,
+    responses: Tensor, rollout: Tensor, log_probs: Tensor, nucleus: float = 1.0, least: float = AGREEMENT
 ) -> float:
     """How well the rollout engine's log-probabilities fit the actor's weights, as a correlation.
 

@@ -11,15 +11,14 @@ from functools import lru_cache, partial
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "torch_varlen"
 
 
 @lru_cache(maxsize=1)  # all layers of a pass share their positions, and the length of the longest waits for the GPU
-def sequences(
-    position_ids: torch.Tensor, mask: torch.Tensor | None, rows: int
-) -> tuple[torch.Tensor | None, torch.Tensor, list[int]]:
+def sequences(position_ids: Tensor, mask: Tensor | None, rows: int) -> tuple[Tensor | None, Tensor, list[int]]:
     """Where sequences begin and end in a batch whose rows may hold several, one after another.
 
     Args:
@@ -45,18 +44,12 @@ def sequences(
 
 
 def kernel(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    borders: torch.Tensor,
-    lengths: list[int],
-    scale: float,
-    window: int | None = None,
-) -> torch.Tensor:
+    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, lengths: list[int], scale: float, window: int | None
+) -> Tensor:
     """Causal attention within each sequence, on a GPU; shapes as in `one_by_one`."""
     from torch.nn.attention.varlen import varlen_attn
 
-    longest, attend = max(lengths), cast(Callable[..., torch.Tensor], varlen_attn)
+    longest, attend = max(lengths), cast(Callable[..., Tensor], varlen_attn)
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # torch 2.11 takes fewer heads of keys as they are
         attend = partial(attend, enable_gqa=True)
     before = window - 1 if window else -1  # the window counts the token itself, and the kernel does not
@@ -64,13 +57,8 @@ def kernel(
 
 
 def one_by_one(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    lengths: list[int],
-    scale: float,
-    window: int | None = None,
-) -> torch.Tensor:
+    query: Tensor, key: Tensor, value: Tensor, lengths: list[int], scale: float, window: int | None
+) -> Tensor:
     """The same, a sequence at a time: for a CPU and for fp32, which the kernels do not take.
 
     Args:
@@ -83,7 +71,7 @@ def one_by_one(
         Shape (tokens, heads of the queries, head dimension).
     """
 
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         mask, length = None, query.shape[2]
         if window and window < length:
             mask = query.new_ones((length, length), dtype=torch.bool).tril().triu(1 - window)
@@ -97,16 +85,16 @@ def one_by_one(
 
 def torch_varlen(
     module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    position_ids: torch.Tensor | None = None,
+    position_ids: Tensor | None = None,
     **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """Attention as transformers' AttentionInterface calls it, for training: causal, and within each sequence.
 
     Args:
