@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.folder import replaced
 from data_prep.manifest import write_manifest, written_manifest
 from data_prep.prompts import to_table
 from data_prep.solver import MAX_COUNT
+from data_prep.steps import ROW, unsolved
 from data_prep.test_set import identity, read_problems
 
 
@@ -27,13 +27,12 @@ def write_bench(prompt: dict[str, Any], out: Path) -> None:
     written = written_manifest(out)
     if written and {key: written.get(key) for key in about} == about:
         return
-    count = np.array([len(row["numbers"]) for row in problems])
-    numbers = np.array([row["numbers"] + [0] * (MAX_COUNT - len(row["numbers"])) for row in problems])
-    size, target = len(problems), np.array([row["target"] for row in problems])
-    solutions = pa.array([row["solutions"] for row in problems], pa.int64())
-    difficulty = pa.nulls(size, pa.float64())  # the evaluation asks the solver
-    source = pa.repeat("countdown/bench", size)
-    table = to_table(prompt, numbers, count, target, source, "test", 0, difficulty, solutions)
+    rows, solved = np.zeros(len(problems), ROW), unsolved(len(problems))  # the evaluation asks the solver
+    rows["count"] = [len(row["numbers"]) for row in problems]
+    rows["numbers"] = [row["numbers"] + [0] * (MAX_COUNT - len(row["numbers"])) for row in problems]
+    rows["target"] = [row["target"] for row in problems]
+    solved["solutions"] = [row["solutions"] for row in problems]
+    table = to_table(prompt, rows, solved, "test", 0, "bench")
     with replaced(out) as folder:
         pq.write_table(table, folder / "test.parquet", compression="zstd")
         write_manifest(folder, about)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.cli import UserError
@@ -53,23 +52,7 @@ class Writer:
         rows, solved = (np.concatenate(parts) for parts in zip(*self.pending, strict=True))
         self.pending, self.waiting = [(rows[size:], solved[size:])], self.waiting - size
         rows, solved = rows[:size], solved[:size]
-        if self.data_source is None:
-            data_source = pa.compute.binary_join_element_wise(
-                "countdown/", pa.array(rows["count"]).cast(pa.string()), "_numbers", ""
-            )
-        else:
-            data_source = pa.repeat(f"countdown/{self.data_source}", size)
-        table = to_table(
-            self.prompt,
-            rows["numbers"],
-            rows["count"].astype(np.int64),
-            rows["target"].astype(np.int64),
-            data_source,
-            self.split,
-            self.written,
-            pa.array(solved["difficulty"], mask=np.isnan(solved["difficulty"])),
-            pa.array(solved["solutions"].astype(np.int64), mask=solved["solutions"] < 0),
-        )
+        table = to_table(self.prompt, rows, solved, self.split, self.written, self.data_source)
         self.portrait.add(rows, solved)
         if self.file is None:
             self.file = pq.ParquetWriter(

@@ -57,28 +57,18 @@ def number_texts(lists: pa.ListArray) -> pa.StringArray:
 
 
 def to_table(
-    prompt: dict[str, Any],
-    numbers: Array,
-    count: Array,
-    target: Array,
-    data_source: pa.StringArray,
-    split: str,
-    first: int,
-    difficulty: pa.DoubleArray,
-    solutions: pa.Int64Array,
+    prompt: dict[str, Any], rows: Array, solved: Array, split: str, first: int, data_source: str | None
 ) -> pa.Table:
     """Problems as rows in verl's schema (see the top).
 
     Args:
-        numbers: shape (rows, 6); each row uses the first `count`.
-        count, target: shape (rows,).
-        data_source: the name under which verl reports each row.
+        rows, solved: ROW and SOLVED of data_prep/steps.py.
         split, first: for extra_info; `first` is the index of the first row.
-        difficulty, solutions: for extra_info; null if unknown.
+        data_source: the name under which verl reports these rows; None for a name by how many numbers each has.
     """
-    size, messages = len(target), prompt["messages"]
-    lists = as_lists(numbers, count)
-    targets = pa.array(target, pa.int64())
+    size, messages, count = len(rows), prompt["messages"], rows["count"].astype(np.int64)
+    lists = as_lists(rows["numbers"], count)
+    targets = pa.array(rows["target"].astype(np.int64))
     texts = number_texts(lists), targets.cast(pa.string())
     contents = [fill_all(message["content"], *texts) for message in messages]
     content = contents[0]
@@ -88,17 +78,22 @@ def to_table(
     role = pa.array([message["role"] for message in messages]).take(pa.array(np.tile(np.arange(len(messages)), size)))
     offsets = pa.array(np.arange(0, size * len(messages) + 1, len(messages)), pa.int32())
     truth = pa.StructArray.from_arrays([lists, targets], ["numbers", "target"])
-    index = pa.array(np.arange(first, first + size))
+    info = {
+        "split": pa.repeat(split, size),
+        "index": pa.array(np.arange(first, first + size)),
+        "difficulty": pa.array(solved["difficulty"], mask=np.isnan(solved["difficulty"])),
+        "solutions": pa.array(solved["solutions"].astype(np.int64), mask=solved["solutions"] < 0),
+    }
+    by_count = pc.binary_join_element_wise(pa.array(count).cast(pa.string()), "_numbers", "")
+    name = pa.repeat(data_source, size) if data_source else by_count
     return pa.table(
         {
-            "data_source": data_source,
+            "data_source": pc.binary_join_element_wise("countdown/", name, ""),
             "prompt": pa.ListArray.from_arrays(
                 offsets, pa.StructArray.from_arrays([role, content], ["role", "content"])
             ),
             "ability": pa.repeat("math", size),
             "reward_model": pa.StructArray.from_arrays([pa.repeat("rule", size), truth], ["style", "ground_truth"]),
-            "extra_info": pa.StructArray.from_arrays(
-                [pa.repeat(split, size), index, difficulty, solutions], ["split", "index", "difficulty", "solutions"]
-            ),
+            "extra_info": pa.StructArray.from_arrays(list(info.values()), list(info)),
         }
     )
