@@ -35,9 +35,8 @@ from verl_recipes.planning.model import facts
 from verl_recipes.reporting.run import Run, lookup
 from verl_recipes.run.evaluation import SamplingKeys, evaluate
 from verl_recipes.run.folder import RunFolder, read_lines, write_json
-from verl_recipes.run.prompt import find_prompt
 from verl_recipes.run.start import say, typed
-from verl_recipes.run.weights import find_weights, run_of
+from verl_recipes.run.weights import find_prompt, find_weights, run_of
 
 GOAL, STEPS = 0.6, 5  # the time to 60%: of the training steps before which the mean of five reached it
 

@@ -22,8 +22,7 @@ from data_prep.solver import solve
 from reward_score.__main__ import explain
 from reward_score.countdown import compute_score
 from verl_recipes.run.preflight import check_model
-from verl_recipes.run.prompt import find_prompt
-from verl_recipes.run.weights import find_weights, hugging_face
+from verl_recipes.run.weights import find_prompt, find_weights, hugging_face
 
 
 class Keys(Checked):

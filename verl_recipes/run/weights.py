@@ -1,13 +1,17 @@
-"""Finds a model's weights in a Hugging Face folder, a run or a checkpoint of verl's, and converts them."""
+"""A model's weights and prompt: found in a Hugging Face folder, a run or a checkpoint of verl's; weights converted."""
 
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-from data_prep.cli import UserError
+from omegaconf import OmegaConf
+
+from data_prep.cli import UserError, compose
 from data_prep.folder import replaced
 from verl_recipes.run.checkpoints import actor_identity, last_checkpoint
+from verl_recipes.run.fingerprint import read_config
 from verl_recipes.run.folder import RunFolder, is_marked, read_json
 from verl_recipes.run.hashes import deciding_files, is_checkpoint, write_sums
 
@@ -66,3 +70,14 @@ def hugging_face(path: Path, scratch: Path, log: Path) -> Path:
     if not scratch.exists():
         to_hugging_face(path, scratch, log)
     return scratch
+
+
+def find_prompt(name: str | None, model: Path, weights: Path) -> dict[str, Any]:
+    """The prompt of that name. Without a name: the one beside an exported model, the run's, or tinyzero_base."""
+    if name is None and (weights / "prompt.json").exists():
+        return read_json(weights / "prompt.json", "export the model again")
+    run = run_of(model)
+    if name is None and run and "prompt" in (config := read_config(run.config)):
+        return dict(config["prompt"])
+    cfg = compose("render", [f"prompt={name or 'tinyzero_base'}", "tokenizer=none"])
+    return OmegaConf.to_container(cfg.prompt, resolve=True)  # type: ignore[return-value]
