@@ -219,38 +219,29 @@ def write(folder: Path, result: dict[str, Any], config: dict[str, Any], about: d
     text = json.dumps({"source": about} | result, indent=1, ensure_ascii=False)
     (folder / "datasheet.json").write_text(text + "\n", encoding="utf-8")
     draw(result["sets"], folder / "datasheet.png")
-    rows, limit = result["rows"], config["max_prompt_length"]
+    rows, sets, limit = result["rows"], result["sets"], config["max_prompt_length"]
     what = (
         about.get("repo") or about.get("preset", {}).get("name") or ", ".join(each["path"] for each in about["files"])
     )
-    header = ["set", "rows", "how many numbers", "numbers", "targets", "solvable", "need * or /", "need a fraction"]
-    header += ["tokens", f"over {limit} tokens" if limit else "over the limit"]
-    leaks = [
-        [name, f"{leak['rows']:,}", f"{leak['numbers_in_training']:,}", f"{leak['problems_in_training']:,}"]
-        for name, leak in result["leaks"].items()
-    ]
     lines = [
         f"# Datasheet: {about['name']} {what}\n",
         f"Split `{config['split']['name']}`, prompt `{config['prompt']['name']}`, seed {config['seed']}. "
         "What the columns mean: docs/data.md of CountdownZero.\n",
-        "## Rows\n",
-        table(list(rows), [[f"{n:,}" for n in rows.values()]]),
     ]
-    if result["rejected"]:
-        lines += [
-            "## Rejected (rejected.jsonl)\n",
-            table(["why", "rows"], [[why, f"{n:,}"] for why, n in result["rejected"].items()]),
-        ]
-    lines += ["## Sets\n", table(header, [set_row(name, each, limit) for name, each in result["sets"].items()])]
-    kept = {name: each["duplicates_kept"] for name, each in result["sets"].items() if each["duplicates_kept"]}
-    if kept:
-        lines += ["Rows that repeat an earlier problem, kept as the recipe keeps them: "
-                 + ", ".join(f"{name} {n:,}" for name, n in kept.items()) + ".\n"]  # fmt: skip
-    lines += [
-        "## Test problems that occur in training\n",
-        table(["set", "rows", "numbers in training", "problem in training"], leaks),
-    ]
-    if by_count := solution_rows(result["sets"]):
-        lines += ["## Solutions\n", table(["set", "0", "1", "2", "3-5", "6-10", "11-100", "over 100"], by_count)]
+
+    def add(title: str, header: list[str], cells: list[list[str]]) -> None:
+        if cells:
+            lines.append(f"## {title}\n\n{table(header, cells)}")
+
+    add("Rows", list(rows), [[f"{n:,}" for n in rows.values()]])
+    add("Rejected (rejected.jsonl)", ["why", "rows"], [[why, f"{n:,}"] for why, n in result["rejected"].items()])
+    header = ["set", "rows", "how many numbers", "numbers", "targets", "solvable", "need * or /", "need a fraction"]
+    header += ["tokens", f"over {limit} tokens" if limit else "over the limit"]
+    add("Sets", header, [set_row(name, each, limit) for name, each in sets.items()])
+    if kept := [f"{name} {each['duplicates_kept']:,}" for name, each in sets.items() if each["duplicates_kept"]]:
+        lines.append(f"Rows that repeat an earlier problem, kept as the recipe keeps them: {', '.join(kept)}.\n")
+    leaks = [[name, *(f"{n:,}" for n in leak.values())] for name, leak in result["leaks"].items()]
+    add("Test problems that occur in training", ["set", "rows", "numbers in training", "problem in training"], leaks)
+    add("Solutions", ["set", "0", "1", "2", "3-5", "6-10", "11-100", "over 100"], solution_rows(sets))
     lines.append("![Distributions of numbers, targets, solutions and difficulty](datasheet.png)\n")
     (folder / "datasheet.md").write_text("\n".join(lines), encoding="utf-8")
