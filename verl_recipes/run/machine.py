@@ -240,21 +240,20 @@ def imports(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
         yield Line("wrong", f"{what}: {last}", fix) if status else Line("ok", what)
 
 
-def space(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
+def space(cfg: Any, **_: Any) -> Iterator[Line]:
     """Memory and disk, by the estimate that a run is refused by."""
+    from verl_recipes.planning.space import needs
+
     from_free = {
         "memory": "ps aux --sort=-rss | head  # what uses it; a smaller model or fewer ranks need less",
         "disk": "df -h; du -sh runs/*  # run_dir= on a larger disk, or trainer.max_actor_ckpt_to_keep=1",
     }
-    if cfg:
-        from verl_recipes.planning.space import needs
-
-        for each in needs(cfg, Path(cfg.run_dir)):
-            if each.free >= each.need:
-                text = f"{each.free / GIB:.0f} GiB of {each.what} are free, about {each.need / GIB:.0f} are needed"
-                yield Line("ok", text)
-            else:
-                yield Line("wrong", str(each), from_free[each.what.split()[0]])
+    for each in needs(cfg, Path(cfg.run_dir)):
+        if each.free >= each.need:
+            text = f"{each.free / GIB:.0f} GiB of {each.what} are free, about {each.need / GIB:.0f} are needed"
+            yield Line("ok", text)
+        else:
+            yield Line("wrong", str(each), from_free[each.what.split()[0]])
 
 
 def shared_memory(gpu: bool, **_: Any) -> Iterator[Line]:
@@ -331,8 +330,6 @@ def ray_here(**_: Any) -> Iterator[Line]:
 
 def hub(cfg: Any, **_: Any) -> Iterator[Line]:
     """The model: whole in a folder or in the cache, or a hub that has it."""
-    if not cfg:
-        return
     from verl_recipes.planning.model import find_model
     from verl_recipes.run.preflight import check_model, check_tags
 
@@ -350,8 +347,6 @@ def hub(cfg: Any, **_: Any) -> Iterator[Line]:
 
 def data(cfg: Any, **_: Any) -> Iterator[Line]:
     """The data files."""
-    if not cfg:
-        return
     from data_prep.cli import as_list
     from verl_recipes.run.preflight import command_that_makes
 
@@ -366,8 +361,6 @@ def data(cfg: Any, **_: Any) -> Iterator[Line]:
 
 def trackers(cfg: Any, **_: Any) -> Iterator[Line]:
     """Package and key of each tracker that the run asks for."""
-    if not cfg:
-        return
     from omegaconf import OmegaConf
 
     from verl_recipes.run.trackers import check_trackers
@@ -385,6 +378,7 @@ def trackers(cfg: Any, **_: Any) -> Iterator[Line]:
             yield Line("ok", f"tracker={name}")
 
 
+OF_THE_RUN = (space, hub, data, trackers)  # these need its configuration
 OF_THE_MACHINE: tuple[Callable[..., Iterator[Line]], ...] = (driver, python, compiler, cores, shared_memory)
 CHECKS: tuple[Callable[..., Iterator[Line]], ...] = (
     *OF_THE_MACHINE,
@@ -398,6 +392,8 @@ def findings(
     """All findings; a check that fails itself is a warning, as it must not hide the others."""
     smi = smi or (nvidia_smi() if gpu else ("not asked", []))
     for check in checks:
+        if check in OF_THE_RUN and not cfg:
+            continue
         try:
             yield from check(gpu=gpu, cfg=cfg, smi=smi)
         except Exception as error:
