@@ -11,6 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from verl_recipes.settings.configuration import PYTHON
 
+Responses = list[tuple[list[int], list[float]]]  # to one prompt: token ids, and their log-probabilities
 # Only tokens and their log-probabilities, and only at the end.
 CHEAP = {"detokenize": False, "flat_logprobs": True, "output_kind": RequestOutputKind.FINAL_ONLY}
 
@@ -25,7 +26,7 @@ class CPUServer(vLLMHttpServer):
 
     async def generate_batch(
         self, prompts: list[list[int]], sampling: list[dict[str, Any]]
-    ) -> tuple[list[list[tuple[list[int], list[float]]]], int]:
+    ) -> tuple[list[Responses], int]:
         """Responses to each prompt.
 
         Args:
@@ -33,20 +34,17 @@ class CPUServer(vLLMHttpServer):
             sampling: for each prompt, keyword arguments of vLLM's SamplingParams.
 
         Returns:
-            For every prompt the responses, each its token ids and their log-probabilities; and the training step
-            whose weights made them.
+            For every prompt the responses, and the training step whose weights made them.
         """
         # vLLM's sampler for CPUs ignores every seed while a greedy request, which has none, is in the batch
         # (topk_topp_sampler.py, forward_cpu). So greedy requests are a batch of their own.
-        answers: dict[int, list[tuple[list[int], list[float]]]] = {}
+        answers: dict[int, Responses] = {}
         for greedy in (False, True):
             chosen = [i for i, each in enumerate(sampling) if (each["temperature"] == 0) == greedy]
             answers |= zip(chosen, await self.together([(prompts[i], sampling[i]) for i in chosen]), strict=True)
         return [answers[i] for i in range(len(prompts))], self.global_steps or 0
 
-    async def together(
-        self, requests: list[tuple[list[int], dict[str, Any]]]
-    ) -> list[list[tuple[list[int], list[float]]]]:
+    async def together(self, requests: list[tuple[list[int], dict[str, Any]]]) -> list[Responses]:
         """Answers to requests that vLLM starts only when it has all of them.
 
         So the same requests are computed together each time, and the last bit of every logit does not depend on when
