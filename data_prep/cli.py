@@ -315,7 +315,6 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
 
 
 def _key(override: str) -> str:
-    """The key of an override."""
     return override.lstrip("+~").partition("=")[0]
 
 
@@ -343,7 +342,6 @@ def _until_closed() -> Iterator[None]:
 
 
 def show(cfg: "DictConfig") -> None:
-    """Print a configuration."""
     from omegaconf import OmegaConf
 
     with _until_closed():

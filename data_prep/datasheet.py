@@ -90,11 +90,9 @@ class Leaks:
         self.seen: dict[str, list[tuple[Array, Array, Array]]] = {}
 
     def test(self, name: str, rows: Array) -> None:
-        """Add rows of a test set."""
         self.hashes.setdefault(name, []).append((rows["hash"], problem_hash(rows)))
 
     def train(self, rows: Array) -> None:
-        """Add rows of the training set."""
         if not self.seen:
             for name, parts in self.hashes.items():
                 columns = (np.concatenate(column) for column in zip(*parts, strict=True))

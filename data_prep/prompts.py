@@ -36,7 +36,6 @@ def fill(text: str, numbers: list[int], target: int) -> str:
 
 
 def messages_for(prompt: dict[str, Any], numbers: list[int], target: int) -> list[dict[str, str]]:
-    """The messages of one problem."""
     return [{"role": m["role"], "content": fill(m["content"], numbers, target)} for m in prompt["messages"]]
 
 

@@ -163,7 +163,6 @@ def fetch(config: dict[str, Any], download: Callable[[], str], errors: tuple[typ
 
 
 def hub(config: dict[str, Any]) -> Source:
-    """A data set of the Hugging Face Hub."""
     import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import disable_progress_bars
@@ -182,7 +181,6 @@ def hub(config: dict[str, Any]) -> Source:
 
 
 def modelscope(config: dict[str, Any]) -> Source:
-    """A data set of ModelScope."""
     try:
         from modelscope.hub.snapshot_download import dataset_snapshot_download
         from modelscope_hub.errors import HubError

@@ -57,7 +57,6 @@ def completion(request: str) -> None:
 
 
 def main() -> None:
-    """Run the command that the first argument names."""
     name, *arguments = sys.argv[1:] or HELP
     if name in HELP:
         print(listing())

@@ -174,7 +174,6 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[f
 
 
 def show(run: RunFolder, console: Console) -> None:
-    """The final table."""
     summary = read_json(run.summary, "delete it, and the same command writes it again")
     table = Table("", "base", f"after {summary['steps']} steps", title=Text(str(run.path)))
     for name in summary["base"] | summary["trained"]:

@@ -64,5 +64,4 @@ class TrainerLink:
         return bool(self.trainer.config.trainer.save_freq == 1)
 
     def stop(self, why: str) -> None:
-        """End verl."""
         raise RuntimeError(f"ended {why}")

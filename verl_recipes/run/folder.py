@@ -82,7 +82,6 @@ def as_lines(rows: Iterable[dict[str, Any]], default: Any = None) -> str:
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
-    """Add one JSON line to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(as_lines([row]))
@@ -142,7 +141,6 @@ def mark_of(path: Path) -> dict[str, Any]:
 
 
 def is_marked(path: Path) -> bool:
-    """Whether a folder is marked as this project's."""
     return bool(mark_of(path))
 
 

@@ -346,7 +346,6 @@ def hub(cfg: Any, **_: Any) -> Iterator[Line]:
 
 
 def data(cfg: Any, **_: Any) -> Iterator[Line]:
-    """The data files."""
     from data_prep.cli import as_list
     from verl_recipes.run.preflight import command_that_makes
 

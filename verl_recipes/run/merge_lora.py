@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 
 
 def merge(folder: Path) -> None:
-    """Merge and remove the adapter."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     PeftModel.from_pretrained(model, folder / "lora_adapter").merge_and_unload().save_pretrained(folder)
     shutil.rmtree(folder / "lora_adapter")
