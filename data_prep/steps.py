@@ -85,11 +85,8 @@ def second_step(rows: Array, task: Task, annotate: bool) -> tuple[Array, Array]:
     rows = rows[np.lexsort((rows["place"], rows["key"]))]
     if task.deduplicate and len(rows):
         # Equal problems have equal keys. Different ones may too, by a chance of one in 2**64, so they are compared.
-        first = np.ones(len(rows), bool)
-        before, after = rows[:-1], rows[1:]
-        first[1:] = (before["key"] != after["key"]) | (before["hash"] != after["hash"])
-        first[1:] |= before["target"] != after["target"]
-        rows = rows[first]
+        of_problem = rows[["key", "hash", "target"]]
+        rows = rows[np.append(True, of_problem[1:] != of_problem[:-1])]
     return rows, annotations(rows) if annotate else unsolved(len(rows))
 
 
