@@ -128,7 +128,7 @@ class Preparation:
         self.by_numbers = config["split"]["name"] == "by_numbers"
         columns = config["source"].get("columns") or {"numbers": "", "target": ""}
         self.bits = max(0, int(source.rows / RANGE - 1)).bit_length()
-        split = make_split(config, config["seed"], source.rows)
+        split = make_split(config, source.rows)
         names = columns["numbers"], columns["target"]
         self.task = Task(split, names, self.bits, self.by_numbers, config["annotate"])
         self.portraits: dict[str, Portrait] = {}

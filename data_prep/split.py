@@ -95,13 +95,13 @@ class Split(NamedTuple):
     places: tuple[Array, Array, Array] | None
 
 
-def make_split(config: dict[str, Any], seed: int, total: int) -> Split:
+def make_split(config: dict[str, Any], total: int) -> Split:
     """The split of a configuration for a source of `total` rows.
 
     Raises:
         UserError: the source has fewer rows than the recipe takes.
     """
-    split = config["split"]
+    split, seed = config["split"], config["seed"]
     if split["name"] == "by_numbers":
         return Split(config["held_out_share"], seed, None)
     train, test = split["train"], split["test"]

@@ -121,7 +121,7 @@ def test_by_numbers_trains_on_none_of_its_multisets_whatever_share_seed_and_orde
     rng = random.Random(order)
     lists = [rng.sample(row["numbers"], len(row["numbers"])) for row in PROBLEMS]
     hashes = hash_numbers(*padded(lists))
-    split = make_split({"split": {"name": "by_numbers"}, "held_out_share": share}, seed, len(lists))
+    split = make_split({"split": {"name": "by_numbers"}, "held_out_share": share, "seed": seed}, len(lists))
     target = np.array([rng.randint(1, 10**6) for _ in lists])
     side, _ = assign(split, hashes, target, np.arange(len(lists)))
     assert not (side == TRAIN).any()

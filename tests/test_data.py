@@ -247,7 +247,7 @@ def test_the_shuffled_recipes_take_what_datasets_takes(tmp_path, name, seed):
 @settings(max_examples=20)
 @given(st.integers(0, 2**40), st.integers(2, 10_000))
 def test_keys_of_one_multiset_differ_by_target(seed, targets):
-    split = make_split({"split": {"name": "by_numbers"}, "held_out_share": 0.15}, seed, 1)
+    split = make_split({"split": {"name": "by_numbers"}, "held_out_share": 0.15, "seed": seed}, 1)
     target = np.arange(1, targets)
     side, key = assign(split, np.full(len(target), 77, np.uint64), target, target)
     assert len(np.unique(key)) == len(target)
