@@ -66,13 +66,13 @@ class Job(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """A trace: its row, the place of its problem in the chunk, the response without "<think>", and what it holds."""
+    """A trace: the place of its problem in the chunk, the response without "<think>", and what it holds."""
 
-    row: int
     place: int
     text: str
     style: str
     tries: int
+    tokens: int = 0  # of the response, with a tokenizer
 
 
 class Traced(NamedTuple):
@@ -174,7 +174,7 @@ def trace_row(
     text, used = write_trace(
         numbers, target, steps, style=style, tries=min(tries, most), language=job.language, rng=rng
     )
-    return Trace(row, place, text, style, used)
+    return Trace(place, text, style, used)
 
 
 def token_counts(texts: list[str], path: str) -> list[int]:
@@ -184,7 +184,7 @@ def token_counts(texts: list[str], path: str) -> list[int]:
 
 def trace_rows(
     problems: list[tuple[list[int], int, list[int]]], rows: list[tuple[int, int]], job: Job
-) -> tuple[list[Trace], list[int], Counter[str]]:
+) -> tuple[list[Trace], Counter[str]]:
     """The traces of a chunk's rows; those that are too long lose wrong tries, and those of one problem differ.
 
     Args:
@@ -192,10 +192,9 @@ def trace_rows(
         rows: row and place of its problem.
 
     Returns:
-        The traces in the order of `rows`, their lengths in tokens (none without a tokenizer), how many were left out
-        and why.
+        The traces in the order of `rows`, how many were left out and why.
     """
-    done: dict[int, tuple[Trace, int]] = {}
+    done: dict[int, Trace] = {}
     skipped: Counter[str] = Counter()
     seen: dict[int, set[str]] = defaultdict(set)
     pending = [(row, place, job.most, 0) for row, place in rows]
@@ -212,14 +211,13 @@ def trace_rows(
                     skipped["too_long"] += 1
             elif each.text not in seen[place]:
                 seen[place].add(each.text)
-                done[row] = each, length
+                done[row] = each._replace(tokens=length)
             elif attempt < ATTEMPTS:
                 again.append((row, place, job.most, attempt + 1))
             else:
                 skipped["repeated"] += 1
         pending = again
-    kept = [done[row] for row, _ in rows if row in done]
-    return [each for each, _ in kept], [length for _, length in kept if job.tokenizer], skipped
+    return [done[row] for row, _ in rows if row in done], skipped
 
 
 def trace_chunk(batch: pa.RecordBatch, first: int, job: Job) -> Traced:
@@ -236,13 +234,13 @@ def trace_chunk(batch: pa.RecordBatch, first: int, job: Job) -> Traced:
     starts = range(0, job.total - first, job.usable)
     rows = [(start + first + i, i) for start in starts for i in range(len(lists)) if start + first + i < job.total]
     solved = [(row, i) for row, i in rows if functions[i]]  # the folder's annotation may be wrong
-    made, lengths, skipped = trace_rows(problems, solved, job)
+    made, skipped = trace_rows(problems, solved, job)
     skipped["unsolvable"] += len(rows) - len(solved)
     salt = mix(np.array([job.seed], np.uint64))
     held_out = is_below(mix(hash_numbers(*padded(lists)) ^ salt), job.held_out_share)
     sides = [[each for each in made if held_out[each.place] == side] for side in (False, True)]
     tables = [as_table(some, batch, prompts, job.before) for some in sides]
-    return Traced((tables[0], tables[1]), lengths, skipped)
+    return Traced((tables[0], tables[1]), [each.tokens for each in made if job.tokenizer], skipped)
 
 
 def as_table(some: list[Trace], batch: pa.RecordBatch, prompts: list[list[dict[str, str]]], before: str) -> pa.Table:
