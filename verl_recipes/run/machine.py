@@ -105,12 +105,9 @@ def packages(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
 
 def cuda_of_torch() -> str:
     """The CUDA that torch was built for, "" for none, without importing torch."""
-    try:
-        files = metadata.files("torch") or []
-        path = next(str(f.locate()) for f in files if str(f) == "torch/version.py")
-        text = Path(path).read_text(encoding="utf-8")
-    except (metadata.PackageNotFoundError, StopIteration, OSError):
-        return ""
+    spec = find_spec("torch")
+    file = Path(spec.origin).with_name("version.py") if spec and spec.origin else Path()
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
     found = re.search(r"^cuda.*= '([\d.]+)'", text, re.M)
     return found.group(1) if found else ""
 
@@ -139,15 +136,12 @@ def nvidia_smi() -> Smi:
 
 def hardware(gpu: bool) -> str:
     """This machine in words: its GPUs if the run is on them, its CPU, cores that may be used, and memory."""
-    info = Path("/proc/cpuinfo")
-    model = re.search(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), re.M) if info.exists() else None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    model = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
+    cores = f"{len(os.sched_getaffinity(0))} cores of {model[1] if model else platform.machine()}"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     names = [row[0] for row in nvidia_smi()[1]] if gpu else []
     cards = [f"{names.count(name)} × {name}" for name in dict.fromkeys(names)]
-    return ", ".join(
-        [*cards, f"{cores} cores of {model[1] if model else platform.machine()}", f"{memory:.0f} GiB of memory"]
-    )
+    return ", ".join([*cards, cores, f"{memory:.0f} GiB of memory"])
 
 
 def driver(gpu: bool, smi: Smi, **_: Any) -> Iterator[Line]:
