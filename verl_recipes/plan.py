@@ -99,16 +99,11 @@ def show(cfg: DictConfig, console: Console) -> list[str]:
     console.print(seconds_table(found["seconds"]))
     mean = found["work"].mean_response
     console.print(f"Mean response: {mean:.0f} tokens (plan.response_tokens= for another).")
-    if hours:
-        parts = ", ".join(f"{part} {value:.1f}" for part, value in hours.items())
-        console.print(
-            f"{plan_time.steps_of(cfg)} steps: {sum(hours.values()):.1f} hours ({parts}), {found['gpu_hours']:.0f} "
-            f"GPU-hours, {price_text(found['price'])}" + ("" if found["price"] else " (plan.price=, of a GPU-hour)")
-        )
-    else:
-        console.print(
-            f"Hours: the number of steps follows from the data, which is missing ({cfg.data.made_by} makes it)."
-        )
+    steps, parts = cfg.trainer.total_training_steps, ", ".join(f"{part} {n:.1f}" for part, n in hours.items())
+    console.print(
+        f"{steps} steps: {sum(hours.values()):.1f} hours ({parts}), {found['gpu_hours']:.0f} "
+        f"GPU-hours, {price_text(found['price'])}" + ("" if found["price"] else " (plan.price=, of a GPU-hour)")
+    )
     console.print(published_table())
     return found["problems"]
 
@@ -116,15 +111,14 @@ def show(cfg: DictConfig, console: Console) -> list[str]:
 def sweep_row(found: dict[str, Any]) -> list[str]:
     """What a sweep shows of one estimate."""
     phase, parts = max(found["memory"].items(), key=lambda item: sum(item[1].values()))
-    total = sum(found["hours"].values())
     return [
         "no" if found["problems"] else "yes",
         phase,
         f"{sum(parts.values()) / GIB:.0f} of {found['gpu']['memory_gib']:.0f}",
         f"{found['cache']['sequences']:.0f}",
         f"{found['seconds']['step']:.0f}",
-        f"{total:.1f}" if total else "-",
-        f"{found['gpu_hours']:.0f}" if total else "-",
+        f"{sum(found['hours'].values()):.1f}",
+        f"{found['gpu_hours']:.0f}",
         price_text(found["price"]),
     ]
 

@@ -98,6 +98,6 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
         "seconds": seconds,
         "hours": hours,
         "gpu_hours": gpu_hours,
-        "price": [f"{gpu_hours * each:.0f}" for each in price[0]] + [price[1]] if price and hours else None,
+        "price": [f"{gpu_hours * each:.0f}" for each in price[0]] + [price[1]] if price else None,
         "problems": misfits(cfg, memory, gpu),
     }

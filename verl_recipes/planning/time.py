@@ -152,24 +152,14 @@ def rows(files: Any) -> int | None:
     return sum(pq.read_metadata(name).num_rows for name in names) if all(Path(n).is_file() for n in names) else None
 
 
-def steps_of(cfg: DictConfig) -> int | None:
-    """Training steps of the run; None if they follow from data that is missing."""
-    if cfg.trainer.total_training_steps:
-        return int(cfg.trainer.total_training_steps)
-    count = rows(cfg.data.train_files)
-    return cfg.trainer.total_epochs * (count // cfg.data.train_batch_size) if count else None
-
-
 def hours(cfg: DictConfig, work: Work, gpu: dict[str, Any], step: float) -> dict[str, float]:
-    """Hours of the whole run by part: start, steps, tests, checkpoints; empty if the number of steps is unknown."""
-    a, steps = facts("assumptions")["time"], steps_of(cfg)
-    if not steps:
-        return {}
+    """Hours of the whole run by part: start, steps, tests, checkpoints."""
+    a, steps = facts("assumptions")["time"], cfg.trainer.total_training_steps
     problems = rows(cfg.data.val_files) or a["test_problems"]
     every = cfg.trainer.test_freq
     tests = bool(cfg.trainer.val_before_train) + (steps // every if every > 0 else 0)
     test = generation(work, gpu, problems * cfg.actor_rollout_ref.rollout.val_kwargs.n, problems)
-    saves = steps // cfg.trainer.save_freq if cfg.trainer.save_freq > 0 else 0
+    saves = steps // cfg.trainer.save_freq
     size = checkpoint_bytes(cfg, parameters_of(work.shape))
     parts = {
         "start": a["start_s"],
