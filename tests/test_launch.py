@@ -77,8 +77,11 @@ def test_a_ladder_measures_each_rung_with_the_runs_hardware_and_recipe():
         measured,
         measured,
         measured,
+        "report",
     ]
-    assert all({"hardware=cpu", "recipe=tiny"} <= {*command} for command in commands[2:-2])
+    assert all({"hardware=cpu", "recipe=tiny"} <= {*command} for command in commands[2:-3])
+    outs = [each.removeprefix("out=") for command in commands for each in command if "out=runs/evaluations" in each]
+    assert commands[-1][3:] == ["runs/ladder", *outs]  # base, warm start, trained
     warm = next(command for command in commands if command[2].endswith("warm_start"))
     assert {"steps=20", "seed=5", "actor_rollout_ref.model.path=assets/tiny_base"} <= {*warm}
     refused = bash("launch/ladder.sh", "hardware=cpu", DRY_RUN="1")
