@@ -101,9 +101,11 @@ def test_every_command_of_the_page_for_one_card_composes():
         "verl_recipes.warm_start": ("config", warm_start.Keys, CONFIGS / "sft"),
         "verl_recipes.train": ("train", TrainKeys, CONFIGS),
     }
-    assert {module for module, _ in found} == {*schemas, "verl_recipes.doctor", "verl_recipes.plan"}
+    others = {"verl_recipes.doctor", "verl_recipes.plan", "verl_recipes.report"}
+    assert {module for module, _ in found} == {*schemas, *others}
     for module, overrides in found:
-        if module not in schemas or overrides[0] == "compare":  # doctor and plan get what train gets
+        # Doctor and plan get what train gets; a report and a comparison get folders.
+        if module not in schemas or overrides[0] == "compare":
             continue
         config, keys, folder = schemas[module]
         own = [each for each in overrides if folder == CONFIGS or each.partition("=")[0] in keys.model_fields]
