@@ -1,6 +1,6 @@
 """python benchmarks/scale.py: how a step grows, and rollouts inside verl compared with direct calls of vLLM.
 
-The tiny run has a learning rate of 0, so that its responses keep their length: eight steps with the recipe's 32
+The tiny run has a learning rate of almost 0, so that its responses keep their length: eight steps with the recipe's 32
 prompts, and six with 128. After each run, as many vLLM engines as it had ranks, each in its own process, answer the
 same prompts with the same sampling at the same time. This is done three times, and the median counts. Then come models
 of three sizes with random weights, which write until they are cut, and three lengths. Prints and writes the tables of
@@ -32,7 +32,7 @@ def run(name: str, steps: int, *overrides: str) -> tuple[Path, list[dict[str, fl
     """A run that learns nothing, and verl's metrics of its steps but the first, which warms up."""
     run_dir = ROOT / "runs" / "scale" / name
     short = [f"trainer.total_training_steps={steps}", f"trainer.save_freq={steps}", "eval_n=1", *overrides]
-    still = ["actor_rollout_ref.actor.optim.lr=0", "fresh=true", f"run_dir={run_dir}"]
+    still = ["actor_rollout_ref.actor.optim.lr=1e-12", "fresh=true", f"run_dir={run_dir}"]
     subprocess.run([sys.executable, "-m", "verl_recipes.train", *short, *still], cwd=ROOT, check=True)
     lines = [line["data"] for line in read_lines(run_dir / "metrics.jsonl")]
     return run_dir, [line for line in lines if "timing_s/gen" in line][1:]

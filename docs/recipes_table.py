@@ -16,6 +16,7 @@ from data_prep.cli import CONFIGS, compose
 
 DOCS = Path(__file__).resolve().parent
 HEAD = {"en": ("setting", "published", "at", "here", "why"), "zh": ("设置", "公布的", "出处", "这里的", "原因")}
+TRAINED_HEAD_ZH = "| 配方 | 损失 | 梯度 | KL 损失 | 奖励里的 KL | 价值损失 | 重新采样 | 一致程度 | 每步秒数 |"
 FILES = {"en": DOCS / "recipes.md", "zh": DOCS / "zh" / "recipes.md"}
 
 
@@ -79,7 +80,8 @@ def tables() -> dict[str, dict[str, str]]:
             language: "".join(f"| {' | '.join(cells)} |\n" for cells in lines) for language, lines in rows.items()
         }
     measured = (CONFIGS.parent / "benchmarks" / "recipes_train.md").read_text(encoding="utf-8")
-    return result | {"recipes_train": dict.fromkeys(HEAD, measured)}
+    _, rest = measured.split("\n", 1)
+    return result | {"recipes_train": {"en": measured, "zh": f"{TRAINED_HEAD_ZH}\n{rest}"}}
 
 
 def with_tables(page: str, language: str, made: dict[str, dict[str, str]]) -> str:

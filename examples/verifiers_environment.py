@@ -1,8 +1,6 @@
 """The problems and the reward as an environment of verifiers: a taskset that `vf-eval` and prime-rl load by name.
 
-    PYTHONPATH=.:examples .venv-verifiers/bin/vf-eval verifiers_environment --env.agent.harness.id null --no-push
-
-docs/other_trainers.md says how to make the environment, and how to serve the tiny model for it.
+docs/other_trainers.md says how to make the environment, how to serve the tiny model for it, and the command.
 """
 
 from collections.abc import Iterable

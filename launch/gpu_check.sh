@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Twenty minutes on one card show what no CPU can: attention, vLLM's sleep mode and CUDA graphs, weights by CUDA IPC,
-# memory, seconds. It begins with what is most worth knowing, and each run has a bound and a JSON file of its own that is
-# whole at every moment, as a lent machine may go before the end. Nothing is fetched. Most of it is the five runs' starts,
-# of some three minutes each.
+# memory, seconds. What matters most comes first. Each run has a time limit, and a JSON file that is whole at every moment,
+# because a lent machine may go away before the end. Nothing is downloaded. The five runs' starts, about three minutes
+# each, take most of the time.
 #   bash launch/gpu_check.sh [hardware=h100 | hardware=a800 | hardware=rtx4090 | hardware=cpu] [overrides]
-#   OUT=folder          for the results (runs/gpu_check/results); report.md there is worth an issue, well or not
-#   STAGES="0 1 2"      only these, where one call of a machine is shorter than all of them
-#   DRY_RUN=1           only print the commands             SETUP=0   take the Python that is there
+#   OUT=folder          for the results (runs/gpu_check/results); please open an issue with its report.md
+#   STAGES="0 1 2"      only these, if one call of the machine is too short for all of them
+#   DRY_RUN=1           only print the commands             SETUP=0   use the present Python
 # hardware=cpu tries the script itself, to its last line, in some minutes.
 case " $* " in *" hardware=cpu "*) STACK=cpu ;; *) STACK=gpu ;; esac
 export STACK

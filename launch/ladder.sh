@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A ladder on one set of problems: a base model, a warm start on traces, reinforcement learning from there; each is measured
-# on the same test problems and compared with the one before (docs/warm_start.md).
+# on the same test problems and compared with the one before; the report shows all three (docs/warm_start.md).
 #   bash launch/ladder.sh MODEL [overrides of verl_recipes.train, hardware= among them]
 #   MODEL          a name of configs/model; fetched into models/MODEL unless it is there
 #   NAME=ladder    of data/NAME, data/NAME-traces, runs/NAME-warm, runs/NAME and runs/evaluations/NAME-*
@@ -42,3 +42,4 @@ launch "name=$name" "warm_start=runs/$name-warm" "${run[@]}"
 measure trained "runs/$name"
 step python -m verl_recipes.evaluate compare "$measured-base" "$measured-warm"
 step python -m verl_recipes.evaluate compare "$measured-warm" "$measured-trained"
+step python -m verl_recipes.report "runs/$name" "$measured-base" "$measured-warm" "$measured-trained"

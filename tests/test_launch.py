@@ -77,8 +77,11 @@ def test_a_ladder_measures_each_rung_with_the_runs_hardware_and_recipe():
         measured,
         measured,
         measured,
+        "report",
     ]
-    assert all({"hardware=cpu", "recipe=tiny"} <= {*command} for command in commands[2:-2])
+    assert all({"hardware=cpu", "recipe=tiny"} <= {*command} for command in commands[2:-3])
+    outs = [each.removeprefix("out=") for command in commands for each in command if "out=runs/evaluations" in each]
+    assert commands[-1][3:] == ["runs/ladder", *outs]  # base, warm start, trained
     warm = next(command for command in commands if command[2].endswith("warm_start"))
     assert {"steps=20", "seed=5", "actor_rollout_ref.model.path=assets/tiny_base"} <= {*warm}
     refused = bash("launch/ladder.sh", "hardware=cpu", DRY_RUN="1")
@@ -98,9 +101,11 @@ def test_every_command_of_the_page_for_one_card_composes():
         "verl_recipes.warm_start": ("config", warm_start.Keys, CONFIGS / "sft"),
         "verl_recipes.train": ("train", TrainKeys, CONFIGS),
     }
-    assert {module for module, _ in found} == {*schemas, "verl_recipes.doctor", "verl_recipes.plan"}
+    others = {"verl_recipes.doctor", "verl_recipes.plan", "verl_recipes.report"}
+    assert {module for module, _ in found} == {*schemas, *others}
     for module, overrides in found:
-        if module not in schemas or overrides[0] == "compare":  # doctor and plan get what train gets
+        # Doctor and plan get what train gets; a report and a comparison get folders.
+        if module not in schemas or overrides[0] == "compare":
             continue
         config, keys, folder = schemas[module]
         own = [each for each in overrides if folder == CONFIGS or each.partition("=")[0] in keys.model_fields]

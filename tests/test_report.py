@@ -8,6 +8,7 @@ import socket
 from itertools import pairwise
 
 import pytest
+from test_report_ladder import RUNGS, make_ladder
 from test_reporting import (
     THOUGHTS,
     broken,
@@ -246,6 +247,21 @@ def test_text_stands_out_in_both_schemes_and_nothing_is_wider_than_a_phone(run, 
     assert (max(text, card) + 0.05) / (min(text, card) + 0.05) >= 4.5
     for line in map(luminance, lines):
         assert (max(line, card) + 0.05) / (min(line, card) + 0.05) >= 3
+
+
+def test_the_pages_of_a_ladder_and_of_its_warm_start_are_whole_and_no_wider_than_a_phone(tmp_path, visit):
+    run, rungs = make_ladder(tmp_path)
+    page = visit(write_report([run], run / "report.html", measured=rungs), viewport={"width": 360, "height": 1200})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.locator(".hero figcaption").all_inner_texts()[1].startswith("Loss of the warm start")
+    assert len(page.locator(".example pre").all_inner_texts()) == len(RUNGS)
+    warm = visit(
+        write_report([tmp_path / "ladder-warm"], tmp_path / "warm.html"), viewport={"width": 360, "height": 900}
+    )
+    assert warm.evaluate("document.documentElement.scrollWidth") == 360
+    assert warm.locator("details.part:visible h2").all_inner_texts() == ["Cost", "Set-up", "Repeat it"]
+    links = warm.locator("nav a").evaluate_all("all => all.map(each => each.hash.slice(1))")
+    assert links == ["cost", "setup", "repeat"]
 
 
 def test_the_page_may_load_nothing_and_run_nothing_else(run, browser):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from data_prep.cli import UserError
 from verl_recipes import report, runs
+from verl_recipes.measure.behaviours import BEHAVIOURS
 from verl_recipes.reporting import watch as watching
 from verl_recipes.reporting.charts import charts, recipe_of
 from verl_recipes.reporting.curves import draw
@@ -185,7 +186,7 @@ def test_a_reward_without_a_verdict_has_a_report_that_says_so(tmp_path):
         kept = [{key: row[key] for key in row.keys() - {"acc", "format", "reason"}} for row in rows]
         write_samples(run, path.parent.name, path.stem, kept)
     read = run_of(run)
-    assert [row[0] for row in read.headline] == ["reward", "truncated", "response tokens", "candidates"]
+    assert [row[0] for row in read.headline] == ["reward", "truncated", "response tokens", "candidates", *BEHAVIOURS]
     assert {sample["right"] for sample in read.samples} == {None}
     page = write_report([run], run / "report.html").read_text("utf-8")
     for name in ("acc", "format", "reason"):

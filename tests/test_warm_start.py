@@ -166,6 +166,7 @@ def test_a_model_learns_traces_and_its_run_is_taken_up_and_measured_as_any_other
     assert list(losses) == ["5", "10", "15", "20"]
     assert losses["20"] < 0.75 * losses["5"]
     assert [line["step"] for line in metrics_of(run_dir)] == list(range(1, 21))
+    assert "The loss on traces that are held out was" in (run_dir / "report.html").read_text(encoding="utf-8")
     weights = find_weights(run_dir)
     assert weights == run_dir / "model"
     model, base = load_file(weights / "model.safetensors"), load_file(TINY / "model.safetensors")

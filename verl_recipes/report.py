@@ -8,6 +8,10 @@ what is missing. Several seeds of one recipe are drawn as one line with a band f
 
     python -m verl_recipes.report runs/tiny-seed0 serve=true
     python -m verl_recipes.report runs/tiny-seed0 runs/tiny-seed1 out=two.html
+    python -m verl_recipes.report runs/ladder runs/evaluations/ladder-{base,warm,trained}
+
+Evaluations beside one run are compared in their order, in place of the run's own tests: a column each, the gain of each
+over the one before, and one problem answered by all.
 
 `watch=true` makes the page again whenever the run has done something, until it ends; the page refreshes itself.
 `serve=true` does the same and serves the page to this machine alone; the address is printed, and Ctrl-C ends it.
@@ -24,14 +28,14 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from data_prep.cli import Checked, Integer, Positive, Text, UserError, command
-from verl_recipes.reporting.page import write_report
+from verl_recipes.reporting.page import apart, write_report
 from verl_recipes.reporting.watch import EVERY, HOST, serve, watch
 
 
 class ReportKeys(Checked):
     """Keys of configs/report.yaml."""
 
-    runs: list[Text] = Field(description="folders of runs, named without `runs=`")
+    runs: list[Text] = Field(description="folders of runs, or one and evaluations, named without `runs=`")
     out: Text | None = Field(description="the file to write; null: report.html in the run's folder")
     price: Annotated[list[Positive], Field(min_length=2, max_length=2)] | Positive | None = Field(
         description="of a GPU-hour, a number or [low,high]; null: plan.price of the run's configuration"
@@ -46,14 +50,14 @@ class ReportKeys(Checked):
 def main(cfg: Any) -> None:
     if not cfg.runs:
         raise UserError("name a run's folder: python -m verl_recipes.report runs/tiny-seed0")
-    if len(cfg.runs) > 1 and cfg.out is None:
+    folders, measured = apart([Path(each) for each in cfg.runs])
+    if len(folders) > 1 and cfg.out is None:
         raise UserError("a page of several runs needs a name: out=FILE")
-    folders = [Path(each) for each in cfg.runs]
     out = Path(cfg.out or folders[0] / "report.html")
     price = list(cfg.price) if isinstance(cfg.price, Sequence) else cfg.price
 
     def make(refresh: int = 0) -> Path:
-        return write_report(folders, out, price, cfg.currency, refresh)
+        return write_report(folders, out, price, cfg.currency, refresh, measured)
 
     try:
         print(make(EVERY if cfg.serve or cfg.watch else 0))

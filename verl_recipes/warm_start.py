@@ -7,6 +7,7 @@
         model/         the model of the step with the least loss on what is held out, in Hugging Face's format
         summary.json   that loss at each evaluation, the step that was kept, seconds, versions
         curves.png     both losses over the steps
+        report.html    all of it on one page (verl_recipes/report.py)
 
     python -m verl_recipes.warm_start                                      on data/traces, from the tiny base model
     python -m verl_recipes.warm_start model=qwen2.5_0.5b hardware=h100 lr=2e-5 steps=200
@@ -146,7 +147,9 @@ def draw(run: RunFolder, title: str) -> None:
 
 
 def finish(cfg: DictConfig, run: RunFolder, console: Console, seconds: float) -> None:
-    """model/, curves.png if there is matplotlib, and summary.json last, which says that all is there."""
+    """model/, curves.png if there is matplotlib, summary.json, which says that all is there, and a page of it all."""
+    from verl_recipes.reporting.page import write_report
+
     found, last = losses(run), last_checkpoint(run.checkpoints)
     best = best_step({step: good for step, good in goodness(found).items() if step <= last})
     to_hugging_face(run.checkpoints / f"global_step_{best}" / "actor", run.model, run.log)
@@ -156,6 +159,7 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console, seconds: float) ->
         say(console, f"{error.name} is not installed, so there is no {run.curves}")
     about = {"name": cfg.name, "steps": last, "seed": cfg.seed, "best_step": best, "held_out_loss": found}
     write_json(run.summary, about | {"seconds": {"total": seconds}} | provenance())
+    write_report([run.path], run.report)
 
 
 def show(run: RunFolder, console: Console) -> None:
@@ -164,8 +168,8 @@ def show(run: RunFolder, console: Console) -> None:
     found, best = summary["held_out_loss"], summary["best_step"]
     first = next(iter(found))
     say(console, f"loss on held-out traces: {found[first]:.3f} at step {first}, {found[str(best)]:.3f} at step {best}")
-    curves = "curves.png " if run.curves.exists() else ""
-    say(console, f"{run.path}: model/ (of step {best}) {curves}summary.json log.txt")
+    pages = "".join(f"{each.name} " for each in (run.report, run.curves) if each.exists())
+    say(console, f"{run.path}: {pages}model/ (of step {best}) summary.json log.txt")
     say(
         console,
         f"next: python -m verl_recipes.train warm_start={run.path}, or measure it: "

@@ -104,6 +104,8 @@ BEHAVIOUR_CHARTS = [
     Chart("True arithmetic", "of 100 equations", "true_arithmetic", {"true arithmetic": "true"}, 100),
     Chart("Broken language", "of 100", "degenerate", BROKEN, 100),
 ]
+LOSSES = {"train/loss": "a batch of traces", "val/loss": "traces that are held out"}
+WARM_START = Chart("Loss of the warm start", "nats a token", "loss", LOSSES)
 RIGHT = Chart("Right answers", OF_100, "first_try", {}, 100)
 
 # Keys that differ between two seeds of one recipe: the seeds, what the run is called, and how the command was started.
@@ -223,7 +225,9 @@ def label_of(members: Sequence[Run]) -> str:
 
 def charts(runs: Sequence[Run], missing: list[str]) -> list[dict[str, Any]]:
     """The charts of the page, where several seeds are one line with a band. `missing` gets those without a line."""
-    result = []
+    result = list[dict[str, Any]]()
+    if all(run.is_warm_start for run in runs):
+        return result
     for kind, specifications in (("metric", CHARTS), ("behaviour", BEHAVIOUR_CHARTS)):
         for chart in specifications:
             lines = list[Line]()
@@ -236,6 +240,15 @@ def charts(runs: Sequence[Run], missing: list[str]) -> list[dict[str, Any]]:
                 wanted = ", ".join(pattern for pattern, words in chart.lines.items() if words != "-")
                 missing.append(f"{chart.title}: none of {wanted} was recorded")
     return result
+
+
+def of_warm_starts(runs: Sequence[Run]) -> dict[str, Any]:
+    """The losses of the warm starts that the runs begin with, or are."""
+    found = {run.warm_start.path.resolve(): run.warm_curves for run in runs if run.warm_start}
+    lines = list[Line]()
+    for group, (folder, curves) in enumerate(found.items()):
+        lines += lines_of(WARM_START, [curves], group, folder.name if len(found) > 1 else "")
+    return finished(WARM_START, "warm", [each | {"test": each["name"] == "val/loss"} for each in lines])
 
 
 def with_interval(figures: dict[int, Figure], scale: float) -> dict[str, list[float]]:

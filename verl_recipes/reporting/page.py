@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.cli import UserError
-from verl_recipes.reporting.charts import REASONS, charts, in_groups, number, of_right
+from verl_recipes.reporting.charts import REASONS, SHOWN, charts, in_groups, number, of_right, of_warm_starts
 from verl_recipes.reporting.listing import listing
 from verl_recipes.reporting.run import BEHAVIOUR_ROWS, Run, duration, lookup
-from verl_recipes.reporting.story import example, story
+from verl_recipes.reporting.story import example, stories
 from verl_recipes.reporting.terms import terms
 from verl_recipes.run.fingerprint import flat
-from verl_recipes.run.folder import RunFolder, write_whole
+from verl_recipes.run.folder import RunFolder, mark_of, write_whole
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -51,6 +51,14 @@ SETTINGS = {
     "steps": ("step", "trainer.total_training_steps"),
     "seed": ("seed", "seed"),
 }
+OF_WARM_START = {  # the same of a warm start
+    "model": ("base_model", "actor_rollout_ref.model.path"),
+    "traces": ("", "sft.traces"),
+    "learning rate": ("learning_rate", "sft.lr"),
+    "traces a step": ("", "sft.batch"),
+    "steps at most": ("step", "sft.steps"),
+    "seed": ("seed", "seed"),
+}
 # The figures of a test in words, with the term that explains each.
 FIGURES = {
     "mean": ("right at the first try", "first_try"),
@@ -60,7 +68,7 @@ FIGURES = {
     "response tokens": ("response length, tokens", "response_tokens"),
     "candidates": ("equations tried", "equations_tried"),
     "reward": ("reward, points", "reward"),
-}
+} | {name: (words, name) for name, words in SHOWN.items()}
 COLUMN_TERMS = {
     "recipe": "recipe",
     "seed": "seed",
@@ -134,7 +142,7 @@ def with_pictures(drawn: list[dict[str, Any]], missing: list[str]) -> None:
         for line in chart["lines"]:
             line["look"] = looks(chart, line)
         if chart["lines"]:
-            picture = svg(chart, i, MAIN_SIZE if chart["kind"] == "right" else SIZE)
+            picture = svg(chart, i, MAIN_SIZE if chart["kind"] in ("right", "warm") else SIZE)
             chart |= {"svg": Markup(picture["svg"]), "box": picture["box"]}
 
 
@@ -151,9 +159,11 @@ def render(runs: Sequence[Run], price: Any, currency: str | None, refresh: int =
     from markupsafe import Markup
 
     missing = [f"{run.name}: {each}" if len(runs) > 1 else each for run in runs for each in run.missing]
-    drawn = [of_right(runs), *charts(runs, missing)]
+    drawn = [of_right(runs), of_warm_starts(runs), *charts(runs, missing)]
     with_pictures(drawn, missing)
-    sentences, sure = story(runs[0])
+    sentences, sure = stories(runs)
+    warm = all(run.is_warm_start for run in runs)
+    wanted = OF_WARM_START if warm else SETTINGS
     script = (HERE / "report.js").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters["visible"] = visible
@@ -163,6 +173,8 @@ def render(runs: Sequence[Run], price: Any, currency: str | None, refresh: int =
         about=about,
         sentences=sentences,
         sure=sure,
+        warm=warm,
+        repeats=by_command(runs),
         example=next(filter(None, map(example, runs)), None),
         listing=listing([run.folder.path for run in runs]) if len(runs) > 1 else None,
         column_terms=COLUMN_TERMS,
@@ -172,7 +184,7 @@ def render(runs: Sequence[Run], price: Any, currency: str | None, refresh: int =
         terms=terms(),
         costs=[run.cost(price, currency) for run in runs],
         published=PUBLISHED,
-        settings=[(name, term, [setting(run, path) for run in runs]) for name, (term, path) in SETTINGS.items()],
+        settings=[(name, term, [setting(run, path) for run in runs]) for name, (term, path) in wanted.items()],
         charts=drawn,
         missing=missing,
         policy=f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
@@ -186,6 +198,14 @@ def render(runs: Sequence[Run], price: Any, currency: str | None, refresh: int =
     )
 
 
+def by_command(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs that the same commands made of the same commit stand together."""
+    groups: dict[Any, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[(*run.commands, run.commit, run.changed) if run.commands else run.folder.path].append(run)
+    return list(groups.values())
+
+
 def setting(run: Run, path: str) -> str:
     """A setting in words."""
     value = lookup(run.config, path)
@@ -195,19 +215,46 @@ def setting(run: Run, path: str) -> str:
     return "not recorded" if value is None else str(value)
 
 
+def apart(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Runs, and the evaluations that the page of the only run compares. Without a run, each evaluation is shown as one.
+
+    Raises:
+        UserError: there are evaluations and several runs, or only one evaluation.
+    """
+    measured = [folder for folder in folders if mark_of(folder).get("kind") == "evaluation"]
+    runs = [folder for folder in folders if folder not in measured]
+    if not runs or not measured:
+        return list(folders), []
+    if len(runs) > 1:
+        raise UserError(
+            f"{measured[0]} is an evaluation, which the page of one run compares; name one run, or leave it out"
+        )
+    if len(measured) == 1:
+        raise UserError(
+            f"{measured[0]} is compared with nothing; name the evaluation of another model too, or leave it out"
+        )
+    return runs, measured
+
+
 def write_report(
-    folders: Sequence[Path], out: Path, price: Any = None, currency: str | None = None, refresh: int = 0
+    folders: Sequence[Path],
+    out: Path,
+    price: Any = None,
+    currency: str | None = None,
+    refresh: int = 0,
+    measured: Sequence[Path] = (),
 ) -> Path:
-    """Make the page of these run folders; returns its path.
+    """Make the page of these folders; returns its path.
 
     Args:
-        folders: of runs, complete or not.
+        folders: of runs and warm starts, complete or not.
         out: the file to write; it is whole at every moment, the old one or the new.
         price, currency: of a GPU-hour, a number or [low, high]; None for those of each run's configuration.
         refresh: the seconds after which a browser loads the page again; 0 for never.
+        measured: evaluations that are compared, in this order, instead of the tests of the only run.
 
     Raises:
-        UserError: a folder does not exist, or nothing in it is of a run.
+        UserError: a folder does not exist or holds nothing of a run, or the evaluations cannot be compared.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -216,6 +263,6 @@ def write_report(
         if not any(each.exists() for each in (run.mark, run.config, run.log, run.metrics, run.samples, run.summary)):
             raise UserError(f"{folder} holds no run; python -m verl_recipes.runs folder={folder} lists those below it")
     once = list({folder.resolve(): folder for folder in folders}.values())  # a run named twice is one run
-    page = render([Run(folder, PAGE_BYTES // len(once)) for folder in once], price, currency, refresh)
+    page = render([Run(folder, PAGE_BYTES // len(once), measured) for folder in once], price, currency, refresh)
     write_whole(out, page.encode("utf-8", "xmlcharrefreplace").decode())  # a response may hold half a character
     return out

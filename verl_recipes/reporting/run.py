@@ -6,13 +6,14 @@ import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import yaml
 
-from data_prep.cli import CONFIGS
+from data_prep.cli import CONFIGS, UserError
 from verl_recipes.measure.behaviours import BEHAVIOURS, behaviours, statements
 from verl_recipes.measure.evaluation import (
     NO_SHARES,
@@ -20,13 +21,13 @@ from verl_recipes.measure.evaluation import (
     PerProblem,
     accuracies,
     as_figures,
-    mean_candidates,
     restricted,
     shape,
     what_is_missing,
 )
 from verl_recipes.measure.intervals import Figure, figure
 from verl_recipes.measure.problems import (
+    OUT,
     Key,
     Row,
     answer_of,
@@ -85,17 +86,22 @@ def marked(row: Row) -> list[list[str]]:
     return [[kind, text] for kind, text in parts if text]
 
 
-def behaviour_means(rows: Sequence[Row]) -> dict[str, float]:
-    """Behaviours in evenly chosen responses of a step, by the names in BEHAVIOUR_CHARTS."""
+def found_in(rows: Sequence[Row], most: int | None = None) -> list[dict[str, float]]:
+    """What rules find in responses to problems of Countdown, at most this many and evenly chosen."""
     solvable = [
         (row["response"], *problem)
         for row in rows
         if (problem := numbers_and_target(row)) and isinstance(row.get("response"), str)
     ]
-    chosen = solvable[:: math.ceil(len(solvable) / BEHAVIOUR_ROWS) or 1]
-    if not chosen:
+    chosen = solvable[:: math.ceil(len(solvable) / (most or len(solvable) or 1)) or 1]
+    return [behaviours(response[:READ], numbers, target) for response, numbers, target in chosen]
+
+
+def behaviour_means(rows: Sequence[Row]) -> dict[str, float]:
+    """Behaviours in evenly chosen responses of a step, by the names in BEHAVIOUR_CHARTS."""
+    found = found_in(rows, BEHAVIOUR_ROWS)
+    if not found:
         return {}
-    found = [behaviours(response[:READ], numbers, target) for response, numbers, target in chosen]
     means = {name: fmean(each[name] for each in found) for name in found[0]}
     shares = {name: fmean(each[name] > 0 for each in found) for name in BEHAVIOURS}
     stated = sum(each["statements"] for each in found)
@@ -112,8 +118,25 @@ def as_read(row: Row) -> Row:
 def evaluation_figures(groups: Groups) -> PerProblem:
     """The figures of an evaluation for the headline, at each problem."""
     n = least_samples(groups.values())
-    read = {key: [as_read(row) for row in rows] for key, rows in groups.items()}
-    return accuracies(groups, n, {n} - {1}) | shape(groups) | mean_candidates(read)
+    done = {key: found for key, rows in groups.items() if (found := found_in(rows))}
+    tried = {"candidates": {key: fmean(each["candidates"] for each in found) for key, found in done.items()}}
+    shares = {
+        name: {key: fmean(each[name] > 0 for each in found) for key, found in done.items()} for name in BEHAVIOURS
+    }
+    return accuracies(groups, n, {n} - {1}) | shape(groups) | (tried | shares if done else {})
+
+
+def read_evaluation(path: Path) -> Groups:
+    """The samples of an evaluation by problem, of the test sets in distribution if it has any.
+
+    Raises:
+        UserError: it is not finished.
+    """
+    folder = RunFolder(path)
+    if not folder.summary.exists():
+        raise UserError(f"{path} holds no finished evaluation; the command that began it goes on with it")
+    groups = by_problem(read_lines(folder.samples_of("validation", 0)))
+    return {key: rows for key, rows in groups.items() if not set_name(rows[0]).startswith(OUT)} or groups
 
 
 def main_figure(groups: Groups) -> PerProblem:
@@ -132,16 +155,14 @@ def cell(values: Collection[float], name: str, sign: str = "") -> str:
 
 
 def headline(evaluations: Sequence[PerProblem]) -> list[list[str]]:
-    """Rows with a figure's name, its cell for each of one or two evaluations, and the gain on their common problems."""
+    """Rows with a figure's name, its cell for each evaluation, and each gain over the one before on common problems."""
     rows = []
     for name in dict.fromkeys(name for figures in evaluations for name in figures):
         at_problems = [figures.get(name, {}) for figures in evaluations]
         if not any(at_problems):
             continue
         cells = [NAMES.get(name, name), *(cell(each.values(), name) for each in at_problems)]
-        if len(at_problems) > 1:
-            cells.append(cell(gains(*at_problems), name, "+"))
-        rows.append(cells)
+        rows.append([*cells, *(cell(gains(*pair), name, "+") for pair in pairwise(at_problems))])
     return rows
 
 
@@ -212,10 +233,16 @@ class SampleFile(NamedTuple):
 
 
 class Run:
-    """Everything that a page shows of one run folder; `missing` lists what the folder lacks."""
+    """Everything that a page shows of one run or warm start; `missing` lists what the folder lacks."""
 
-    def __init__(self, folder: Path, page_bytes: int) -> None:
-        """Read the folder of a run, complete or not. Samples for the page take at most `page_bytes`."""
+    def __init__(self, folder: Path, page_bytes: int, measured: Sequence[Path] = ()) -> None:
+        """Read the folder of a run, complete or not.
+
+        Args:
+            folder: of the run.
+            page_bytes: room for samples on the page.
+            measured: folders of evaluations that are compared, in this order, instead of the run's first and last test.
+        """
         self.folder, self.name, self.missing = RunFolder(folder), folder.resolve().name, list[str]()
         config = self.folder.config
         self.config_text = config.read_text("utf-8", "replace") if config.is_file() else ""
@@ -225,9 +252,12 @@ class Run:
         if not metrics:
             self.missing.append("no metrics.jsonl with a step in it, so there are no curves")
         self.curves, self.steps = curves_of(metrics), max(metrics, default=0)
-        planned = lookup(self.config, "trainer.total_training_steps")
+        self.is_warm_start = "sft" in self.config
+        planned = lookup(self.config, "sft.steps" if self.is_warm_start else "trainer.total_training_steps")
         self.planned = planned if isinstance(planned, int) else 0
-        self.summary, self.state = read_summary(self.folder, planned)
+        # A warm start has a summary only when it has ended, after fewer steps or not.
+        self.summary, self.state = read_summary(self.folder, None if self.is_warm_start else planned)
+        self.read_warm_start()
         if not self.summary:
             self.missing.append("no summary.json of the last step: the run goes on, or ended before it")
         starts = read_lines(self.folder.starts, skip_damaged=True)
@@ -252,12 +282,51 @@ class Run:
         self.training: dict[int, Figure] = {}  # the main figure of each step's batch, over its problems
         self.tests: dict[str, dict[int, Figure]] = defaultdict(dict)  # and of each test, by test set
         self.judged: set[str] = set()  # the names that the main figure has
-        self.evaluated: list[int] = []  # the steps of the first and the last evaluation
-        self.evaluations: list[Groups] = []  # their samples by problem
-        self.figures: list[PerProblem] = []
+        self.evaluated: list[int] = []  # the steps of the first and the last test
+        self.evaluations: list[Groups] = []  # the samples by problem of what is compared
+        self.called: list[str] = []  # in words, whose they are
         self.read_samples(page_bytes)
+        self.measured = [path.name for path in measured]
+        if measured:
+            self.read_evaluations(measured)
+        elif len(self.evaluations) < 2 and not self.is_warm_start:
+            what = f"one test, at step {self.evaluated[0]}" if self.evaluated else "no validation with samples"
+            self.missing.append(f"{what}, so base and trained model are not compared")
+        self.figures = [evaluation_figures(groups) for groups in self.evaluations]
         self.headline = headline(self.figures)
         self.datasheet = self.read_datasheet()
+
+    def read_warm_start(self) -> None:
+        """The folder of the warm start that the run begins with, or is, and its curves."""
+        named = self.folder.path if self.is_warm_start else lookup(self.config, "warm_start")
+        self.warm_start = RunFolder(named) if named else None
+        self.warm_curves = curves_of(read_metrics(self.warm_start)) if self.warm_start else {}
+        if self.warm_start and not self.warm_curves:
+            self.missing.append(f"no metrics of the warm start in {named}, so its loss is not drawn")
+
+    def whose(self, model: str) -> str:
+        """What a measured model is to this run, by its path."""
+        before = read_settings(self.warm_start)[0] if self.warm_start else self.config
+        known = {
+            "after reinforcement learning": None if self.is_warm_start else self.config.get("run_dir"),
+            "after the warm start": self.config.get("run_dir" if self.is_warm_start else "warm_start"),
+            "base model": lookup(before, "actor_rollout_ref.model.path"),
+        }
+        path = Path(model).resolve()
+        found = (words for words, at in known.items() if at and path.is_relative_to(Path(at).resolve()))
+        return next(found, f"with {model}")
+
+    def read_evaluations(self, measured: Sequence[Path]) -> None:
+        """Compare these evaluations instead of the run's own tests.
+
+        Raises:
+            UserError: one is not finished, or they are not of the same problems.
+        """
+        self.evaluations = [read_evaluation(path) for path in measured]
+        self.called = [self.whose(str(read_object(RunFolder(path).summary).get("model", path))) for path in measured]
+        for path, groups in zip(measured, self.evaluations, strict=True):
+            if groups.keys() != self.evaluations[0].keys():
+                raise UserError(f"{measured[0]} and {path} were not measured on the same problems")
 
     def sample_files(self) -> list[SampleFile]:
         """Training steps first, then evaluations, both in the order of their steps."""
@@ -270,7 +339,7 @@ class Run:
     def read_samples(self, page_bytes: int) -> None:
         """Read figures and behaviours from all samples, and keep as many samples as fit on the page."""
         files = self.sample_files()
-        if not files:
+        if not files and not self.is_warm_start:
             self.missing.append("no samples/, so there are neither samples nor behaviours")
         # Only evenly chosen steps are on the page, but always the first and the last evaluation.
         evaluated = [file for file in files if file.split == "validation"]
@@ -289,7 +358,8 @@ class Run:
             elif file in (evaluated[0], evaluated[-1]) and rows:
                 self.evaluated.append(file.step)
                 self.evaluations.append(groups)
-                self.figures.append(evaluation_figures(groups))
+                start = "after the warm start" if self.warm_start else "before training"
+                self.called.append(f"after step {file.step}" if file.step else start)
             if file in on_page:
                 for row, sample in self.fitting(rows, file, page_bytes // len(on_page)):
                     problems[sample["problem"]] = row
@@ -298,9 +368,6 @@ class Run:
         called = labels(problems)
         for sample in self.samples:
             sample["problem"] = called[sample["problem"]]
-        if len(self.figures) < 2:
-            what = f"one test, at step {self.evaluated[0]}" if self.evaluated else "no validation with samples"
-            self.missing.append(f"{what}, so base and trained model are not compared")
 
     def judge(self, file: SampleFile, groups: Groups) -> None:
         """Add the main figure of a file to the curve that it belongs to."""
@@ -345,7 +412,8 @@ class Run:
 
     def read_datasheet(self) -> str:
         """The data folder's datasheet.json, or else its manifest.json, as text."""
-        files = lookup(self.config, "data.train_files")
+        traces = lookup(self.config, "sft.traces")
+        files = f"{traces}/train.parquet" if traces else lookup(self.config, "data.train_files")
         for file in files if isinstance(files, list) else [files]:
             for root in (Path(), CONFIGS.parent):
                 for name in ("datasheet.json", "manifest.json"):

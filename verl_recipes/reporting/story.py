@@ -1,17 +1,20 @@
-"""What a run's page says first: what happened in two sentences, and one problem before and after."""
+"""What a page says first: what happened in two sentences, and one problem before and after."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
 from verl_recipes.measure.evaluation import candidates
 from verl_recipes.measure.intervals import figure
 from verl_recipes.measure.problems import Key, Row, finite, numbers_and_target
-from verl_recipes.reporting.run import Run, as_read, gains, marked
+from verl_recipes.reporting.charts import in_groups, label_of
+from verl_recipes.reporting.run import Run, as_read, gains, lookup, marked
 
-Pair = tuple[Mapping[Key, float], Mapping[Key, float]]
+Sides = list[Mapping[Key, float]]  # a figure at each problem, for each evaluation
 LESS, MORE = 0.8, 1.25  # a ratio between them is no change worth a sentence
+RECIPES = 4  # that a page of several has a sentence for
 
 
 def of_100(share: float) -> str:
@@ -23,33 +26,50 @@ def of_100(share: float) -> str:
     return f"{100 * share:.1g}" if 0 < share < 0.01 else f"{100 * share:.0f}"
 
 
-def pair_of(run: Run, name: str) -> Pair | None:
-    """A figure at each problem of the first and of the last test; None unless both have it."""
-    if len(run.figures) < 2:
-        return None
-    before, after = (next((each for key, each in side.items() if key.startswith(name)), {}) for side in run.figures)
-    return (before, after) if before and after else None
+def sides_of(run: Run, name: str) -> Sides:
+    """A figure at each problem of each evaluation; empty unless there are two or more and all have it."""
+    sides = [next((each for key, each in side.items() if key.startswith(name)), {}) for side in run.figures]
+    return list(sides) if len(sides) > 1 and all(sides) else []
 
 
-def what_changed(run: Run, before: Mapping[Key, float], after: Mapping[Key, float]) -> tuple[str, str]:
-    """The sentence about right answers, and how sure it is."""
-    was, now = of_100(fmean(before.values())), of_100(fmean(after.values()))
-    _, low, high = (100 * each for each in figure(gains(before, after) or [0.0], share=False))
-    start = f"From {was} to {now} of 100 test problems right" if was != now else f"{now} of 100 test problems right"
-    sentence = f"{start} after {run.evaluated[-1]} steps of training"
+def from_to(was: float, now: float) -> str:
+    """The start of a sentence about right answers, from shares."""
+    before, after = of_100(was), of_100(now)
+    return f"{f'From {before} to ' if before != after else ''}{after} of 100 test problems right"
+
+
+def gain_of(gained: Sequence[float]) -> tuple[str, str]:
+    """What the 95% interval of a gain says of it, "" for a gain, and the interval; "" if there is none."""
+    _, low, high = (100 * each for each in figure(gained or [0.0], share=False))
     if not math.isfinite(low):
-        return f"{sentence}.", "There are too few problems for an interval."
-    sure = f"95% interval of the gain: {low:+.0f} to {high:+.0f}, over {len(after)} problems."
-    if low <= 0 <= high:
-        return f"{sentence}: no difference that the test can tell from chance.", sure
-    return f"{sentence}{': the model got worse' if high < 0 else ''}.", sure
+        return "", ""
+    doubt = "no difference that the test can tell from chance" if low <= 0 <= high else ""
+    return doubt or ("the model got worse" if high < 0 else ""), f"{low:+.0f} to {high:+.0f}"
+
+
+def what_changed(run: Run, sides: Sides) -> tuple[str, str]:
+    """The sentence about right answers, and how sure it is. Only evaluations (`Run.measured`) may be more than two."""
+    means, whose = [fmean(each.values()) for each in sides], run.called[1:]
+    if not run.measured:
+        whose = [f"after {run.evaluated[-1]} steps of training"]
+    verdicts, ends = zip(*(gain_of(gains(*pair)) for pair in pairwise(sides)), strict=True)
+    if len(sides) == 2:
+        said = f"{from_to(*means)} {whose[0]}{': ' if verdicts[0] else ''}{verdicts[0]}."
+    else:
+        rungs = [f"{name}{f' ({verdict})' if verdict else ''}" for name, verdict in zip(whose, verdicts, strict=True)]
+        later = [f", then to {of_100(mean)} {rung}" for mean, rung in zip(means[2:], rungs[1:], strict=True)]
+        said = f"{from_to(*means[:2])} {rungs[0]}{''.join(later)}."
+    if not all(ends):
+        return said, "There are too few problems for an interval."
+    named = ends if len(sides) == 2 else [f"{each} {name}" for each, name in zip(ends, whose, strict=True)]
+    return said, f"95% interval of the gain: {', '.join(named)}, over {len(sides[-1])} problems."
 
 
 def how_it_changed(run: Run) -> str:
     """The sentence about what the model does otherwise; "" if nothing is known of it."""
     for name, verb, what in (("candidates", "tries", "equations"), ("response_tokens", "writes", "tokens")):
-        pair = pair_of(run, name)
-        was, now = (fmean(each.values()) for each in pair) if pair else (0.0, 0.0)
+        sides = sides_of(run, name)
+        was, now = (fmean(each.values()) for each in (sides[0], sides[-1])) if sides else (0.0, 0.0)
         if not was:
             continue
         if LESS < now / was < MORE:
@@ -70,6 +90,20 @@ def so_far(run: Run) -> str:
     return f"In training {first} of 100 responses were right in step {steps[0]}, and {last} in step {steps[-1]}."
 
 
+def learned(run: Run) -> list[str]:
+    """The sentence of a warm start, if its loss was measured."""
+    losses = run.curves.get("val/loss")
+    if not losses:
+        return []
+    first, best = min(losses), min(losses, key=lambda step: (losses[step], step))
+    start = f"The loss on traces that are held out was {losses[first]:.3g} at step {first}"
+    return [
+        f"{start}, and {losses[best]:.3g} at step {best}, which was kept."
+        if best > first
+        else f"{start}, and no less later."
+    ]
+
+
 def story(run: Run) -> tuple[list[str], str]:
     """The sentences, and how sure the first of them is."""
     said = []
@@ -77,12 +111,14 @@ def story(run: Run) -> tuple[list[str], str]:
         said.append(f"The run {run.state}: {run.steps} of {run.planned or 'an unknown number of'} steps are done.")
     elif run.summary.get("early_end"):
         said.append(f"The run ended after {run.steps} of {run.planned} steps, as its tests got no better any more.")
-    if pair := pair_of(run, "mean@"):
-        sentence, sure = what_changed(run, *pair)
+    if sides := sides_of(run, "mean@"):
+        sentence, sure = what_changed(run, sides)
         return [*said, sentence, *filter(None, [how_it_changed(run)])], sure
-    if pair := pair_of(run, "score"):
-        was, now = (fmean(each.values()) for each in pair)
+    if sides := sides_of(run, "score"):
+        was, now = (fmean(each.values()) for each in (sides[0], sides[-1]))
         return [*said, f"The mean reward on the test problems went from {was:.3g} to {now:.3g}."], ""
+    if run.is_warm_start:
+        return [*said, *learned(run)] or ["Nothing has been measured yet."], ""
     sure = ""
     for curve in list(run.tests.values())[:1] if "acc" in run.judged else ():
         step, (mean, low, high) = next(iter(curve.items()))
@@ -92,30 +128,70 @@ def story(run: Run) -> tuple[list[str], str]:
     return [*said, *filter(None, [so_far(run)])] or ["Nothing has been measured yet."], sure
 
 
+def of_recipe(members: Sequence[Run]) -> tuple[str, str, str]:
+    """Of runs that differ by their seed alone: whom the sentence is about, the sentence, and how sure it is.
+
+    It is of the mean, if two seeds or more have both tests; a seed that occurs twice counts once. Else it is one run's.
+    """
+    measured = {lookup(run.config, "seed"): sides for run in members if (sides := sides_of(run, "mean@"))}
+    if len(measured) < 2:
+        one = next((run for run in members if sides_of(run, "mean@")), members[0])
+        sentences, sure = story(one)
+        return one.name, sentences[0], sure
+    means = [[fmean(each.values()) for each in (sides[0], sides[-1])] for sides in measured.values()]
+    gained = [now - was for was, now in means]
+    verdict, ends = gain_of(gained)
+    end = f": {verdict.replace('the test', 'the seeds')}." if verdict else "."
+    least, most = (100 * each(gained) for each in (min, max))
+    sure = f"95% interval of the gain, over seeds: {ends}; the seeds gained {least:+.0f} to {most:+.0f}."
+    said = f"{from_to(*map(fmean, zip(*means, strict=True)))}, the mean of {len(means)} seeds{end}"
+    return label_of(members), said, sure
+
+
+def stories(runs: Sequence[Run]) -> tuple[list[str], list[str]]:
+    """The sentences of a page, and how sure they are: of one run, or a sentence a recipe."""
+    if len(runs) == 1:
+        sentences, sure = story(runs[0])
+        return sentences, [sure] if sure else []
+    groups = in_groups(runs)
+    told = [of_recipe(members) for members in groups[:RECIPES]]
+    if len(groups) == 1 and told[0][0] == label_of(runs):
+        return [told[0][1]], [told[0][2]]
+    sentences = [f"{name}: {sentence[:1].lower()}{sentence[1:]}" for name, sentence, _ in told]
+    more = [f"The table has {len(groups) - RECIPES} recipes more."] if len(groups) > RECIPES else []
+    return sentences + more, [f"{name}: {sure}" for name, _, sure in told if sure]
+
+
 def example(run: Run) -> dict[str, Any] | None:
-    """One test problem before and after: wrong at first and right at last, and otherwise as usual as can be.
+    """One test problem and an answer of each model: wrong at first and right at last, and as usual as can be.
 
     Only the first response to each problem is looked at. Of the problems whose response was wrong and became right, the
     one is taken that tries a number of equations closest to the mean of all. If there is none, any problem will do.
     """
     if len(run.evaluations) < 2:
         return None
-    before, after = run.evaluations
-    both = [(before[key][0], after[key][0]) for key in before if key in after and numbers_and_target(before[key][0])]
-    turned = [pair for pair in both if [finite(row.get("acc")) for row in pair] == [0, 1]]
-    if not both:
+    before, *after = run.evaluations
+    common = [key for key, rows in before.items() if numbers_and_target(rows[0]) and all(key in each for each in after)]
+    answers = [[each[key][0] for each in run.evaluations] for key in common]
+    turned = [rows for rows in answers if [finite(rows[i].get("acc")) for i in (0, -1)] == [0, 1]]
+    if not answers:
         return None
     usual = [fmean(each.get("candidates", {}).values() or [0.0]) for each in run.figures]
 
-    def distance(pair: tuple[Row, Row]) -> float:
-        tried = [candidates(as_read(row)) or 0 for row in pair]
+    def distance(rows: Sequence[Row]) -> float:
+        tried = [candidates(as_read(row)) or 0 for row in rows]
         return sum(abs(math.log((1 + one) / (1 + mean))) for one, mean in zip(tried, usual, strict=True))
 
-    chosen = min(turned or both, key=distance)
+    chosen = min(turned or answers, key=distance)
     problem = numbers_and_target(chosen[0])
     assert problem
     sides = [
-        {"step": step, "right": finite(row.get("acc")) == 1, "reason": str(row.get("reason", "")), "parts": marked(row)}
-        for step, row in zip(run.evaluated, chosen, strict=True)
+        {
+            "whose": whose,
+            "right": finite(row.get("acc")) == 1,
+            "reason": str(row.get("reason", "")),
+            "parts": marked(row),
+        }
+        for whose, row in zip(run.called, chosen, strict=True)
     ]
     return {"numbers": problem[0], "target": problem[1], "sides": sides, "turned": bool(turned)}

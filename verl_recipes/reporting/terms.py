@@ -14,10 +14,10 @@ HERE = Path(__file__).parent
 SOURCE, COMMAND = "`verl_recipes/reporting/terms.yaml`", "`python -m verl_recipes.reporting.terms`"
 INTRODUCTIONS = {
     "en": "# Glossary\n\n[中文](zh/glossary.md)\n\n"
-    "The words of this project's [reports](report.md), each as the question mark beside it "
+    "The words of this project's pages and of its [reports](report.md), where the question mark beside a word "
     f"explains it. Written by {COMMAND} from {SOURCE}; a test compares.",
     "zh": "# 术语\n\n[English](../glossary.md)\n\n"
-    "本项目[报告](report.md)用到的词，解释与报告中问号处相同。"
+    "本项目各页和[报告](report.md)用到的词；报告里词旁的问号给出同样的解释。"
     f"由 {COMMAND} 根据 {SOURCE} 写出，有测试比对。",
 }
 PAGES = {"en": CONFIGS.parent / "docs" / "glossary.md", "zh": CONFIGS.parent / "docs" / "zh" / "glossary.md"}

@@ -219,6 +219,7 @@ def start_sft(
         join_cluster(config, environment)
     write_whole(run.verl_config, OmegaConf.to_yaml(config))
     first, steps = last_checkpoint(run.checkpoints), config["trainer"]["total_training_steps"]
+    mark_start(run, "began", command=typed(), machine=hardware(cfg.trainer.device != "cpu"))
     try:
         with sealing(run.checkpoints), Losses(console, run, first, steps) as progress:
 
@@ -232,6 +233,7 @@ def start_sft(
     except EnoughError:
         return
     finally:
+        mark_start(run, "ended")
         merge_metrics(run)
     if why:
         raise VerlStoppedError(f"verl stopped: {why}")
