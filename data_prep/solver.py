@@ -25,7 +25,6 @@ Otherwise they are Python's integers, which are slower and just as exact.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -68,8 +67,7 @@ class Forms(NamedTuple):
     value: Array
 
 
-@dataclass(frozen=True)
-class Solution:
+class Solution(NamedTuple):
     """A shortest solution; how many there are; whether one has neither * nor /; whether all need a fraction."""
 
     expression: str
