@@ -20,7 +20,8 @@ from verl_recipes.run.folder import RunFolder, read_json, read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ("mean@8", "pass@8", "response_tokens", "candidates", "truncated")
-WARM_START = ["traces=data/middle-traces", "model=middle", "recipe=middle", "steps=300", "batch=64", "lr=1e-3"]
+WARM_START = ["traces=data/middle-traces", "model=middle", "recipe=middle", "steps=200", "batch=64", "lr=1e-3"]
+WARM_START += ["actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16"]
 
 
 def commands_of(seed: int) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@
 export HF_HUB_OFFLINE=1 # nothing is fetched after the installation
 problems="preset=3to4 preset.rows=60000 preset.test_size=256"
 direct="styles.first_try=1 styles.search=0 styles.search_with_backtracking=0"
+warm="steps=200 batch=64 lr=1e-3 actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16"
 read -ra of_data <<< "$problems"
 read -ra of_direct <<< "$direct"
 
@@ -17,5 +18,5 @@ if [ ! -e models/middle ]; then
     step python -m data_prep.traces data=data/middle out=data/middle-direct "${of_direct[@]}"
     step python -m verl_recipes.middle_base
 fi
-export NAME=${NAME:-middle} DATA=$problems WARM=${WARM:-steps=300 batch=64 lr=1e-3} EVAL=${EVAL:-n=8}
+export NAME=${NAME:-middle} DATA=$problems WARM=${WARM:-$warm} EVAL=${EVAL:-n=8}
 exec bash launch/ladder.sh middle hardware=cpu recipe=middle "$@"
