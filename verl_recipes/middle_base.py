@@ -19,6 +19,7 @@ import random
 import re
 from collections.abc import Iterable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from pydantic import Field
 
 from data_prep.cli import Checked, Count, PathText, Positive, Seed, Share, UserError, command
 from data_prep.search import after, random_step
-from data_prep.wording import SCALE, written
+from data_prep.wording import PHRASES, SCALE, written
 from verl_recipes.bases.making import Row, in_batches, make_model, make_new, make_tokenizer, save, train
 
 if TYPE_CHECKING:  # its import takes seconds, and only training needs it
@@ -35,7 +36,7 @@ if TYPE_CHECKING:  # its import takes seconds, and only training needs it
 
 LARGEST = 999  # the largest number with a token of its own
 NUMBERS = range(1, 100)  # of the problems
-EQUATIONS = 24  # in a text that holds nothing else
+STEPS = 10  # in a text of walks, at least
 SHAPE = {
     "hidden_size": 256,
     "intermediate_size": 768,
@@ -54,28 +55,18 @@ class Keys(Checked):
     steps: Count = Field(description="of the training")
     batch: Count = Field(description="texts a step")
     lr: Positive = Field(description="learning rate, with linear decay over the last 70% of the steps")
-    equations: Share = Field(description="share of the texts that are equations alone")
+    walks: Share = Field(description="share of the texts that are walks through the game without a target")
 
 
-def equations(rng: random.Random) -> str:
-    """Equations in a row; each goes on from the results before it while there are two numbers left."""
-    pool: list[int] = []
+def walks(rng: random.Random) -> str:
+    """Walks through the game without a target: what is left, a step on two of it, and so on until one number is left."""
     said: list[str] = []
-    while len(said) < EQUATIONS:
-        if len(pool) < 2:
-            pool = rng.sample(NUMBERS, 4)
-        if step := random_step(pool, SCALE * NUMBERS[-1], set(), rng):
-            said.append(written(step))
-        pool = after(pool, step) if step else []
-    return ". ".join(said) + "."
-
-
-def sums(tokenizer: PreTrainedTokenizerFast, rng: random.Random) -> Row:
-    """A text of equations, of which the results are learned: a blank and a number after each equals sign."""
-    ids = tokenizer(equations(rng))["input_ids"]
-    equals = tokenizer.convert_tokens_to_ids("Ġ=")
-    results = [equals in ids[max(i - 2, 0) : i] for i in range(len(ids))]
-    return {"input_ids": ids, "labels": [i if result else -100 for i, result in zip(ids, results, strict=True)]}
+    while len(said) < STEPS:
+        pool = rng.sample(NUMBERS, rng.choice((3, 4)))
+        while len(pool) > 1 and (step := random_step(pool, SCALE * NUMBERS[-1], set(), rng)):
+            said.append(f"Left: {', '.join(map(str, pool))}. {written(step)}.")
+            pool = after(pool, step)
+    return " ".join(said)
 
 
 def words(texts: Iterable[str]) -> list[str]:
@@ -92,14 +83,15 @@ def make(cfg: DictConfig, folder: Path) -> None:
     rng = random.Random(cfg.seed)
     rows = pq.read_table(f"{cfg.traces}/train.parquet", columns=["messages"])["messages"].to_pylist()
     pairs = [(row[0]["content"], row[-1]["content"]) for row in rows]
-    tokenizer = make_tokenizer(words(text for pair in pairs for text in pair), LARGEST, "{{ messages[-1]['content'] }}")
+    tokenizer = make_tokenizer(words(chain(*pairs, *PHRASES["en"].values())), LARGEST, "{{ messages[-1]['content'] }}")
     model = make_model(tokenizer, LARGEST, **SHAPE)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(pairs):,} solved problems")
     tokens = [tokenizer([pair[side] for pair in pairs])["input_ids"] for side in (0, 1)]
 
     def sample() -> Row:
-        if rng.random() < cfg.equations:
-            return sums(tokenizer, rng)
+        if rng.random() < cfg.walks:
+            ids = tokenizer(walks(rng))["input_ids"]
+            return {"input_ids": ids, "labels": ids}
         number = rng.randrange(len(pairs))
         prompt, response = tokens[0][number], tokens[1][number] + [tokenizer.eos_token_id]
         return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
