@@ -18,11 +18,10 @@ from typing import Any
 
 import jinja2
 
-from verl_recipes.evaluate import samples_of
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.intervals import figure
 from verl_recipes.reporting.text import interval
-from verl_recipes.run.folder import RunFolder, read_lines
+from verl_recipes.run.folder import RunFolder, read_lines, samples_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -36,7 +36,7 @@ from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.problems import set_name
 from verl_recipes.reporting.text import interval
 from verl_recipes.run.evaluation import Row, SamplingKeys, evaluate
-from verl_recipes.run.folder import RunFolder, read_lines
+from verl_recipes.run.folder import RunFolder, samples_of
 from verl_recipes.run.start import say
 
 
@@ -62,20 +62,6 @@ def show(summary: Row, out: RunFolder, console: Console) -> None:
     for each in summary.get("missing", []):
         say(console, each)
     say(console, f"{out.path}: summary.json samples/ log.txt")
-
-
-def samples_of(path: Path) -> list[Row]:
-    """The rows of a file of samples, or of the last evaluation in a folder of a run or an evaluation."""
-    if path.is_dir():
-        folder = RunFolder(path)
-        files = list(folder.sample_files("validation").values())
-        unfinished = folder.read_mark().get("kind") == "evaluation" and not folder.summary.exists()
-        if not files or unfinished:
-            raise UserError(f"{path} holds no finished evaluation: samples/validation/*.jsonl is expected there")
-        path = files[-1]
-    elif not path.exists():
-        raise UserError(f"{path} does not exist")
-    return read_lines(path)
 
 
 def show_comparison(first: Path, second: Path, console: Console) -> None:

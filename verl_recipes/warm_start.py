@@ -133,9 +133,11 @@ def draw(run: RunFolder, title: str) -> None:
     """curves.png."""
     from matplotlib.figure import Figure
 
+    from verl_recipes.reporting.charts import LOSSES
+
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axis = figure.subplots()
-    for name, label in (("train/loss", "a batch of traces"), ("val/loss", "traces that are held out")):
+    for name, label in LOSSES.items():
         points = [(line["step"], line["data"][name]) for line in read_lines(run.metrics) if name in line["data"]]
         axis.plot(*zip(*points, strict=True), label=label, marker="o" if name == "val/loss" else None)
     axis.set_xlabel("step")

@@ -225,9 +225,7 @@ def label_of(members: Sequence[Run]) -> str:
 
 def charts(runs: Sequence[Run], missing: list[str]) -> list[dict[str, Any]]:
     """The charts of the page, where several seeds are one line with a band. `missing` gets those without a line."""
-    result = list[dict[str, Any]]()
-    if all(run.is_warm_start for run in runs):
-        return result
+    result = []
     for kind, specifications in (("metric", CHARTS), ("behaviour", BEHAVIOUR_CHARTS)):
         for chart in specifications:
             lines = list[Line]()

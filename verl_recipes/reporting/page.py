@@ -159,10 +159,10 @@ def render(runs: Sequence[Run], price: Any, currency: str | None, refresh: int =
     from markupsafe import Markup
 
     missing = [f"{run.name}: {each}" if len(runs) > 1 else each for run in runs for each in run.missing]
-    drawn = [of_right(runs), of_warm_starts(runs), *charts(runs, missing)]
+    warm = all(run.is_warm_start for run in runs)
+    drawn = [of_right(runs), of_warm_starts(runs), *([] if warm else charts(runs, missing))]
     with_pictures(drawn, missing)
     sentences, sure = stories(runs)
-    warm = all(run.is_warm_start for run in runs)
     wanted = OF_WARM_START if warm else SETTINGS
     script = (HERE / "report.js").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -40,7 +40,7 @@ from verl_recipes.measure.problems import (
 )
 from verl_recipes.reporting.metrics import Curve, curves_of, read_metrics
 from verl_recipes.run.fingerprint import read_config
-from verl_recipes.run.folder import RunFolder, read_lines, read_object
+from verl_recipes.run.folder import RunFolder, read_lines, read_object, samples_of
 
 STEP_BYTES = 40_000  # the least room on the page for a step's samples: several long responses
 SHOWN = 6_000  # characters of one response on the page; the middle of a longer one is left out
@@ -127,15 +127,8 @@ def evaluation_figures(groups: Groups) -> PerProblem:
 
 
 def read_evaluation(path: Path) -> Groups:
-    """The samples of an evaluation by problem, of the test sets in distribution if it has any.
-
-    Raises:
-        UserError: it is not finished.
-    """
-    folder = RunFolder(path)
-    if not folder.summary.exists():
-        raise UserError(f"{path} holds no finished evaluation; the command that began it goes on with it")
-    groups = by_problem(read_lines(folder.samples_of("validation", 0)))
+    """The samples of a finished evaluation by problem, of the test sets in distribution if it has any."""
+    groups = by_problem(samples_of(path))
     return {key: rows for key, rows in groups.items() if not set_name(rows[0]).startswith(OUT)} or groups
 
 
@@ -304,17 +297,19 @@ class Run:
         if self.warm_start and not self.warm_curves:
             self.missing.append(f"no metrics of the warm start in {named}, so its loss is not drawn")
 
-    def whose(self, model: str) -> str:
-        """What a measured model is to this run, by its path."""
+    def whose(self, models: Sequence[str]) -> list[str]:
+        """What each measured model is to this run, by its path."""
         before = read_settings(self.warm_start)[0] if self.warm_start else self.config
         known = {
             "after reinforcement learning": None if self.is_warm_start else self.config.get("run_dir"),
             "after the warm start": self.config.get("run_dir" if self.is_warm_start else "warm_start"),
             "base model": lookup(before, "actor_rollout_ref.model.path"),
         }
-        path = Path(model).resolve()
-        found = (words for words, at in known.items() if at and path.is_relative_to(Path(at).resolve()))
-        return next(found, f"with {model}")
+        places = [(words, Path(at).resolve()) for words, at in known.items() if at]
+        return [
+            next((words for words, at in places if Path(model).resolve().is_relative_to(at)), f"with {model}")
+            for model in models
+        ]
 
     def read_evaluations(self, measured: Sequence[Path]) -> None:
         """Compare these evaluations instead of the run's own tests.
@@ -323,7 +318,7 @@ class Run:
             UserError: one is not finished, or they are not of the same problems.
         """
         self.evaluations = [read_evaluation(path) for path in measured]
-        self.called = [self.whose(str(read_object(RunFolder(path).summary).get("model", path))) for path in measured]
+        self.called = self.whose([str(read_object(RunFolder(path).summary).get("model", path)) for path in measured])
         for path, groups in zip(measured, self.evaluations, strict=True):
             if groups.keys() != self.evaluations[0].keys():
                 raise UserError(f"{measured[0]} and {path} were not measured on the same problems")

@@ -276,3 +276,22 @@ class RunFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink(missing_ok=True)  # a watched page's partial file comes and goes
+
+
+def samples_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of samples, or of the last evaluation in a folder of a run or an evaluation.
+
+    Raises:
+        UserError: there is none, or it is not finished.
+    """
+    if path.is_dir():
+        folder = RunFolder(path)
+        files = list(folder.sample_files("validation").values())
+        if folder.read_mark().get("kind") == "evaluation" and not folder.summary.exists():
+            raise UserError(f"{path} holds no finished evaluation; the command that began it goes on with it")
+        if not files:
+            raise UserError(f"{path} holds no finished evaluation: samples/validation/*.jsonl is expected there")
+        path = files[-1]
+    elif not path.exists():
+        raise UserError(f"{path} does not exist")
+    return read_lines(path)
