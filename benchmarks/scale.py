@@ -85,7 +85,14 @@ def engine(rank: int, ranks: int, batches: int, cfg: Any, together: Any, answers
         for row in rows
     ]
     longest = cfg.data.max_prompt_length + cfg.data.max_response_length
-    llm = LLM(model.path, dtype="float32", enforce_eager=True, max_model_len=longest, max_num_seqs=rollout.max_num_seqs)
+    llm = LLM(
+        model.path,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=longest,
+        max_num_seqs=rollout.max_num_seqs,
+        kv_cache_memory_bytes=2**30,
+    )
     sampling = SamplingParams(n=rollout.n, temperature=1.0, max_tokens=cfg.data.max_response_length, logprobs=0)
     for batch in range(batches):
         share = prompts[batch * count : (batch + 1) * count][rank::ranks]

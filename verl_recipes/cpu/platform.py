@@ -85,7 +85,6 @@ class PlatformCPU(PlatformBase):
 
     def rollout_env_vars(self) -> dict[str, str]:
         defaults = {
-            "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; vLLM's own default is a share of the machine's memory
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # pinned threads of several engines would share one core
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # else vLLM's CPU platform forces the multiprocess executor
             "OMP_NUM_THREADS": "1",

@@ -16,6 +16,13 @@ Responses = list[tuple[list[int], list[float]]]  # to one prompt: token ids, and
 CHEAP = {"detokenize": False, "flat_logprobs": True, "output_kind": RequestOutputKind.FINAL_ONLY}
 
 
+def kv_bytes_a_token(config: Any) -> int:
+    """Bytes of one token's keys and values in fp32 in all layers of a model with this configuration of transformers."""
+    shape = config.get_text_config()
+    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    return int(2 * shape.num_hidden_layers * shape.num_key_value_heads * head * 4)
+
+
 class CPUServer(vLLMHttpServer):
     """verl's server, which can also answer many prompts in one call (batch_rollout.py)."""
 
@@ -23,6 +30,12 @@ class CPUServer(vLLMHttpServer):
         if python := os.environ.get(PYTHON):  # forkserver.py
             multiprocessing.set_executable(python)
         await super().launch_server(*args, **kwargs)
+
+    def _preprocess_engine_kwargs(self, engine_kwargs: dict[str, Any]) -> None:
+        super()._preprocess_engine_kwargs(engine_kwargs)
+        needed = self.config.max_num_seqs * self.config.max_model_len * kv_bytes_a_token(self.model_config.hf_config)
+        # Room for all sequences, but at most 1 GiB; vLLM's own default is a share of the machine's memory.
+        engine_kwargs.setdefault("kv_cache_memory_bytes", min(needed, 2**30))
 
     async def generate_batch(
         self, prompts: list[list[int]], sampling: list[dict[str, Any]]
