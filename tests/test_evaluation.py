@@ -384,12 +384,14 @@ def evaluation_of_run(resumed, small_data, tmp_path_factory):
     """An evaluation of a run, killed with its process group after the first batch and started again.
 
     Of 48 problems in three sets, each sampled four times and once greedily. Every second response of the killed one is
-    taken away, so that the next one writes it anew, in batches of other problems.
+    taken away, so that the next one writes it anew, in batches of other problems. The prompts of a batch together have
+    more tokens than vLLM may compute at once.
     """
     folder, data = tmp_path_factory.mktemp("evaluation") / "killed", Path(small_data[0].partition("=")[2]).parent
 
     def start():
         arguments = [f"model={quoted(resumed['run_dir'])}", f"data={data}", f"out={folder}", "n=4", "batch=16"]
+        arguments += [f"actor_rollout_ref.rollout.{key}" for key in ("max_model_len=384", "max_num_batched_tokens=384")]
         return Command(sys.executable, "-m", "verl_recipes.evaluate", *arguments)
 
     written = folder / "samples" / "validation" / "0.jsonl"
