@@ -12,6 +12,7 @@ from vllm.sampling_params import RequestOutputKind
 from verl_recipes.settings.configuration import PYTHON
 
 Responses = list[tuple[list[int], list[float]]]  # to one prompt: token ids, and their log-probabilities
+BLOCK = 128  # tokens of a block of vLLM's KV cache on a CPU
 # Only tokens and their log-probabilities, and only at the end.
 CHEAP = {"detokenize": False, "flat_logprobs": True, "output_kind": RequestOutputKind.FINAL_ONLY}
 
@@ -33,9 +34,18 @@ class CPUServer(vLLMHttpServer):
 
     def _preprocess_engine_kwargs(self, engine_kwargs: dict[str, Any]) -> None:
         super()._preprocess_engine_kwargs(engine_kwargs)
-        needed = self.config.max_num_seqs * self.config.max_model_len * kv_bytes_a_token(self.model_config.hf_config)
-        # Room for all sequences, but at most 1 GiB; vLLM's own default is a share of the machine's memory.
-        engine_kwargs.setdefault("kv_cache_memory_bytes", min(needed, 2**30))
+        rollout = self.config
+        longest = min(rollout.max_model_len, rollout.prompt_length + rollout.response_length)
+        tokens = rollout.max_num_seqs * -(-longest // BLOCK) * BLOCK
+        defaults = {
+            "max_model_len": longest,
+            # Room for all sequences, but at most 1 GiB; vLLM's own default is a share of the machine's memory.
+            "kv_cache_memory_bytes": min(tokens * kv_bytes_a_token(self.model_config.hf_config), 2**30),
+            # vLLM fails on a CPU if it computes half a prompt of a request that has a seed.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(rollout.max_num_batched_tokens, longest),
+        }
+        engine_kwargs.update(defaults | engine_kwargs)
 
     async def generate_batch(
         self, prompts: list[list[int]], sampling: list[dict[str, Any]]
