@@ -143,7 +143,7 @@ def make(cfg: DictConfig, folder: Path) -> None:
         text = cfg.prompt.messages[0].content
         phrases = [phrase for part in text.split("{numbers}") for phrase in part.split("{target}")]
         tokenizer = make_tokenizer([" yes", " no"], LARGEST, cfg.prompt.chat_template, phrases)
-        model = make_model(tokenizer, LARGEST, **SHAPE)
+        model = make_model(tokenizer, LARGEST, SHAPE["hidden_size"], **SHAPE)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
     for name, stage in cfg.stages.items():
         print(f"stage {name}: {OmegaConf.to_container(stage)}")

@@ -60,10 +60,11 @@ def number_features(dim: int, largest: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, largest: int, **shape: int) -> Qwen2ForCausalLM:
+def make_model(tokenizer: PreTrainedTokenizerFast, largest: int, features: int, **shape: int) -> Qwen2ForCausalLM:
     """The untrained model, with number features for the embeddings of the numbers 0..largest.
 
     Args:
+        features: how many of an embedding's numbers are features; the others stay random.
         shape: hidden_size and the other sizes of transformers' Qwen2Config.
     """
     import torch
@@ -82,8 +83,8 @@ def make_model(tokenizer: PreTrainedTokenizerFast, largest: int, **shape: int) -
     model = Qwen2ForCausalLM(config)
     ids = [tokenizer.convert_tokens_to_ids(str(number)) for number in range(largest + 1)]
     with torch.no_grad():
-        features = number_features(config.hidden_size, largest) * config.initializer_range * math.sqrt(2)
-        model.get_input_embeddings().weight[ids] = features
+        values = number_features(features, largest) * config.initializer_range * math.sqrt(2)
+        model.get_input_embeddings().weight[ids, :features] = values
     return model
 
 
