@@ -26,6 +26,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from peak_memory import held
 
 from data_prep.generate import distinct
 from data_prep.solver import solve_many
@@ -94,13 +95,7 @@ def timed(command: list[str], home: Path, weigh: bool = False) -> tuple[float, f
     started, most = perf_counter(), 0
     process = psutil.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while weigh and process.poll() is None:
-        now = 0
-        for each in [process, *process.children(recursive=True)]:
-            try:
-                now += each.memory_full_info().pss
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                continue
-        most = max(most, now)
+        most = max(most, sum(size for size, _ in held(process)))
         sleep(0.1)
     output, errors = process.communicate()
     if process.returncode:

@@ -62,12 +62,12 @@ import torch
 from transformers import AutoConfig
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 import verl
-from verl_recipes.cpu.vllm_server import kv_bytes_a_token
+from verl_recipes.planning.memory import kv_bytes_a_token
 llama = {"num_hidden_layers": 5, "num_key_value_heads": 3, "num_attention_heads": 9, "hidden_size": 576}
 qwen = llama | {"head_dim": 128}  # which is not hidden_size / num_attention_heads
 for config, head in ((AutoConfig.for_model("llama", **llama), 64), (AutoConfig.for_model("qwen3", **qwen), 128)):
     block = FullAttentionSpec(block_size=128, num_kv_heads=3, head_size=head, dtype=torch.float32)
-    assert kv_bytes_a_token(config) * 128 == 5 * block.page_size_bytes
+    assert kv_bytes_a_token(config.get_text_config().to_dict(), "float32", 1) * 128 == 5 * block.page_size_bytes
 """
     result = in_a_new_process(code)
     assert result.returncode == 0, result.stderr

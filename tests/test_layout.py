@@ -27,7 +27,7 @@ ROOMS = {  # of verl_recipes/, and the other rooms that each may import
     "measure": set(),
     "run": {"settings", "measure", "planning"},
     "in_verl": {"run", "measure", "settings"},
-    "cpu": {"in_verl", "settings"},
+    "cpu": {"in_verl", "planning", "settings"},
     "planning": {"settings"},
     "reporting": {"run", "measure", "settings"},
 }

@@ -4,7 +4,7 @@ verl imports this module in every process, by the `verl.plugins` entry point. It
 process-group backend at once. It registers the training engines, the rollout replica and the weight transfer only when
 verl loads the registry for them, so a process imports only what it needs.
 
-Imports in_verl/ and settings/.
+Imports in_verl/, planning/ and settings/.
 """
 
 import os

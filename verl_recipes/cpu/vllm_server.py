@@ -9,19 +9,13 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
+from verl_recipes.planning.memory import kv_bytes_a_token
 from verl_recipes.settings.configuration import PYTHON
 
 Responses = list[tuple[list[int], list[float]]]  # to one prompt: token ids, and their log-probabilities
 BLOCK = 128  # tokens of a block of vLLM's KV cache on a CPU
 # Only tokens and their log-probabilities, and only at the end.
 CHEAP = {"detokenize": False, "flat_logprobs": True, "output_kind": RequestOutputKind.FINAL_ONLY}
-
-
-def kv_bytes_a_token(config: Any) -> int:
-    """Bytes of one token's keys and values in fp32 in all layers of a model with this configuration of transformers."""
-    shape = config.get_text_config()
-    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    return int(2 * shape.num_hidden_layers * shape.num_key_value_heads * head * 4)
 
 
 class CPUServer(vLLMHttpServer):
@@ -37,10 +31,11 @@ class CPUServer(vLLMHttpServer):
         rollout = self.config
         longest = min(rollout.max_model_len, rollout.prompt_length + rollout.response_length)
         tokens = rollout.max_num_seqs * -(-longest // BLOCK) * BLOCK
+        shape = self.model_config.hf_config.get_text_config().to_dict()
         defaults = {
             "max_model_len": longest,
             # Room for all sequences, but at most 1 GiB; vLLM's own default is a share of the machine's memory.
-            "kv_cache_memory_bytes": min(tokens * kv_bytes_a_token(self.model_config.hf_config), 2**30),
+            "kv_cache_memory_bytes": min(tokens * int(kv_bytes_a_token(shape, "float32", 1)), 2**30),
             # vLLM fails on a CPU if it computes half a prompt of a request that has a seed.
             "enable_chunked_prefill": False,
             "max_num_batched_tokens": max(rollout.max_num_batched_tokens, longest),
