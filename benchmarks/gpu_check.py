@@ -3,7 +3,8 @@
 python benchmarks/gpu_check.py card FILE LENGTH...            the card, versions, attention against sdpa
 python benchmarks/gpu_check.py model FOLDER NAME [KEY=VALUE]  random weights of the shape of configs/model/NAME.yaml
 python benchmarks/gpu_check.py run FILE SECONDS STEPS ...     a training command, ended after so many steps, or so many
-                                                              seconds after its first rollouts
+                                                              seconds after its first rollouts (a warm start's first
+                                                              step)
 python benchmarks/gpu_check.py report FOLDER                  report.md of all files in it
 python benchmarks/gpu_check.py entry_points FOLDER            what an installed project has, for PYTHONPATH
 """
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -59,6 +60,7 @@ FIGURES = {  # of the steps after the first, as means
     "response tokens": "response_length/mean",
     "right": "reward/acc",
     "torch's memory at its peak, GiB": "actor/perf/max_memory_allocated_gb",
+    "tokens of a batch": "train/global_tokens",
 }
 
 
@@ -85,8 +87,10 @@ def card(file: Path, lengths: list[int]) -> int:
         for length in lengths:
             found["attention"].append({"model": model, "tokens": length} | compared(device, *heads, length))
             write_json(file, found)
-    found["passes"] = passes(device, max(lengths))
-    write_json(file, found)
+    found["passes"] = {}
+    for name, ms in passes(device, max(lengths)):
+        found["passes"][name] = ms
+        write_json(file, found)
     worst = max(max(row["output"], row["gradients"]) for row in found["attention"])
     print(f"card: {found['device']}, attention differs from sdpa by {worst:.4f} at most (of the largest entry)")
     return int(worst > 0.03)  # bf16 has 8 bits
@@ -162,8 +166,8 @@ def config_of(name: str, changes: Sequence[str] = (), **more: Any) -> Any:
     return AutoConfig.for_model(shape.pop("model_type"), **shape, **more, rope_theta=1e6)
 
 
-def passes(device: str, tokens: int) -> dict[str, float]:
-    """Milliseconds of a packed micro-batch of so many tokens in bf16, without verl: what its time in a run is beside.
+def passes(device: str, tokens: int) -> Iterator[tuple[str, float]]:
+    """Each part of a packed micro-batch's passes and its milliseconds in bf16, without verl: what a run's are beside.
 
     The shape is Qwen2.5-0.5B's, on a CPU the tiny model's. `layers` is all but the head; `head` is that of verl's fused
     kernels, by torch and, on a card, by Triton. `train` adds the backward pass.
@@ -191,12 +195,11 @@ def passes(device: str, tokens: int) -> dict[str, float]:
     parts: dict[str, Callable[[], Any]] = {"layers": layers}
     for name, head in heads.items():
         parts[f"head, {name}"] = partial(lambda head: head(hidden, network.lm_head.weight, ids)[0], head)
-    found = {}
     for name, part in parts.items():
         with torch.no_grad():
-            found[name] = milliseconds(device, part)
-        found[f"{name}, train"] = milliseconds(device, lambda part=part: part().float().sum().backward())  # type: ignore[misc]
-    return found
+            ms = milliseconds(device, part)
+        yield name, ms
+        yield f"{name}, train", milliseconds(device, lambda part=part: part().float().square().sum().backward())  # type: ignore[misc]
 
 
 def model(folder: Path, name: str, changes: list[str]) -> int:
@@ -256,7 +259,7 @@ def measured(run: RunFolder) -> dict[str, Any]:
 def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
     """Run a training command until it ends, or has done `steps` steps (0: any number).
 
-    It is also ended `seconds` after its first rollouts, or if there are none in START seconds.
+    It is also ended `seconds` after its first rollouts (a warm start's first step), or after START seconds without one.
 
     Returns:
         0 if it ended well by itself, or was ended after one step or more.
@@ -264,6 +267,7 @@ def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
     (*_, run_dir) = (part.partition("=")[2] for part in command if part.startswith("run_dir="))
     folder, began, output = RunFolder(run_dir), time.time(), file.with_suffix(".txt")
     found: dict[str, Any] = {"command": shlex.join(command), "began": began, "ended": "not yet", "memory": []}
+    found["first_step"] = []
     seen, trained, nothing = -1, 0, RunFolder(file.parent / "nothing")
 
     def ours() -> RunFolder:
@@ -274,7 +278,8 @@ def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
     def until() -> float:
         """When its time is over."""
         rollouts = [event["time"] for event in read_lines(ours().events, skip_damaged=True) if event["time"] > began]
-        return rollouts[0] + seconds if rollouts else began + START
+        first = rollouts[:1] or found["first_step"]
+        return first[0] + seconds if first else began + START
 
     def record() -> None:
         found.update(measured(ours()) | {"seconds": time.time() - began, "output": end_of(output, 3000)})
@@ -295,6 +300,8 @@ def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
                 if shutil.which(SMI[0]):
                     found["memory"].append([round(time.time() - began, 1), said(SMI)])
                 trained = sum(step > 0 for step in read_metrics(ours()))
+                if trained and not found["first_step"]:
+                    found["first_step"] = [time.time()]
                 if (size := size_of(ours().metrics_part) + size_of(ours().events)) != seen:
                     seen = size
                     record()
@@ -320,8 +327,8 @@ def peak(data: dict[str, float]) -> float:
 
 
 def planned(found: dict[str, Any]) -> bool:
-    """Whether a run has something to compare: steps, on a card, as plan has nothing to say of a CPU."""
-    trained = any(int(step) > 0 for step in found["steps"])
+    """Whether there is something to compare: a run's steps on a card. Of a CPU and of warm starts plan says nothing."""
+    trained = any("timing_s/step" in data for data in found["steps"].values())
     return trained and bool(OmegaConf.create(found["config"]).trainer.device != "cpu")
 
 
@@ -343,6 +350,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows]) + "\n"
 
 
+def held_out(found: dict[str, Any]) -> dict[str, float]:
+    """A warm start's loss on held-out traces, by step."""
+    return {step: data["val/loss"] for step, data in found["steps"].items() if "val/loss" in data}
+
+
 def figures_of(found: dict[str, Any]) -> list[list[str]]:
     """What a reader asks first of a run."""
     steps = {int(step): data for step, data in found["steps"].items() if int(step) > 0}
@@ -350,6 +362,7 @@ def figures_of(found: dict[str, Any]) -> list[list[str]]:
     rows = [["ended", found["ended"]], ["seconds", f"{found['seconds']:.0f}"]]
     rows += [["seconds until the first rollouts", f"{events[0] - found['began']:.0f}"]] if events else []
     rows += [["accuracy at step " + step, interval(value)] for step, value in found["accuracy"].items()]
+    rows += [[f"loss on held-out traces at step {step}", f"{loss:.3f}"] for step, loss in held_out(found).items()]
     rows += [["training steps", str(len(steps))]]
     later = list(steps.values())[1:] or list(steps.values())
     for what, name in FIGURES.items():

@@ -15,10 +15,13 @@ from configurations import compose
 
 from benchmarks.gpu_check import report
 from data_prep.cli import CONFIGS
+from verl_recipes.settings.schema import TrainKeys
+from verl_recipes.warm_start import Keys
 
 ROOT = CONFIGS.parent
 MEASURED = ROOT / "benchmarks" / "results" / "h100"
-STAGES = ["card", "tiny", "tinyzero_grpo", "tinyzero_ppo", "lora", "resumed"]
+OF_WARM_STARTS = set(Keys.model_fields) - set(TrainKeys.model_fields)
+STAGES = ["card", "tiny", "tinyzero_grpo", "tinyzero_ppo", "lora", "resumed", "warm", "pretrained"]
 # In place of a training command: rollouts, three steps as verl's file logger writes them, and then nothing for ever.
 TRAINING = """
 import json, pathlib, sys, time
@@ -67,8 +70,10 @@ def test_a_dry_run_prints_every_stage_and_each_training_command_composes(hardwar
     runs = [command for command in commands if command[:3] == ["python", "benchmarks/gpu_check.py", "run"]]
     assert [command[3].rpartition("/")[2].removesuffix(".json") for command in runs] == STAGES[1:]
     for command in runs:
-        assert command[6:9] == ["python", "-m", "verl_recipes.train"]
-        cfg = compose("train", *command[9:])
+        *_, kind = command[8].partition("verl_recipes.")
+        assert (command[6:8], kind) == (["python", "-m"], "warm_start" if "traces=" in str(command) else "train")
+        given = [each for each in command[9:] if each.partition("=")[0] not in OF_WARM_STARTS]
+        cfg = compose("train", *given)
         assert (cfg.seed, cfg.card.name) == (7, hardware)
         assert (cfg.actor_rollout_ref.model.lora_rank > 0) == cfg.run_dir.endswith("lora")
 
@@ -107,6 +112,13 @@ def test_a_run_ends_after_its_steps_or_its_seconds_and_an_earlier_runs_steps_do_
     assert json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["ended"] == "by itself, status 1"
 
 
+def test_a_warm_starts_time_begins_with_its_first_step(tmp_path):
+    """It has no rollouts."""
+    without = TRAINING.replace('"generating"', '"other"').replace('"time": time.time()', '"time": 0')
+    command = ["run", tmp_path / "warm.json", 2, 0, sys.executable, "-c", without, f"run_dir={tmp_path / 'run'}"]
+    assert "ended by its seconds" in check(*command).communicate()[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["docs/gpu.md", "docs/zh/gpu.md"])
 def test_the_page_repeats_what_was_measured_on_a_card(page, tmp_path):
@@ -116,7 +128,7 @@ def test_the_page_repeats_what_was_measured_on_a_card(page, tmp_path):
     assert text == (MEASURED / "report.md").read_text(encoding="utf-8")
     section = (ROOT / page).read_text(encoding="utf-8").partition("h100/report.md")[2]
     figures = [cells(row)[1:] for row in section.splitlines() if re.match(r"\| .*\d.* \|$", row)]
-    assert len(figures) == 23
+    assert len(figures) == 32
     assert set(figures) <= {cells(row)[1:] for row in text.splitlines() if row.startswith("| ")}
 
 

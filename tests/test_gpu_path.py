@@ -83,6 +83,18 @@ def test_compiled_kernels_outlive_a_run_and_a_users_own_settings_stay(monkeypatc
     assert start.environment_of(cfg, run)["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
 
 
+def test_vllm_is_told_to_do_without_flashinfer_where_that_is_missing(monkeypatch, tmp_path):
+    """vLLM 0.24 would end at a Llama; seen on an H100."""
+    cfg, run, name = compose("train", "hardware=h100"), RunFolder(tmp_path), "VLLM_USE_FLASHINFER_SAMPLER"
+    monkeypatch.delenv(name, raising=False)
+    for found, told in ((None, "0"), ("there", None)):
+        monkeypatch.setattr(start, "find_spec", lambda _, found=found: found)
+        assert start.environment_of(cfg, run).get(name) == told
+    monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(start, "find_spec", lambda _: None)
+    assert name not in start.environment_of(cfg, run)
+
+
 @pytest.mark.slow
 def test_rank_and_engine_meet_at_a_socket_in_the_runs_own_folder_if_both_are_this_projects(monkeypatch, tmp_path):
     """verl's address is by Ray's job number alone, so two runs on one machine would have the same."""

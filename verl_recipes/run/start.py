@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,13 @@ def environment_of(cfg: DictConfig, run: RunFolder) -> dict[str, str]:
         environment |= tracker.environment
     if environment.get("SWANLAB_MODE") in ("offline", "local", "disabled"):
         environment["SWANLAB_API_KEY"] = ""  # with a key verl logs in, even if nothing is sent
-    return environment | ({"VERL_PLATFORM": "cpu"} if cfg.trainer.device == "cpu" else kept_kernels())
+    return environment | ({"VERL_PLATFORM": "cpu"} if cfg.trainer.device == "cpu" else kept_kernels() | sampling())
+
+
+def sampling() -> dict[str, str]:
+    """vLLM 0.24 samples a Llama's tokens by FlashInfer unless told not to, and ends if that is not installed."""
+    name = "VLLM_USE_FLASHINFER_SAMPLER"
+    return {} if name in os.environ or find_spec("flashinfer") else {name: "0"}
 
 
 def kept_kernels() -> dict[str, str]:
