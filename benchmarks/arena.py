@@ -23,6 +23,7 @@ import numpy as np
 from verl_recipes.measure.comparison import sign_flip_p
 from verl_recipes.measure.intervals import figure
 from verl_recipes.measure.problems import by_problem, pass_at_k, values
+from verl_recipes.reporting.metrics import response_tokens
 from verl_recipes.reporting.text import interval
 from verl_recipes.run.folder import RunFolder, read_lines
 
@@ -118,9 +119,7 @@ def measured(algorithm: str, rate: float, seed: int, run: Path) -> dict[str, Any
         "entropy": [round(step["actor/entropy"], 4) for step in steps if "actor/entropy" in step],
         "right of 8": {"before": right_counts(rows[0]), "after": right_counts(rows[1])},
         "response tokens": summary["trained"]["response_tokens"],
-        "tokens": sum(
-            row["response_tokens"] for file in RunFolder(run).sample_files("train").values() for row in read_lines(file)
-        ),
+        "tokens": response_tokens(RunFolder(run)),
         "seconds": round(summary["goodput"]["steps"], 1),
         "KL to the base": round(kl_to_base(run), 5),
     }

@@ -20,8 +20,9 @@ import jinja2
 
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.intervals import figure
+from verl_recipes.reporting.metrics import response_tokens
 from verl_recipes.reporting.text import interval
-from verl_recipes.run.folder import RunFolder, read_lines, samples_of
+from verl_recipes.run.folder import RunFolder, samples_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -65,9 +66,7 @@ def run(module: str, arguments: list[str]) -> float:
 def training_cost(folder: Path) -> dict[str, Any]:
     """Steps, seconds by stage and generated tokens of a run."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    tokens = sum(
-        row["response_tokens"] for file in RunFolder(folder).sample_files("train").values() for row in read_lines(file)
-    )
+    tokens = response_tokens(RunFolder(folder))
     return {"steps": summary["steps"], "seconds": summary["seconds"], "response tokens": tokens}
 
 

@@ -20,13 +20,15 @@ Your own recipe, prompt, model ... is a file: my/recipe/mine.yaml is taken by `-
 
 
 def did_you_mean(word: str, known: Iterable[str], start: str = "", end: str = "") -> str:
-    """A question that names the known words of which this one is a part, or else the nearest, or nothing.
+    """A question that names the known words of which this one is a part or the initials; else the nearest; or nothing.
 
     >>> did_you_mean("recpie", ["recipe", "model"], end="=")
     '; did you mean recipe=?'
     """
     names = list(known)
-    near = [name for name in names if word in name.split("_")] or difflib.get_close_matches(word, names, 1, 0.7)
+    parts = {name: name.split("_") for name in names}
+    near = [name for name, of in parts.items() if word in of or (len(of) > 1 and word == "".join(x[:1] for x in of))]
+    near = near or difflib.get_close_matches(word, names, 1, 0.7)
     return f"; did you mean {' or '.join(f'{start}{name}{end}' for name in near[:3])}?" if near else ""
 
 
@@ -46,7 +48,10 @@ def of_key(key: str, missing: str, parent: Any) -> str:
     advice = did_you_mean(part, [*map(str, parent), *groups], start, f"{rest}=")
     if not advice:  # a key of some depth without its beginning
         whole = OmegaConf.to_container(parent._get_root())
-        deep = sorted((each for each in _dotted(whole) if each.endswith(f".{key}")), key=len)[:3]
+        found = (
+            each for each in _dotted(whole) if each.endswith(f".{key}") or f"_{key}_" in f"_{each.split('.')[-1]}_"
+        )
+        deep = sorted(found, key=lambda each: (each.count("."), len(each)))[:3]
         advice = f"; did you mean {' or '.join(f'{each}=' for each in deep)}?" if deep else ""
     return f"there is no key {key!r}" + (advice or f"; --help shows the keys, and +{key}= adds it")
 

@@ -66,7 +66,11 @@ def find_model(path: str) -> Path | None:
             raise UserError(f"{path} holds no model: {missing} in that folder")
         return folder
     if not is_hub_name(path):
-        raise UserError(f"{path} holds no model: there is no such folder, and OWNER/NAME is the form of a hub's name")
+        known = CONFIGS / "model" / f"{path}.yaml"
+        why = f"{path} is a name of configs/model" if known.is_file() else "there is no such folder"
+        raise UserError(
+            f"{path} holds no model: {why}; a folder is wanted, such as assets/tiny_base, or a hub's OWNER/NAME"
+        )
     if from_modelscope():
         if find_spec("modelscope") is None:
             raise UserError("VERL_USE_MODELSCOPE=true needs the package modelscope: install it, or unset the variable")

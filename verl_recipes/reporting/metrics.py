@@ -25,6 +25,11 @@ def read_metrics(run: RunFolder) -> dict[int, dict[str, Any]]:
     return dict(sorted(metrics.items()))
 
 
+def response_tokens(run: RunFolder) -> int:
+    """The tokens of all responses that a run trained on."""
+    return sum(row["response_tokens"] for file in run.sample_files("train").values() for row in read_lines(file))
+
+
 def curves_of(metrics: dict[int, dict[str, Any]]) -> dict[str, Curve]:
     """The finite values of each metric by step; AGREEMENT becomes DISAGREEMENT."""
     curves: dict[str, Curve] = defaultdict(dict)
