@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Half an hour on one card shows what no CPU can: attention, vLLM's sleep mode and CUDA graphs, weights by CUDA IPC,
-# memory, seconds. What matters most comes first. Each run has a time limit, and a JSON file that is whole at every moment,
-# because a lent machine may go away before the end. Nothing is downloaded. The runs' starts, two to three minutes each,
-# take most of the time.
+# A check of one card shows what no CPU can: attention, vLLM's sleep mode and CUDA graphs, weights by CUDA IPC, memory,
+# seconds. What matters most comes first. Each run has a time limit, and a JSON file that is whole at every moment, because
+# the machine may go away before the end. The limits are 25 minutes in all, and each of seven starts takes two or three
+# more. Once .venv-gpu is there, nothing is downloaded.
 #   bash launch/gpu_check.sh [hardware=h100 | hardware=a800 | hardware=rtx4090 | hardware=cpu] [overrides]
 #   OUT=folder          for the results (runs/gpu_check/results); please open an issue with its report.md
-#   STAGES="0 1 2"      only these, if one call of the machine is too short for all of them
+#   STAGES="0 1 2"      only these, if there is less time
 #   MODEL=folder        the pretrained model of stage 4: SmolLM2-135M-Instruct, by verl_recipes.fetch
 #   DRY_RUN=1           only print the commands             SETUP=0   use the present Python
 # hardware=cpu tries the script itself, to its last line, in some minutes.

@@ -9,7 +9,7 @@
     python -m verl_recipes.evaluate model=runs/tiny-seed0
     python -m verl_recipes.evaluate model=models/qwen2.5_0.5b data=data/mini_r1 n=4 hardware=h100
 
-The samples come from verl's own validation, with the rollout engine, the hardware and the reward of training, so a
+The samples come from verl's own validation, with the rollout engine, the hardware and the rules of training, so a
 number from here means the same as one from a run's summary.json. Every row that verl gets has its own seed, so the same
 model, data and seed give the same responses. If the command is killed, the same command does what is missing.
 

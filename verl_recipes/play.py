@@ -1,6 +1,6 @@
 """python -m verl_recipes.play model=runs/tiny-seed0: give a model numbers and a target, and watch it think.
 
-The thought is shown while it is written, then the verdict of training's reward with its reason, and a solution of the
+The thought is shown while it is written, then the verdict of the reward `countdown` with its reason, and a solution of the
 exact solver if the model failed. Without numbers= and target= it asks for them.
 
     python -m verl_recipes.play model=runs/tiny-seed0

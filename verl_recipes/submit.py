@@ -4,7 +4,7 @@ It ships the packages, configurations and data files of the run (as Ray's runtim
 ends with the job's exit status. `attach=JOB` follows a job that already runs. The overrides are those of `python -m
 verl_recipes.train`, whose --help lists them.
 
-    python -m verl_recipes.submit http://HEAD:8265 recipe=mini_r1 model=qwen2.5_3b hardware=h100 gpus=8 nodes=2
+    python -m verl_recipes.submit http://HEAD:8265 recipe=mini_r1 model=qwen2.5_3b_instruct hardware=h100 gpus=8 nodes=2
     python -m verl_recipes.submit http://HEAD:8265 attach=raysubmit_ABC
 """
 

@@ -1,6 +1,6 @@
 """A `python` that starts in milliseconds, because verl, torch and vLLM are already imported.
 
-A run on a CPU starts a dozen processes, mostly one after another, and each would spend ten seconds on much the same
+A run on a CPU starts some twenty processes, mostly one after another, and each would spend ten seconds on much the same
 imports (docs/performance.md). The process that becomes verl's driver imports all that does not need Ray, and forks a
 server. An executable that takes the arguments of `python` (run/supervise.py, start_forkserver) asks the server for a
 fork, which goes on with these arguments and with the caller's environment, folder and open files. With that executable
