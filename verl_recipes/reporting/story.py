@@ -96,11 +96,8 @@ def learned(run: Run) -> list[str]:
         return []
     first, best = min(losses), min(losses, key=lambda step: (losses[step], step))
     start = f"The loss on traces that are held out was {losses[first]:.3g} at step {first}"
-    return [
-        f"{start}, and {losses[best]:.3g} at step {best}, which was kept."
-        if best > first
-        else f"{start}, and no less later."
-    ]
+    end = f"{losses[best]:.3g} at step {best}, which was kept" if best > first else "no less later"
+    return [f"{start}, and {end}."]
 
 
 def story(run: Run) -> tuple[list[str], str]:
