@@ -40,7 +40,6 @@ from verl_recipes.run.start import say
 from verl_recipes.run.weights import find_weights, hugging_face, run_of
 
 CARD = Path(__file__).parent / "reporting" / "model_card.md.jinja"
-AGAIN = "the run's command writes it again"
 
 
 class Keys(Checked):
@@ -124,7 +123,7 @@ def model_card(run: RunFolder, step: int, training: DictConfig, name: str, dtype
         results=results(run, sorted({0, step})),
         serve_options=serve_options(training),
         messages=OmegaConf.to_container(training.prompt.messages) if "prompt" in training else [],
-        made_with=read_json(run.summary, AGAIN) if run.summary.exists() else provenance(),
+        made_with=read_json(run.summary, "the run's command writes it again") if run.summary.exists() else provenance(),
     )
 
 

@@ -27,9 +27,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from data_prep.cli import Checked, Integer, Positive, Text, UserError, command
+from data_prep.cli import Checked, Integer, Text, UserError, command
 from verl_recipes.reporting.page import apart, write_report
 from verl_recipes.reporting.watch import EVERY, HOST, serve, watch
+from verl_recipes.settings.schema import Price
 
 
 class ReportKeys(Checked):
@@ -37,7 +38,7 @@ class ReportKeys(Checked):
 
     runs: list[Text] = Field(description="folders of runs, or one and evaluations, named without `runs=`")
     out: Text | None = Field(description="the file to write; null: report.html in the run's folder")
-    price: Annotated[list[Positive], Field(min_length=2, max_length=2)] | Positive | None = Field(
+    price: Price = Field(
         description="of a GPU-hour, a number or [low,high]; null: plan.price of the run's configuration"
     )
     currency: Text | None = Field(description="of the price; null: plan.currency of the run's configuration")

@@ -170,30 +170,25 @@ def trace(problem: Problem, *, stop: float, most: int, max_value: int, rng: rand
     return "\n".join(lines) + f"</think>\n<answer> {answer} </answer>"
 
 
-class Traces:
+def rows(cfg: DictConfig, stage: DictConfig, tokenizer: PreTrainedTokenizerFast) -> Iterator[dict[str, list[int]]]:
     """An endless stream of tokenised prompts with traces, where only the trace counts for the loss."""
+    seed = cfg.seed + stage.steps
+    rng = random.Random(seed)
+    preset: dict[str, Any] = OmegaConf.to_container(cfg.preset)  # type: ignore[assignment]
+    problems = as_problems(*distinct(preset, cfg.problems, seed, side=TRAIN, held_out_share=cfg.held_out_share))
 
-    def __init__(self, cfg: DictConfig, stage: DictConfig, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-        self.cfg, self.stage, self.tokenizer, self.rng = cfg, stage, tokenizer, random.Random(seed)
-        preset: dict[str, Any] = OmegaConf.to_container(cfg.preset)  # type: ignore[assignment]
-        self.problems = as_problems(
-            *distinct(preset, cfg.problems, seed, side=TRAIN, held_out_share=cfg.held_out_share)
-        )
-
-    def sample(self) -> dict[str, list[int]]:
-        problem = self.rng.choice(self.problems)
-        prompt = self.tokenizer(fill(self.cfg.prompt.messages[0].content, **problem))["input_ids"]
-        stage, largest = self.stage, self.cfg.preset.max_intermediate
-        text = trace(problem, stop=stage.stop, most=stage.most, max_value=largest, rng=self.rng)
-        response = self.tokenizer(text)["input_ids"] + [self.tokenizer.eos_token_id]
+    def row() -> dict[str, list[int]]:
+        problem = rng.choice(problems)
+        prompt = tokenizer(fill(cfg.prompt.messages[0].content, **problem))["input_ids"]
+        text = trace(problem, stop=stage.stop, most=stage.most, max_value=cfg.preset.max_intermediate, rng=rng)
+        response = tokenizer(text)["input_ids"] + [tokenizer.eos_token_id]
         return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
 
-    def __iter__(self) -> Iterator[dict[str, list[int]]]:
-        while True:  # pools of 32 batches, sorted by length, so that a batch holds little padding
-            pool = sorted((self.sample() for _ in range(32 * self.stage.batch)), key=lambda row: len(row["labels"]))
-            batches = [pool[i : i + self.stage.batch] for i in range(0, len(pool), self.stage.batch)]
-            self.rng.shuffle(batches)
-            yield from (row for batch in batches for row in batch)
+    while True:  # pools of 32 batches, sorted by length, so that a batch holds little padding
+        pool = sorted((row() for _ in range(32 * stage.batch)), key=lambda each: len(each["labels"]))
+        batches = [pool[i : i + stage.batch] for i in range(0, len(pool), stage.batch)]
+        rng.shuffle(batches)
+        yield from (each for batch in batches for each in batch)
 
 
 def train(cfg: DictConfig, stage: DictConfig, model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -201,11 +196,9 @@ def train(cfg: DictConfig, stage: DictConfig, model: Qwen2ForCausalLM, tokenizer
     from torch.utils.data import IterableDataset
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
-    traces = Traces(cfg, stage, tokenizer, cfg.seed + stage.steps)
-
     class Stream(IterableDataset):
         def __iter__(self) -> Iterator[dict[str, list[int]]]:
-            return iter(traces)
+            return rows(cfg, stage, tokenizer)
 
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(

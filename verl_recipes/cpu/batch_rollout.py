@@ -46,10 +46,8 @@ class BatchRollout:
         rollout = config.actor_rollout_ref.rollout
         self.rollout, self.data = rollout, config.data
         train, alone = gpus_of(config)
-        ranks = alone or train
-        replicas = ranks // (
-            rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
-        )
+        size = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
+        replicas = (alone or train) // size
         # The names that verl gives its servers (vllm_async_server.py, vLLMReplica.launch_servers).
         self.servers = [ray.get_actor(f"vllm_server_{replica}_0") for replica in range(replicas)]
         self.rewards = RewardLoopWorker(config)

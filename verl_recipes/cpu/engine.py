@@ -38,11 +38,10 @@ class OnCPU(Engine):
         data = tu.index_select_tensor_dict(data, order)
         tu.assign_non_tensor(data, use_dynamic_bsz=False, micro_batch_size_per_gpu=gcd(len(data), MICRO_BATCH))
         output = super().forward_backward_batch(data, loss_function, forward_only)
-        for name, rows in output["model_output"].items():
-            rows = rows.unbind()
-            output["model_output"][name] = torch.nested.as_nested_tensor(
-                [rows[i] for i in order.argsort()], layout=torch.jagged
-            )
+        back = order.argsort()
+        for name, sorted_rows in output["model_output"].items():
+            rows = sorted_rows.unbind()
+            output["model_output"][name] = torch.nested.as_nested_tensor([rows[i] for i in back], layout=torch.jagged)
         return output
 
 

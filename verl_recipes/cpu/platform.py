@@ -1,9 +1,7 @@
 """The platform `cpu` for verl's registry (verl.plugin.platform), and the process-group backend that it needs."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -47,6 +45,7 @@ class PlatformCPU(PlatformBase):
     device_module = _device_module()
     set_device = synchronize = set_allocator_settings = empty_cache = profiler_start = profiler_stop = _nothing
     cudart = _nothing
+    nvtx_range = nullcontext
 
     def is_available(self) -> bool:
         return True
@@ -92,15 +91,7 @@ class PlatformCPU(PlatformBase):
         }
         return {name: os.environ.get(name, value) for name, value in defaults.items()}
 
-    @contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
-        yield
-
-
-def _gloo(store: Any, rank: int, world_size: int, timeout: timedelta) -> Any:
-    return torch.distributed.ProcessGroupGloo(store, rank, world_size, timeout)
-
 
 # verl/utils/distributed.py asks torch for the backend "cpu:gloo,{device}:{backend}", on a CPU "cpu:gloo,cpu:gloo",
 # which torch refuses to parse ("Duplicate device type"). A registered backend of that very name is taken as it is.
-torch.distributed.Backend.register_backend("cpu:gloo,cpu:gloo", _gloo, devices=["cpu"])
+torch.distributed.Backend.register_backend("cpu:gloo,cpu:gloo", torch.distributed.ProcessGroupGloo, devices=["cpu"])

@@ -10,10 +10,8 @@ from typing import Any
 
 import torch
 from verl.workers.rollout.utils import ensure_async_iterator
-from verl.workers.rollout.vllm_rollout import ServerAdapter
 
-from verl_recipes.in_verl import sampling
-from verl_recipes.in_verl.weight_socket import own_address
+from verl_recipes.in_verl.weight_socket import OwnServerAdapter, own_address
 
 PIECE = "/piece"  # the end of a piece's name; no parameter's name has a slash
 
@@ -42,15 +40,12 @@ def joined(received: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, 
         yield name, parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class CPUServerAdapter(ServerAdapter):
-    """verl's sender of weights."""
-
-    zmq_handle: str
+class CPUServerAdapter(OwnServerAdapter):
+    """verl's sender of weights. The worker in vLLM is always this project's (vllm_server.py)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.zmq_handle = own_address(self.zmq_handle)
-        sampling.note(self.config.top_p, self.config.top_k)
 
     async def update_weights(self, weights: Any, *args: Any, **kwargs: Any) -> None:
         bucket = self.config.checkpoint_engine.update_weights_bucket_megabytes << 20

@@ -27,10 +27,9 @@ def advice(cfg: DictConfig, phase: str) -> str:
     models = cfg.actor_rollout_ref
     actor, rollout, model = models.actor, models.rollout, models.model
     engine = actor.fsdp_config
-    settings: list[tuple[bool, str]] = []
     if phase in ("generate", "weights to vllm"):
         utilisation = rollout.gpu_memory_utilization
-        settings += [
+        settings = [
             (not (engine.param_offload and engine.optimizer_offload), OFFLOAD),
             (utilisation > 0.3, f"actor_rollout_ref.rollout.gpu_memory_utilization below {utilisation}"),
             (True, "actor_rollout_ref.rollout.tensor_model_parallel_size higher"),
@@ -40,7 +39,7 @@ def advice(cfg: DictConfig, phase: str) -> str:
         now = actor[key] or 0
         least = longest(cfg) if actor.use_dynamic_bsz else 1
         other = "critic.fsdp" if phase == "update actor" else "actor_rollout_ref.actor.fsdp_config"
-        settings += [
+        settings = [
             (not model.enable_gradient_checkpointing, "actor_rollout_ref.model.enable_gradient_checkpointing=true"),
             (now > least, f"actor_rollout_ref.actor.{key} below {now}, down to {least}"),
             (needs_critic(cfg), f"{other}.{{param_offload,optimizer_offload}}=true"),

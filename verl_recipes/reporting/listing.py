@@ -36,10 +36,9 @@ def where_and_why(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}"
 
 
-def mean_at_n(figures: Any) -> float | None:
+def mean_at_n(figures: dict[str, Any]) -> float | None:
     """mean@n of one side of a summary; None if there is none."""
-    known = figures if isinstance(figures, dict) else {}
-    return next((finite(value) for name, value in known.items() if name.startswith("mean@")), None)
+    return next((finite(value) for name, value in figures.items() if name.startswith("mean@")), None)
 
 
 def facts(path: Path) -> Row:
@@ -54,11 +53,11 @@ def facts(path: Path) -> Row:
     config, unread = read_settings(run)
     planned, metrics = lookup(config, "trainer.total_training_steps"), read_metrics(run)
     summary, state = read_summary(run, planned)
-    sides = [summary.get(side) for side in ("base", "trained")]
+    given = [summary.get(side) for side in ("base", "trained")]
+    sides = [side if isinstance(side, dict) else {} for side in given]
     tests = {step: found for step, data in metrics.items() if (found := mean_of_test(data, "/acc")) is not None}
     before, after = (mean_at_n(side) for side in sides)
     times = [each.stat().st_mtime for each in (run.metrics, run.metrics_part, run.events, run.summary) if each.exists()]
-    tried = [finite(side.get("candidates")) if isinstance(side, dict) else None for side in sides]
     return {
         "name": path.name,
         "recipe": config.get("recipe_name"),
@@ -68,7 +67,7 @@ def facts(path: Path) -> Row:
         "planned": planned,
         "before": tests.get(0) if before is None else before,
         "after": next((tests[step] for step in sorted(tests, reverse=True) if step), None) if after is None else after,
-        "tried": tried,
+        "tried": [finite(side.get("candidates")) for side in sides],
         "seconds": finite(lookup(summary, "seconds.total")),
         "time": max(times, default=None),
         "same": recipe_of(config) if config else str(path.resolve()),

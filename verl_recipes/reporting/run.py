@@ -15,16 +15,7 @@ import yaml
 
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes.measure.behaviours import BEHAVIOURS, behaviours, statements
-from verl_recipes.measure.evaluation import (
-    NO_SHARES,
-    Groups,
-    PerProblem,
-    accuracies,
-    as_figures,
-    restricted,
-    shape,
-    what_is_missing,
-)
+from verl_recipes.measure.evaluation import NO_SHARES, Groups, PerProblem, accuracies, shape, what_is_missing
 from verl_recipes.measure.intervals import Figure, figure
 from verl_recipes.measure.problems import (
     OUT,
@@ -109,12 +100,6 @@ def behaviour_means(rows: Sequence[Row]) -> dict[str, float]:
     return means | shares | true
 
 
-def as_read(row: Row) -> Row:
-    """A row with the part of its response that is searched."""
-    response = row.get("response")
-    return {**row, "response": response[:READ]} if isinstance(response, str) and len(response) > READ else row
-
-
 def evaluation_figures(groups: Groups) -> PerProblem:
     """The figures of an evaluation for the headline, at each problem."""
     n = least_samples(groups.values())
@@ -130,11 +115,6 @@ def read_evaluation(path: Path) -> Groups:
     """The samples of a finished evaluation by problem, of the test sets in distribution if it has any."""
     groups = by_problem(samples_of(path))
     return {key: rows for key, rows in groups.items() if not set_name(rows[0]).startswith(OUT)} or groups
-
-
-def main_figure(groups: Groups) -> PerProblem:
-    """mean@n at each problem; the reward if no sample has a verdict; empty if there is neither."""
-    return {name: each for name, each in accuracies(groups, least_samples(groups.values()), ()).items() if each}
 
 
 def cell(values: Collection[float], name: str, sign: str = "") -> str:
@@ -262,10 +242,9 @@ class Run:
         self.seconds = finite(lookup(self.summary, "seconds.total"))
         described = str(self.summary.get("git_commit") or "")
         self.commit, self.changed = described.removesuffix("-dirty"), described.endswith("-dirty")
-        parts = self.summary.get("goodput")
-        self.goodput: dict[str, float] = parts if isinstance(parts, dict) and "share" in parts else {}
-        if None in map(finite, self.goodput.values()):
-            self.goodput = {}
+        parts: Any = self.summary.get("goodput")
+        known = isinstance(parts, dict) and "share" in parts and None not in map(finite, parts.values())
+        self.goodput: dict[str, float] = parts if known else {}
         versions = self.summary.get("versions")
         self.versions: dict[str, Any] = versions if isinstance(versions, dict) else {}
         self.on_cpu = lookup(self.config, "trainer.device") == "cpu"
@@ -323,17 +302,10 @@ class Run:
             if groups.keys() != self.evaluations[0].keys():
                 raise UserError(f"{measured[0]} and {path} were not measured on the same problems")
 
-    def sample_files(self) -> list[SampleFile]:
-        """Training steps first, then evaluations, both in the order of their steps."""
-        return sorted(
-            SampleFile(split, step, path)
-            for split in ("train", "validation")
-            for step, path in self.folder.sample_files(split).items()
-        )
-
     def read_samples(self, page_bytes: int) -> None:
         """Read figures and behaviours from all samples, and keep as many samples as fit on the page."""
-        files = self.sample_files()
+        splits = ("train", "validation")
+        files = [SampleFile(split, *each) for split in splits for each in self.folder.sample_files(split).items()]
         if not files and not self.is_warm_start:
             self.missing.append("no samples/, so there are neither samples nor behaviours")
         # Only evenly chosen steps are on the page, but always the first and the last evaluation.
@@ -365,15 +337,18 @@ class Run:
             sample["problem"] = called[sample["problem"]]
 
     def judge(self, file: SampleFile, groups: Groups) -> None:
-        """Add the main figure of a file to the curve that it belongs to."""
-        for name, each in main_figure(groups).items():
-            self.judged.add("score" if name == "score" else "acc")
-            if file.split == "train":
-                self.training[file.step] = as_figures({name: each})[name]
-                continue
-            for source in {key[1] for key in each}:
-                of_set = restricted({name: each}, [key for key in each if key[1] == source])
-                self.tests[source][file.step] = as_figures(of_set)[name]
+        """Add the main figure of a file to the curve that it belongs to: mean@n, or the reward without any verdict."""
+        [(name, each)] = accuracies(groups, least_samples(groups.values()), ()).items()
+        if not each:
+            return
+        scored = name == "score"
+        self.judged.add("score" if scored else "acc")
+        if file.split == "train":
+            self.training[file.step] = figure(each.values(), share=not scored)
+            return
+        for source in {key[1] for key in each}:
+            of_set = (value for key, value in each.items() if key[1] == source)
+            self.tests[source][file.step] = figure(of_set, share=not scored)
 
     def fitting(self, rows: list[dict[str, Any]], file: SampleFile, room: int) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Rows with what the page shows of them, as many as fit into `room` bytes.
@@ -436,7 +411,7 @@ class Run:
         price = lookup(self.config, "plan.price") if price is None else price
         prices = [each for each in map(finite, price if isinstance(price, list) else [price]) if each is not None]
         steps, gpus = self.curves.get("timing_s/step", {}), self.devices()
-        seconds, whole = finite(lookup(self.summary, "seconds.total")), True
+        seconds, whole = self.seconds, True
         if seconds is None or self.summary.get("resumed_from"):
             seconds, whole = sum(steps.values()) + sum(self.curves.get("timing_s/testing", {}).values()), False
         hours, hours_a_step = (gpus * each / 3600 for each in (seconds, fmean(steps.values()) if steps else math.nan))

@@ -6,11 +6,10 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from verl_recipes.measure.evaluation import candidates
 from verl_recipes.measure.intervals import figure
 from verl_recipes.measure.problems import Key, Row, finite, numbers_and_target
 from verl_recipes.reporting.charts import in_groups, label_of
-from verl_recipes.reporting.run import Run, as_read, gains, lookup, marked
+from verl_recipes.reporting.run import Run, found_in, gains, lookup, marked
 
 Sides = list[Mapping[Key, float]]  # a figure at each problem, for each evaluation
 LESS, MORE = 0.8, 1.25  # a ratio between them is no change worth a sentence
@@ -97,11 +96,8 @@ def learned(run: Run) -> list[str]:
         return []
     first, best = min(losses), min(losses, key=lambda step: (losses[step], step))
     start = f"The loss on traces that are held out was {losses[first]:.3g} at step {first}"
-    return [
-        f"{start}, and {losses[best]:.3g} at step {best}, which was kept."
-        if best > first
-        else f"{start}, and no less later."
-    ]
+    end = f"{losses[best]:.3g} at step {best}, which was kept" if best > first else "no less later"
+    return [f"{start}, and {end}."]
 
 
 def story(run: Run) -> tuple[list[str], str]:
@@ -179,7 +175,7 @@ def example(run: Run) -> dict[str, Any] | None:
     usual = [fmean(each.get("candidates", {}).values() or [0.0]) for each in run.figures]
 
     def distance(rows: Sequence[Row]) -> float:
-        tried = [candidates(as_read(row)) or 0 for row in rows]
+        tried = [sum(each["candidates"] for each in found_in([row])) for row in rows]
         return sum(abs(math.log((1 + one) / (1 + mean))) for one, mean in zip(tried, usual, strict=True))
 
     chosen = min(turned or answers, key=distance)

@@ -31,11 +31,6 @@ def size(file: Path) -> int:
         return -1
 
 
-def go_on(folders: Sequence[Path]) -> bool:
-    """Whether a command is still using one of the runs."""
-    return any(RunFolder(each).is_locked() for each in folders)
-
-
 def watch(folders: Sequence[Path], make: Callable[[int], Path]) -> None:
     """Make the page now, again whenever a run has done something, and a last time when all runs have ended.
 
@@ -43,7 +38,7 @@ def watch(folders: Sequence[Path], make: Callable[[int], Path]) -> None:
         make: writes the page, given the seconds after which a browser loads it again.
     """
     seen, took = None, 0.0
-    while go_on(folders):
+    while any(RunFolder(each).is_locked() for each in folders):  # a command is using it
         if (now := trace(folders)) != seen:
             seen, began = now, time.monotonic()
             try:

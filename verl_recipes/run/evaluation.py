@@ -1,8 +1,4 @@
-"""Samples a model by verl's own validation, and measures it: what `evaluate` and `bench` share.
-
-Every row that verl gets has its own seed, so the same model, data and seed give the same responses. If the command is
-killed, the same command does what is missing.
-"""
+"""Samples a model by verl's own validation, and measures it: what `evaluate` and `bench` share (evaluate.py)."""
 
 import shutil
 import zlib

@@ -104,10 +104,10 @@ def depends_on_steps(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
-def shortened(value: Any, limit: int = 60) -> str:
-    """A value as text, without its middle if it is long."""
+def shortened(value: Any) -> str:
+    """A value as text, without its middle if it is longer than 60 characters."""
     text = repr(value) if isinstance(value, str) and not value.strip() else str(value)
-    return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
+    return text if len(text) <= 60 else f"{text[:30]}...{text[-30:]}"
 
 
 def read_config(path: Path) -> dict[str, Any]:

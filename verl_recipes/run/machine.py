@@ -95,9 +95,8 @@ def packages(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
             yield Line("warning", f"{name} {found}; {wanted} is what was resolved together", SETUP[gpu])
     named = {entry.value for entry in metadata.entry_points().select(group="verl.plugins")}
     if missing := {"verl_recipes.in_verl", "verl_recipes.cpu"} - named:
-        text = (
-            f"verl does not find {' and '.join(sorted(missing))}, as this project is not installed, or an older one is"
-        )
+        names = " and ".join(sorted(missing))
+        text = f"verl does not find {names}, as this project is not installed, or an older one is"
         yield Line("wrong", text, "pip install --no-deps --editable .  # in the checkout")
     else:
         yield Line("ok", "verl finds this project's plug-ins")
@@ -289,10 +288,8 @@ def ray_here(**_: Any) -> Iterator[Line]:
     """Ray's daemons, the ports of a head, old sessions of this user, and an address that leads elsewhere."""
     daemons = ray_processes()
     if daemons:
-        numbers = ",".join(map(str, daemons))
-        look = (
-            f"ps -o pid,user,lstart,args -p {numbers}  # a run or a cluster; end by number what is left over and yours"
-        )
+        look = f"ps -o pid,user,lstart,args -p {','.join(map(str, daemons))}"
+        look += "  # a run or a cluster; end by number what is left over and yours"
         yield Line("warning", f"Ray runs here: {', '.join(daemons.values())}", look)
     else:
         yield Line("ok", "no Ray runs here")
@@ -304,9 +301,8 @@ def ray_here(**_: Any) -> Iterator[Line]:
                 busy.append(str(port))
     if busy and not daemons:
         text = f"port {', '.join(busy)} is taken, which the head of a Ray cluster would use"
-        yield Line(
-            "warning", text, "ray start --port=... --dashboard-port=...  # for a cluster; one machine needs none"
-        )
+        fix = "ray start --port=... --dashboard-port=...  # for a cluster; one machine needs none"
+        yield Line("warning", text, fix)
     elif not busy:
         yield Line("ok", "ports 6379 and 8265 are free")
     if os.environ.get("RAY_ADDRESS"):
@@ -317,9 +313,8 @@ def ray_here(**_: Any) -> Iterator[Line]:
     if mine and not daemons:
         size = sum(f.lstat().st_size for path in mine for f in path.rglob("*") if f.is_file()) / GIB
         text = f"{root} holds {len(mine)} old sessions of yours, {size:.1f} GiB"
-        yield Line(
-            "warning", text, f"find {root} -maxdepth 1 -name 'session_2*' -user {os.getuid()}  # and remove those"
-        )
+        fix = f"find {root} -maxdepth 1 -name 'session_2*' -user {os.getuid()}  # and remove those"
+        yield Line("warning", text, fix)
 
 
 def hub(cfg: Any, **_: Any) -> Iterator[Line]:
@@ -371,17 +366,13 @@ def trackers(cfg: Any, **_: Any) -> Iterator[Line]:
             yield Line("ok", f"tracker={name}")
 
 
+Checks = Tuple[Callable[..., Iterator[Line]], ...]  # noqa: UP006
 OF_THE_RUN = (space, hub, data, trackers)  # these need its configuration
-OF_THE_MACHINE: tuple[Callable[..., Iterator[Line]], ...] = (driver, python, compiler, cores, shared_memory)
-CHECKS: tuple[Callable[..., Iterator[Line]], ...] = (
-    *OF_THE_MACHINE,
-    *(packages, cards, imports, space, open_files, ray_here, hub, data, trackers),
-)
+OF_THE_MACHINE: Checks = (driver, python, compiler, cores, shared_memory)
+CHECKS: Checks = (*OF_THE_MACHINE, packages, cards, imports, space, open_files, ray_here, hub, data, trackers)
 
 
-def findings(
-    gpu: bool, cfg: Any, checks: tuple[Callable[..., Iterator[Line]], ...] = CHECKS, smi: Smi | None = None
-) -> Iterator[Line]:
+def findings(gpu: bool, cfg: Any, checks: Checks = CHECKS, smi: Smi | None = None) -> Iterator[Line]:
     """All findings; a check that fails itself is a warning, as it must not hide the others."""
     smi = smi or (nvidia_smi() if gpu else ("not asked", []))
     for check in checks:

@@ -218,9 +218,7 @@ def what_lacks(asked: list[tuple[float, str]]) -> str:
 
 def pending() -> str:
     """The line of run/pending.py for this run's Ray, asked in a process of its own; "" also if there is no answer."""
-    address, environment = os.environ.get("RAY_ADDRESS", ""), dict(os.environ)
-    if not in_job():
-        address, environment = own_ray()
+    address, environment = (os.environ.get("RAY_ADDRESS", ""), dict(os.environ)) if in_job() else own_ray()
     if address:
         command = [sys.executable, "-m", "verl_recipes.run.pending", address]
         with suppress(subprocess.TimeoutExpired):

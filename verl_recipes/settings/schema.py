@@ -24,13 +24,12 @@ def _with_model(folder: str) -> str:
 
 
 Name = Annotated[Text, AfterValidator(_one_component)]
+Price = Annotated[list[Positive], Field(min_length=2, max_length=2)] | Positive | None
 
 
 class Plan(Checked):
     sweep: bool = Field(description="plan: a row for each card and number of cards")
-    price: Annotated[list[Positive], Field(min_length=2, max_length=2)] | Positive | None = Field(
-        description="of a GPU-hour, a number or [low,high]; null: that of configs/facts/gpus.yaml"
-    )
+    price: Price = Field(description="of a GPU-hour, a number or [low,high]; null: that of configs/facts/gpus.yaml")
     currency: Text = Field(description="of plan.price")
     response_tokens: Positive | None = Field(
         description="mean length of a response; null: a fixed share of data.max_response_length"
