@@ -1,7 +1,7 @@
 """python -m verl_recipes.play model=runs/tiny-seed0: give a model numbers and a target, and watch it think.
 
-The thought is shown while it is written, then the verdict of the reward `countdown` with its reason, and a solution of the
-exact solver if the model failed. Without numbers= and target= it asks for them.
+The thought is shown while it is written, then the verdict of the reward `countdown` with its reason, and a solution
+of the exact solver if the model failed. Without numbers= and target= it asks for them.
 
     python -m verl_recipes.play model=runs/tiny-seed0
     python -m verl_recipes.play model=assets/tiny_base numbers=[11,18,25] target=77 temperature=0
