@@ -5,7 +5,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,6 @@ def merge_metrics(run: RunFolder) -> None:
         by_step[saved] = known | by_step.get(saved, {})
     write_whole(run.metrics, as_lines({"step": step, "data": data} for step, data in sorted(by_step.items())))
     run.metrics_part.unlink(missing_ok=True)
-
-
-def mark_start(run: RunFolder, event: str, **facts: str) -> None:
-    """Record that verl `began` or `ended`, for the run's goodput and its report."""
-    append_line(run.starts, {"event": event, "time": time.time()} | facts)
 
 
 def typed() -> str:
@@ -144,6 +140,22 @@ def run_until_end(run: RunFolder, console: Console, *args: Any, **options: Any) 
     return ""
 
 
+@contextmanager
+def start_of(cfg: DictConfig, run: RunFolder, config: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """Write what verl gets, yield the environment of all its processes, and record when it began and ended."""
+    environment = environment_of(cfg, run)
+    if in_job():
+        join_cluster(config, environment)
+    write_whole(run.verl_config, OmegaConf.to_yaml(config))
+    facts = {"command": typed(), "machine": hardware(cfg.trainer.device != "cpu")}
+    append_line(run.starts, {"event": "began", "time": time.time()} | facts)
+    try:
+        yield environment
+    finally:
+        append_line(run.starts, {"event": "ended", "time": time.time()})
+        merge_metrics(run)
+
+
 def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int = 1, **trainer: Any) -> None:
     """Run verl's trainer once, with these keys of `trainer` set, until it ends.
 
@@ -167,14 +179,11 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     if cfg.trainer.resume_mode == "auto":
         tidy()
     cut_half_line(run.events)
-    config, environment = as_verl_wants(cfg, trainer), environment_of(cfg, run)
-    if in_job():
-        join_cluster(config, environment)
-    write_whole(run.verl_config, OmegaConf.to_yaml(config))
+    config = as_verl_wants(cfg, trainer)
     first, steps = last_checkpoint(run.checkpoints), cfg.trainer.total_training_steps
-    mark_start(run, "began", command=typed(), machine=hardware(cfg.trainer.device != "cpu"))
     try:
         with (
+            start_of(cfg, run, config) as environment,
             sealing(run.checkpoints, tidy if keeps_best(cfg) else lambda: None),
             Progress(console, run, first, steps, batches) as progress,
         ):
@@ -195,9 +204,6 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
         if error.code == 128 + signal.SIGTERM:
             say(console, f"ended by SIGTERM; the same command goes on after step {last_checkpoint(run.checkpoints)}")
         raise
-    finally:
-        mark_start(run, "ended")
-        merge_metrics(run)
     if why and (config["trainer"].get("val_only") or not early_end(cfg, run)):
         if not progress.done:
             raise VerlStoppedError(f"verl stopped: {why}")
@@ -221,14 +227,13 @@ def start_sft(
     """
     merge_metrics(run)
     remove_old(run.checkpoints, config["trainer"]["max_ckpt_to_keep"])
-    environment = environment_of(cfg, run)
-    if in_job():
-        join_cluster(config, environment)
-    write_whole(run.verl_config, OmegaConf.to_yaml(config))
     first, steps = last_checkpoint(run.checkpoints), config["trainer"]["total_training_steps"]
-    mark_start(run, "began", command=typed(), machine=hardware(cfg.trainer.device != "cpu"))
     try:
-        with sealing(run.checkpoints), Losses(console, run, first, steps) as progress:
+        with (
+            start_of(cfg, run, config) as environment,
+            sealing(run.checkpoints),
+            Losses(console, run, first, steps) as progress,
+        ):
 
             def watch() -> None:
                 progress.update()
@@ -239,8 +244,5 @@ def start_sft(
             progress.update()
     except EnoughError:
         return
-    finally:
-        mark_start(run, "ended")
-        merge_metrics(run)
     if why:
         raise VerlStoppedError(f"verl stopped: {why}")
