@@ -267,7 +267,7 @@ def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
     (*_, run_dir) = (part.partition("=")[2] for part in command if part.startswith("run_dir="))
     folder, began, output = RunFolder(run_dir), time.time(), file.with_suffix(".txt")
     found: dict[str, Any] = {"command": shlex.join(command), "began": began, "ended": "not yet", "memory": []}
-    found["first_step"] = []
+    first_step: list[float] = []  # when it was seen
     seen, trained, nothing = -1, 0, RunFolder(file.parent / "nothing")
 
     def ours() -> RunFolder:
@@ -278,7 +278,7 @@ def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
     def until() -> float:
         """When its time is over."""
         rollouts = [event["time"] for event in read_lines(ours().events, skip_damaged=True) if event["time"] > began]
-        first = rollouts[:1] or found["first_step"]
+        first = rollouts or first_step
         return first[0] + seconds if first else began + START
 
     def record() -> None:
@@ -300,8 +300,8 @@ def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
                 if shutil.which(SMI[0]):
                     found["memory"].append([round(time.time() - began, 1), said(SMI)])
                 trained = sum(step > 0 for step in read_metrics(ours()))
-                if trained and not found["first_step"]:
-                    found["first_step"] = [time.time()]
+                if trained and not first_step:
+                    first_step.append(time.time())
                 if (size := size_of(ours().metrics_part) + size_of(ours().events)) != seen:
                     seen = size
                     record()
@@ -350,11 +350,6 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *rows]) + "\n"
 
 
-def held_out(found: dict[str, Any]) -> dict[str, float]:
-    """A warm start's loss on held-out traces, by step."""
-    return {step: data["val/loss"] for step, data in found["steps"].items() if "val/loss" in data}
-
-
 def figures_of(found: dict[str, Any]) -> list[list[str]]:
     """What a reader asks first of a run."""
     steps = {int(step): data for step, data in found["steps"].items() if int(step) > 0}
@@ -362,7 +357,8 @@ def figures_of(found: dict[str, Any]) -> list[list[str]]:
     rows = [["ended", found["ended"]], ["seconds", f"{found['seconds']:.0f}"]]
     rows += [["seconds until the first rollouts", f"{events[0] - found['began']:.0f}"]] if events else []
     rows += [["accuracy at step " + step, interval(value)] for step, value in found["accuracy"].items()]
-    rows += [[f"loss on held-out traces at step {step}", f"{loss:.3f}"] for step, loss in held_out(found).items()]
+    held_out = {step: data["val/loss"] for step, data in found["steps"].items() if "val/loss" in data}
+    rows += [[f"loss on held-out traces at step {step}", f"{loss:.3f}"] for step, loss in held_out.items()]
     rows += [["training steps", str(len(steps))]]
     later = list(steps.values())[1:] or list(steps.values())
     for what, name in FIGURES.items():

@@ -38,6 +38,8 @@ else
     shape=(tiny num_hidden_layers=2 vocab_size=2000)
     problems=(preset=tiny) warm=(steps=4 batch=16 lr=1e-3 every=2) pretrained=tiny MODEL=assets/tiny_base
 fi
+[[ " $STAGES " != *" 4 "* || -d $MODEL || $DRY_RUN = 1 ]] || # now, as the stages before it take half an hour
+    die "MODEL=$MODEL is no folder: python -m verl_recipes.fetch model=$pretrained out=$MODEL, or STAGES without 4"
 
 # run NAME SECONDS STEPS OVERRIDES: a run, ended after so many training steps (0: it ends itself), or so many seconds after
 # its first rollouts. COMMAND=warm_start is another command than train.
@@ -68,9 +70,7 @@ for stage in $STAGES; do
             lora=(recipe=tinyzero_grpo model=tiny tuning=lora prompts=8 updates=1 trainer.save_freq=1 "${few[@]}")
             run lora 120 0 "${lora[@]}" trainer.total_training_steps=1 "$@"
             run resumed 120 0 "${lora[@]}" trainer.total_training_steps=2 "run_dir=$work/lora" fresh=false "$@" ;;
-        4) # a pretrained model: measured, warm-started on traces, and GRPO until the time ends
-            [ -d "$MODEL" ] || [ "$DRY_RUN" = 1 ] ||
-                die "MODEL=$MODEL is no folder: python -m verl_recipes.fetch model=smollm2_135m_instruct out=$MODEL"
+        4) # a pretrained model: warm-started on traces, measured, and GRPO until the time ends
             data=$work/problems
             of_model=(recipe=tinyzero_grpo "model=$pretrained" "actor_rollout_ref.model.path=$MODEL"
                 "data.train_files=$data/train.parquet" "data.val_files=$data/test.parquet" data.max_response_length=256

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from configurations import compose
 
-from benchmarks.gpu_check import report
+from benchmarks.gpu_check import START, report
 from data_prep.cli import CONFIGS
 from verl_recipes.settings.schema import TrainKeys
 from verl_recipes.warm_start import Keys
@@ -117,6 +117,18 @@ def test_a_warm_starts_time_begins_with_its_first_step(tmp_path):
     without = TRAINING.replace('"generating"', '"other"').replace('"time": time.time()', '"time": 0')
     command = ["run", tmp_path / "warm.json", 2, 0, sys.executable, "-c", without, f"run_dir={tmp_path / 'run'}"]
     assert "ended by its seconds" in check(*command).communicate()[0]
+    assert (
+        json.loads((tmp_path / "warm.json").read_text(encoding="utf-8"))["seconds"] < START
+    )  # else it waited for rollouts
+
+
+def test_a_missing_model_is_said_before_the_first_stage(tmp_path):
+    settings = {"SETUP": "0", "MODEL": str(tmp_path / "none"), "OUT": str(tmp_path / "out"), "STAGES": "0 4 report"}
+    command = ["bash", "launch/gpu_check.sh", "hardware=h100"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | settings, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"MODEL={tmp_path}/none is no folder: python -m verl_recipes.fetch" in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.slow
