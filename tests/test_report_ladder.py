@@ -118,12 +118,14 @@ def test_an_evaluation_counts_problems_in_distribution_alone(tmp_path):
     assert [len(groups) for groups in Run(run, PAGE_BYTES, rungs).evaluations] == [3, 3, 3]
 
 
-def test_the_command_writes_the_ladders_page_into_the_run(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_the_ladders_page_beside_the_runs_own(tmp_path, monkeypatch, capsys):
     run, rungs = make_ladder(tmp_path)
+    (run / "report.html").write_text("the run's own")
     monkeypatch.setattr(sys, "argv", ["report", *map(str, [run, *rungs])])
     report.main()
-    assert capsys.readouterr().out.strip() == str(run / "report.html")
-    page = (run / "report.html").read_text("utf-8")
+    assert capsys.readouterr().out.strip() == str(run / "ladder.html")
+    assert (run / "report.html").read_text() == "the run's own"
+    page = (run / "ladder.html").read_text("utf-8")
     for name in [*RUNGS, "gain by the warm start", "gain by reinforcement learning"]:
         assert f'<th scope="col">{name}<' in page
     assert "Loss of the warm start" in page

@@ -11,7 +11,7 @@ what is missing. Several seeds of one recipe are drawn as one line with a band f
     python -m verl_recipes.report runs/ladder runs/evaluations/ladder-{base,warm,trained}
 
 Evaluations beside one run are compared in their order, in place of the run's own tests: a column each, the gain of each
-over the one before, and one problem answered by all.
+over the one before, and one problem answered by all. That page is RUN/ladder.html.
 
 `watch=true` makes the page again whenever the run has done something, until it ends; the page refreshes itself.
 `serve=true` does the same and serves the page to this machine alone; the address is printed, and Ctrl-C ends it.
@@ -37,7 +37,7 @@ class ReportKeys(Checked):
     """Keys of configs/report.yaml."""
 
     runs: list[Text] = Field(description="folders of runs, or one and evaluations, named without `runs=`")
-    out: Text | None = Field(description="the file to write; null: report.html in the run's folder")
+    out: Text | None = Field(description="the file to write; null: in the run's folder report.html, or ladder.html")
     price: Price = Field(
         description="of a GPU-hour, a number or [low,high]; null: plan.price of the run's configuration"
     )
@@ -54,7 +54,7 @@ def main(cfg: Any) -> None:
     folders, measured = apart([Path(each) for each in cfg.runs])
     if len(folders) > 1 and cfg.out is None:
         raise UserError("a page of several runs needs a name: out=FILE")
-    out = Path(cfg.out or folders[0] / "report.html")
+    out = Path(cfg.out or folders[0] / ("ladder.html" if measured else "report.html"))
     price = list(cfg.price) if isinstance(cfg.price, Sequence) else cfg.price
 
     def make(refresh: int = 0) -> Path:
