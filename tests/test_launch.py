@@ -320,8 +320,8 @@ def test_a_files_maker_is_named_only_if_it_makes_that_file():
     for file in ("mine.parquet", "data/mini_r1/other.parquet", "data/tiny/train.parquet"):
         assert preflight.command_that_makes(file, made_by) == ""
     cfg = compose("train", "data.train_files=mine.parquet")
-    (line, _) = machine.data(cfg=cfg)
-    assert (line.state, "data_prep" in line.fix) == ("wrong", False)
+    (line,) = (each for each in machine.refusals(cfg=cfg) if "mine.parquet" in each.text)
+    assert (line.state, line.fix) == ("wrong", "")
 
 
 @pytest.mark.slow
@@ -331,11 +331,10 @@ def test_doctor_asks_for_the_key_of_a_tracker_and_for_data_and_model(tmp_path, m
         monkeypatch.delenv(name, raising=False)
     overrides = ["tracker=[wandb]", "actor_rollout_ref.model.path=none", "data.train_files=none.parquet"]
     cfg = compose("train", *overrides)
-    lines = [*machine.trackers(cfg=cfg), *machine.data(cfg=cfg), *machine.hub(cfg=cfg)]
-    wrong = " ".join(line.text for line in lines if line.state == "wrong")
+    wrong = " ".join(line.text for line in machine.refusals(cfg=cfg) if line.state == "wrong")
     assert all(each in wrong for each in ("tracker=wandb: no key", "none holds no model", "none.parquet"))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert [line.state for line in machine.trackers(cfg=cfg)] == ["ok"]
+    assert machine.Line("ok", "tracker=wandb") in machine.refusals(cfg=cfg)
 
 
 def test_a_cluster_without_enough_nodes_is_recognised():

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import sysconfig
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -317,59 +318,36 @@ def ray_here(**_: Any) -> Iterator[Line]:
         yield Line("warning", text, fix)
 
 
-def hub(cfg: Any, **_: Any) -> Iterator[Line]:
-    """The model: whole in a folder or in the cache, or a hub that has it."""
+def refusals(cfg: Any, **_: Any) -> Iterator[Line]:
+    """What the start of the run would refuse (run/preflight.py): all of it, where a run ends with the first."""
+    from data_prep.cli import UserError, as_list
     from verl_recipes.planning.model import find_model
-    from verl_recipes.run.preflight import check_model, check_tags
+    from verl_recipes.run import preflight
 
-    path = cfg.actor_rollout_ref.model.path
-    try:
-        check_model(path)
-        check_tags(path)
-    except SystemExit as error:
-        text = str(error).replace("error: ", "")
-        yield Line("wrong", text, "actor_rollout_ref.model.path=FOLDER, or model= one of configs/model")
-    else:
-        folder = find_model(path)
-        yield Line("ok", f"model: {path}" + (f" in {folder}" if folder and str(folder) != path else ""))
-
-
-def data(cfg: Any, **_: Any) -> Iterator[Line]:
-    from data_prep.cli import as_list
-    from verl_recipes.run.preflight import command_that_makes
-
-    for key in ("train_files", "val_files"):
-        for name in as_list(cfg.data[key]):
-            command = command_that_makes(name, cfg.data.made_by)
-            if Path(name).is_file():
-                yield Line("ok", f"data.{key}: {name}")
-            else:
-                yield Line("wrong", f"data.{key}: {name} does not exist", command or f"data.{key}=FILE that exists")
-
-
-def trackers(cfg: Any, **_: Any) -> Iterator[Line]:
-    """Package and key of each tracker that the run asks for."""
-    from omegaconf import OmegaConf
-
-    from verl_recipes.run.trackers import check_trackers
-
-    for name in cfg.trackers:
-        if name in ("console", "file"):
-            continue
+    model, files = cfg.actor_rollout_ref.model, cfg.data.val_files
+    others = [(name, each) for name, each in cfg.trackers.items() if name not in ("console", "file")]
+    looks: dict[str, Callable[[], Any]] = {
+        "recipe, model and hardware go together": partial(preflight.check_settings, cfg),
+        f"model: {model.path}": partial(preflight.check_weights, model),
+        f"data.train_files: {', '.join(as_list(cfg.data.train_files))}": partial(preflight.check_training_data, cfg),
+        f"data.val_files: {', '.join(as_list(files))}": partial(preflight.check_data, cfg, "data.val_files", files),
+        "the reward function": partial(preflight.check_reward, cfg),
+        **{f"tracker={name}": partial(preflight.check_trackers, {name: each}) for name, each in others},
+    }
+    for what, look in looks.items():
         try:
-            check_trackers(OmegaConf.create({name: cfg.trackers[name]}))
-        except SystemExit as error:
-            text = str(error).replace("error: ", "")
-            install = "pip install -e '.[trackers]'"
-            yield Line("wrong", text, install if "package" in text else f"export {name.upper()}_MODE=offline")
+            look()
+        except UserError as error:
+            yield Line("wrong", *str(error).replace("error: ", "", 1).split("; ", 1))
         else:
-            yield Line("ok", f"tracker={name}")
+            folder = find_model(model.path) if what.startswith("model: ") else None
+            yield Line("ok", what + (f" in {folder}" if folder and str(folder) != model.path else ""))
 
 
 Checks = Tuple[Callable[..., Iterator[Line]], ...]  # noqa: UP006
-OF_THE_RUN = (space, hub, data, trackers)  # these need its configuration
+OF_THE_RUN = (space, refusals)  # these need its configuration
 OF_THE_MACHINE: Checks = (driver, python, compiler, cores, shared_memory)
-CHECKS: Checks = (*OF_THE_MACHINE, packages, cards, imports, space, open_files, ray_here, hub, data, trackers)
+CHECKS: Checks = (*OF_THE_MACHINE, packages, cards, imports, space, open_files, ray_here, refusals)
 
 
 def findings(gpu: bool, cfg: Any, checks: Checks = CHECKS, smi: Smi | None = None) -> Iterator[Line]:

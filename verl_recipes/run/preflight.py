@@ -208,9 +208,10 @@ def check_place(run: RunFolder) -> None:
         )
 
 
-def check_verl_keys(cfg: DictConfig, rows: int) -> None:
-    """Raise UserError for keys of verl's that this project sets itself, and for more steps than the data has."""
-    trainer, data = cfg.trainer, cfg.data
+def check_settings(cfg: DictConfig) -> None:
+    """Raise UserError for choices that do not go together, and for keys of verl's that this project sets itself."""
+    check_choice(cfg)
+    trainer = cfg.trainer
     if list(trainer.logger) != list(cfg.trackers):
         chosen = [name for name in trainer.logger if name != "file"]
         raise UserError(
@@ -223,8 +224,13 @@ def check_verl_keys(cfg: DictConfig, rows: int) -> None:
         )
     if trainer.resume_mode != "auto":
         raise UserError(f"trainer.resume_mode={trainer.resume_mode}: a run resumes by itself; fresh=true starts anew")
+
+
+def check_training_data(cfg: DictConfig) -> DataFiles:
+    """The training data, after checking that it lasts for the steps and holds what a curriculum orders it by."""
+    found, trainer, data = check_data(cfg, "data.train_files", cfg.data.train_files), cfg.trainer, cfg.data
     most = data.get("train_max_samples", -1)
-    rows = min(rows, most) if most and most > 0 else rows
+    rows = min(found.rows, most) if most and most > 0 else found.rows
     if rows < data.train_batch_size:
         raise UserError(
             f"data.train_files: {rows} rows are less than a batch of data.train_batch_size={data.train_batch_size}"
@@ -234,6 +240,8 @@ def check_verl_keys(cfg: DictConfig, rows: int) -> None:
             f"trainer.total_epochs={trainer.total_epochs} of {rows} rows end before "
             f"trainer.total_training_steps={trainer.total_training_steps}: raise total_epochs, or leave it out"
         )
+    check_curriculum(cfg)
+    return found
 
 
 def check_curriculum(cfg: DictConfig) -> None:
@@ -299,12 +307,9 @@ def check_export(cfg: DictConfig, out: Path, dtype: str) -> None:
 
 def preflight(cfg: DictConfig, run: RunFolder) -> Inputs:
     """Raise UserError for what would fail later in a run; what it reads."""
-    check_choice(cfg)
+    check_settings(cfg)
     check_place(run)
     check_trackers(cfg.trackers)
     check_reward(cfg)
-    train = check_data(cfg, "data.train_files", cfg.data.train_files)
-    val = check_data(cfg, "data.val_files", cfg.data.val_files)
-    check_verl_keys(cfg, train.rows)
-    check_curriculum(cfg)
+    train, val = check_training_data(cfg), check_data(cfg, "data.val_files", cfg.data.val_files)
     return Inputs(train, val, check_start(cfg, run.path))

@@ -10,11 +10,10 @@ from http.client import HTTPException
 from importlib.util import find_spec
 from netrc import NetrcParseError, netrc
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
-
-from omegaconf import DictConfig
 
 from data_prep.cli import UserError
 
@@ -58,9 +57,9 @@ def server_answers(address: str) -> bool:
     return True
 
 
-def check_trackers(trackers: DictConfig) -> None:
+def check_trackers(trackers: Mapping[str, Any]) -> None:
     """Raise UserError if a tracker's package or key is missing, or its server does not answer."""
-    for name, tracker in ((str(name), tracker) for name, tracker in trackers.items()):
+    for name, tracker in trackers.items():
         if name not in ("console", "file") and find_spec(name) is None:
             raise UserError(f"tracker={name}: the package is not installed; `pip install -e '.[trackers]'`")
         if urlsplit(tracker.environment.get("MLFLOW_TRACKING_URI", "")).password:
