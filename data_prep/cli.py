@@ -49,11 +49,11 @@ class UserError(SystemExit):
     """A mistake of the user's: the message says what is wrong, where, and what to do. Uncaught, it ends the program."""
 
     def __init__(self, message: str) -> None:
-        line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)  # one line
-        super().__init__(f"error: {line}")
+        self.message = "".join(each if each.isprintable() else repr(each)[1:-1] for each in message)  # one line
+        super().__init__(f"error: {self.message}")
 
     def __reduce__(self) -> tuple[type, tuple[str]]:  # so that a worker process can pass it on
-        return type(self), (str(self).removeprefix("error: "),)
+        return type(self), (self.message,)
 
 
 def as_list(value: Any) -> list[Any]:

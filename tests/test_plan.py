@@ -310,13 +310,12 @@ def cached_model(tmp_path, monkeypatch):
 def test_a_model_in_the_cache_is_one_for_preflight_and_doctor_without_a_network(cached_model):
     cfg = compose("train", "model=local", "actor_rollout_ref.model.path=some/model")
     preflight.check_model("some/model")
-    assert [line.state for line in machine.hub(cfg=cfg)] == ["ok"]
+    assert machine.Line("ok", f"model: some/model in {cached_model}") in machine.refusals(cfg=cfg)
     assert model.parameter_count(cfg) == 502_912
     next(cached_model.glob("*.safetensors")).unlink()
     with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set, and the .* has no \*.safetensors") as error:
         preflight.check_model("some/model")
-    (line,) = machine.hub(cfg=cfg)
-    assert (line.state, line.text) == ("wrong", str(error.value).removeprefix("error: "))
+    assert machine.Line("wrong", *error.value.message.split("; ")) in machine.refusals(cfg=cfg)
     with pytest.raises(UserError, match="does not hold it; unset HF_HUB_OFFLINE"):
         preflight.check_model("other/model")
 

@@ -61,7 +61,7 @@ def await_return(cfg: DictConfig, run: RunFolder) -> None:
             check_nodes(cfg, RETURN)
         except UserError as error:
             again = f"the same command goes on after step {last_checkpoint(run.checkpoints)}"
-            raise UserError(f"{str(error).removeprefix('error: ')}; {again}") from None
+            raise UserError(f"{error.message}; {again}") from None
 
 
 def train(cfg: DictConfig, run: RunFolder, console: Console, problems: int) -> None:
@@ -81,8 +81,7 @@ def train(cfg: DictConfig, run: RunFolder, console: Console, problems: int) -> N
         except VerlStoppedError as error:
             if not left or "DegenerateOutputError" in str(error):  # it would only happen again
                 raise
-            what = str(error).removeprefix("error: ")
-            say(console, f"{what}; starting it again (trainer.restarts: {left - 1} left)")
+            say(console, f"{error.message}; starting it again (trainer.restarts: {left - 1} left)")
             await_return(cfg, run)
     if early := early_end(cfg, run):
         say(console, f"{cfg.patience} tests in a row brought nothing better: the run ends after step {early}")
@@ -168,7 +167,7 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[f
             stage()
         except (Exception, UserError) as error:
             failed = True
-            what = str(error).removeprefix("error: ") if isinstance(error, UserError) else repr(error)
+            what = error.message if isinstance(error, UserError) else repr(error)
             say(console, f"{made} could not be made: {what}; the same command tries again")
     return not failed
 

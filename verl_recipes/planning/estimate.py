@@ -55,7 +55,7 @@ def misfits(cfg: DictConfig, memory: dict[str, dict[str, float]], gpu: dict[str,
     try:
         check_choice(cfg)
     except UserError as error:
-        lines.append(str(error).removeprefix("error: "))
+        lines.append(error.message)
     for phase, parts in memory.items():
         need = sum(parts.values()) / GIB
         if need > gpu["memory_gib"]:

@@ -338,7 +338,7 @@ def refusals(cfg: Any, **_: Any) -> Iterator[Line]:
         try:
             look()
         except UserError as error:
-            yield Line("wrong", *str(error).replace("error: ", "", 1).split("; ", 1))
+            yield Line("wrong", *error.message.split("; ", 1))
         else:
             folder = find_model(model.path) if what.startswith("model: ") else None
             yield Line("ok", what + (f" in {folder}" if folder and str(folder) != model.path else ""))

@@ -103,23 +103,21 @@ def environment_of(cfg: DictConfig, run: RunFolder) -> dict[str, str]:
         environment |= tracker.environment
     if environment.get("SWANLAB_MODE") in ("offline", "local", "disabled"):
         environment["SWANLAB_API_KEY"] = ""  # with a key verl logs in, even if nothing is sent
-    return environment | ({"VERL_PLATFORM": "cpu"} if cfg.trainer.device == "cpu" else kept_kernels() | sampling())
+    return environment | ({"VERL_PLATFORM": "cpu"} if cfg.trainer.device == "cpu" else on_gpus())
 
 
-def sampling() -> dict[str, str]:
-    """vLLM 0.24 samples a Llama's tokens by FlashInfer unless told not to, and ends if that is not installed."""
-    name = "VLLM_USE_FLASHINFER_SAMPLER"
-    return {} if name in os.environ or find_spec("flashinfer") else {name: "0"}
+def on_gpus() -> dict[str, str]:
+    """Environment variables on GPUs; what this process has set stays.
 
-
-def kept_kernels() -> dict[str, str]:
-    """Environment variables by which compiled kernels outlive a run; what this process has set stays.
-
-    verl turns vLLM's cache off, as engines that started together once wrote over each other's files. Since torch 2.10
-    each is written whole. Inductor's cache would lie in the scratch folder; vLLM's and Triton's lie below the home.
+    Compiled kernels outlive a run. verl turns vLLM's cache off, as engines that started together once wrote over each
+    other's files; since torch 2.10 each is written whole. Inductor's cache would lie in the scratch folder; vLLM's and
+    Triton's lie below the home. And vLLM 0.24 samples a Llama's tokens by FlashInfer unless told not to, and ends if
+    that is not installed.
     """
-    kept = {"VLLM_DISABLE_COMPILE_CACHE": "0", "TORCHINDUCTOR_CACHE_DIR": str(user_cache("inductor"))}
-    return {name: os.environ.get(name, value) for name, value in kept.items()}
+    wanted = {"VLLM_DISABLE_COMPILE_CACHE": "0", "TORCHINDUCTOR_CACHE_DIR": str(user_cache("inductor"))}
+    if not find_spec("flashinfer"):
+        wanted["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
 def notice() -> int:
