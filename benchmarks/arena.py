@@ -293,15 +293,18 @@ def page(template: str, results: list[dict[str, Any]]) -> str:
     )
     environment.filters["figure"] = interval
     base = [each for each in results if "right of 8" in each]
+    tables = {"algorithms": table(results, ALGORITHMS), "levers": table(results, LEVERS)}
+    differ = [row for row in tables["algorithms"] if row.get("p", 1) < 0.05 and row["algorithm"] != CONTROL]
     return environment.get_template(template).render(
-        tables={"algorithms": table(results, ALGORITHMS), "levers": table(results, LEVERS)},
+        tables=tables,
+        better=[row["algorithm"] for row in differ if row["difference"][0] > 0],
+        worse=[row["algorithm"] for row in differ if row["difference"][0] < 0],
         rates=RATES,
         steps=STEPS,
         n=N,
         runs=len(results),
         whole=sum(len(runs) >= 3 for runs in by_algorithm(results).values()),
         total=len(NAMES),
-        algorithms=[name for name in ALGORITHMS if name != CONTROL],
         base=figure(of_problems(base[:1], "before")) if base else None,
         sweep={
             name: {
