@@ -1,7 +1,7 @@
 """Which problem comes next, by difficulty: from easy to hard, balanced, or where about half of the answers are right.
 
-The problems are cut into classes of about equal size by `extra_info.difficulty`, which `python -m data_prep
-annotate=true` writes: the logarithm of the tries of a blind search. The order of a run is drawn from its seed. All that
+The problems are cut into classes by `extra_info.difficulty`, which `python -m data_prep annotate=true` writes: the
+logarithm of the tries of a blind search. The order of a run is drawn from its seed. All that
 it depends on is in `state`, so a run that goes on continues it, with no problem lost or repeated.
 """
 
@@ -11,17 +11,40 @@ from typing import Any
 
 import numpy as np
 
-CLASSES = 5
+CLASSES = 5  # of about equal size, if no difficulty is shared by so many problems
+LEAST_SIZE = 0.25  # of a class beside a difficulty that fills one by itself, in equal shares
 ORDERS = ("easy_to_hard", "balanced", "adaptive")
 WIDTH = 0.75  # of the normal distribution over the classes that easy_to_hard moves along, in classes
 MEMORY = 0.9  # share of what is known about a class that adaptive keeps from step to step
 LEAST = 0.02  # added to the weight of every class in adaptive, so that each is tried again (the largest weight is 0.25)
 
 
-@lru_cache(maxsize=CLASSES)
+@lru_cache(maxsize=2 * CLASSES)
 def shuffled(seed: int, place: int, turn: int, size: int) -> Any:
     """The order of a class in one pass through it, which as many draws as it has problems look up."""
     return np.random.default_rng([seed, place, turn]).permutation(size)
+
+
+def edges_of(difficulty: Sequence[float]) -> list[float]:
+    """The greatest difficulty of each class but the last.
+
+    A difficulty that fills a class by itself does not swallow the easier problems: nine of ten problems of the tiny
+    task share the greatest.
+
+    >>> edges_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
+    [2.0, 4.0, 6.0, 8.0]
+    >>> edges_of([1, 2, *[3] * 18])
+    [2.0]
+    """
+    values, counts = np.unique(difficulty, return_counts=True)
+    share = len(difficulty) / CLASSES
+    edges, inside = [], 0
+    for value, count, following in zip(values, counts, counts[1:], strict=False):
+        inside += count
+        if inside >= share or (following >= share and inside >= LEAST_SIZE * share):
+            edges.append(float(value))
+            inside = 0
+    return edges
 
 
 class Curriculum:
@@ -35,9 +58,7 @@ class Curriculum:
 
     def __init__(self, difficulty: Sequence[float], order: str, seed: int, draws: int) -> None:
         self.order, self.seed, self.draws = order, seed, draws
-        # Values of the data themselves, each once, so that no class is empty: many problems share a difficulty.
-        edges = np.unique(np.quantile(difficulty, np.arange(1, CLASSES) / CLASSES, method="lower"))
-        self.edges = edges[edges < max(difficulty)]
+        self.edges = edges_of(difficulty)
         classes = self.class_of(difficulty)
         self.members = [np.flatnonzero(classes == place) for place in range(len(self.edges) + 1)]
         self.drawn, self.taken = 0, [0] * len(self.members)
