@@ -100,19 +100,19 @@ def test_every_order_is_an_option_and_composes(order):
 
 
 @pytest.mark.slow
-def test_data_without_its_difficulty_is_refused(small_data, tmp_path):
+def test_data_without_difficulties_that_differ_is_refused(small_data, tmp_path):
     cfg = compose("train", "curriculum=adaptive", *small_data)
     check_curriculum(cfg)
     with pytest.raises(UserError, match="does not see the groups that dynamic sampling drops"):
         check_curriculum(compose("train", "curriculum=adaptive", "recipe=dapo", *small_data))
     table = pq.read_table(as_list(cfg.data.train_files)[0])
-    plain = table.set_column(
-        table.schema.get_field_index("extra_info"), "extra_info", [[{"split": "train", "index": 0}] * len(table)]
-    )
-    pq.write_table(plain, tmp_path / "plain.parquet")
-    cfg.data.train_files = str(tmp_path / "plain.parquet")
-    with pytest.raises(UserError, match=r"curriculum=adaptive: 512 of 512 problems .* no difficulty"):
-        check_curriculum(cfg)
+    cfg.data.train_files = str(tmp_path / "other.parquet")
+    place = table.schema.get_field_index("extra_info")
+    for info, why in (({}, r"512 of 512 problems .* no difficulty"), ({"difficulty": 2.0}, r"512 .* equally hard")):
+        other = table.set_column(place, "extra_info", [[{"split": "train", "index": 0} | info] * len(table)])
+        pq.write_table(other, tmp_path / "other.parquet")
+        with pytest.raises(UserError, match=f"curriculum=adaptive: .*{why}"):
+            check_curriculum(cfg)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import torch
 from commands import ROOT
 from configurations import compose
 from omegaconf import OmegaConf
+from test_traces import check_search
 from transformers import AutoTokenizer
 
 from data_prep.cli import CONFIGS
@@ -54,6 +55,7 @@ def test_what_the_base_reads_is_true_and_only_a_number_that_follows_from_before_
     ways = middle_base.walks(rng)
     numbers = list(map(int, re.findall(r"\d+", ways[0][0])))
     answer, target = whole(ways), re.findall(r"= (\d+)", ways[-1][0])[-1]
+    assert check_search(answer.partition("\nCheck")[0], numbers) == answer.count("\n") - 1  # ways, to their ends
     assert compute_score("countdown", answer, {"numbers": numbers, "target": int(target)})["acc"] == 1
     for text in (ways, middle_base.equations(rng), middle_base.solved([(PROMPT, RESPONSE)], rng)):
         equations = re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)", whole(text))
@@ -69,6 +71,13 @@ def test_what_the_base_reads_is_true_and_only_a_number_that_follows_from_before_
                 assert learned_before.endswith("=")
             learned_before += part
         assert text[0][1] == NOT
+
+
+def test_a_value_is_compared_with_its_target():
+    found = re.findall(r"The target is (\d+)\. (\d+) is (.*?)\.", whole(middle_base.comparisons(random.Random(0))))
+    assert len(found) == 6
+    for target, value, said in found:
+        assert said == ("right", "too large", "too small")[(int(value) > int(target)) - (int(value) < int(target))]
 
 
 def test_a_list_is_said_again_and_then_in_some_order():
@@ -109,7 +118,7 @@ def test_a_batch_holds_whole_texts_of_similar_length_within_its_tokens(tokenizer
         padding = (ids == tokenizer.pad_token_id).float().mean()
         assert (weights[ids == tokenizer.pad_token_id] == 0).all()
         assert padding < 0.2
-        is_walk = torch.tensor([tokenizer.decode(row).startswith("Left") for row in ids])
+        is_walk = torch.tensor(["<answer>" in tokenizer.decode(row) for row in ids])
         seen += torch.tensor(
             [(ids[~is_walk] != tokenizer.pad_token_id).sum(), (ids[is_walk] != tokenizer.pad_token_id).sum()]
         )

@@ -15,6 +15,7 @@ What makes it possible in under an hour on two cores (docs/log.md has what did n
   that a number is easy to copy.
 - Every text is a sequence of its own. In rows that hold several, the numbers of all others distract from copying.
 - Equations alone come first: calculating sets the ceiling of everything later.
+- After each step the numbers that remain are said. Which they are, a model of this size does not see by itself.
 - A number that follows from what was said before weighs more in the loss than one that is free to choose.
 - Muon (https://kellerjordan.github.io/posts/muon) trains the matrices: sums take half of AdamW's steps.
 """
@@ -36,7 +37,7 @@ from rich.progress import track
 
 from data_prep.cli import Checked, Count, PathText, Positive, Seed, Share, UserError, command
 from data_prep.search import Whole, after, expression, random_step, steps_between
-from data_prep.wording import PHRASES, SCALE, written
+from data_prep.wording import PHRASES, SCALE, phrases, written
 from verl_recipes.bases.making import make_model, make_new, make_tokenizer, save
 
 if TYPE_CHECKING:  # these imports take seconds, and only training needs them
@@ -110,25 +111,44 @@ def at_random(numbers: Sequence[int], rng: random.Random) -> list[Whole]:
     return steps
 
 
+def listed(pool: Sequence[int]) -> str:
+    return ", ".join(map(str, pool))
+
+
 def results_sure(text: str) -> Text:
     """A text whose numbers after "=" follow from before, and the others do not."""
     parts = re.split(r"(?<==)( \d+)", text)
     return [(part, SURE if i % 2 else FREE) for i, part in enumerate(parts) if part]
 
 
+def comparisons(rng: random.Random) -> Text:
+    """Six targets, with values that are too small, too large or right."""
+    text: Text = []
+    for _ in range(6):
+        target = rng.choice(NUMBERS)
+        value = rng.choice((target, rng.randint(0, 2 * target), rng.randint(0, LARGEST)))
+        words = ("right", "too large", "too small")[(value > target) - (value < target)]
+        text += [(f" The target is {target}. {value} is", NOT), (f" {words}.", SURE)]
+    return text
+
+
 def walks(rng: random.Random) -> Text:
-    """Ways through the game that know no target. The last is checked and written as an answer."""
+    """Ways through the game that know no target, with the numbers that remain. The last is checked and answered."""
     ways: list[list[Whole]] = []
     while not ways:
         numbers = rng.sample(NUMBERS, rng.choice((3, 4)))
         ways = [way for _ in range(rng.randint(1, 4)) if (way := at_random(numbers, rng))]
-    said, answer = [", ".join(map(written, way)) for way in ways], expression(ways[-1])
-    check = rng.choice(PHRASES["en"]["check"]).format(steps=said[-1], expression=answer)
-    return [
-        (f"Left: {', '.join(map(str, numbers))}.", NOT),
-        *results_sure("\n".join(f" {each}." for each in said)),
-        (f"\n{check}</think>\n<answer> {answer} </answer>", SURE),
-    ]
+    say = phrases("en", rng)
+    text: Text = []
+    for way in ways:
+        pool = [*numbers]
+        text += [(f"\n {say('back' if text else 'left', listed(pool))}"[not text :], SURE if text else NOT)]
+        for step in way:
+            pool = after(pool, step)
+            text += results_sure(f" {written(step)}.")
+            text += [(f" {say('left', listed(pool))}", SURE)] if len(pool) > 1 else []
+    answer, steps = expression(way), ", ".join(map(written, way))
+    return [*text, (f"\n{say('check', steps=steps, expression=answer)}</think>\n<answer> {answer} </answer>", SURE)]
 
 
 def solved(pairs: Sequence[tuple[str, str]], rng: random.Random) -> Text:
@@ -236,7 +256,7 @@ def make(cfg: DictConfig, folder: Path) -> None:
     model = make_model(tokenizer, LARGEST, SHAPE["hidden_size"] // 2, **SHAPE)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(pairs):,} solved problems")
     numbers = set(tokenizer.convert_tokens_to_ids([str(number) for number in range(LARGEST + 1)]))
-    kinds = {each.__name__: partial(each, rng) for each in (equations, lists, walks)}
+    kinds = {each.__name__: partial(each, rng) for each in (equations, lists, comparisons, walks)}
     kinds["solved"] = partial(solved, pairs, rng)
     some = partial(batches, tokens=cfg.tokens, tokenizer=tokenizer, numbers=numbers, rng=rng)
     sums, mixed = some([kinds["equations"]], [1.0]), some([kinds[name] for name in cfg.texts], list(cfg.texts.values()))

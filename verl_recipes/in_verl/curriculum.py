@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-CLASSES = 5  # of about equal size, if no difficulty is shared by so many problems
-LEAST_SIZE = 0.25  # of a class beside a difficulty that fills one by itself, in equal shares
+from verl_recipes.measure.difficulty import CLASSES, edges_of
+
 ORDERS = ("easy_to_hard", "balanced", "adaptive")
 WIDTH = 0.75  # of the normal distribution over the classes that easy_to_hard moves along, in classes
 MEMORY = 0.9  # share of what is known about a class that adaptive keeps from step to step
@@ -23,28 +23,6 @@ LEAST = 0.02  # added to the weight of every class in adaptive, so that each is 
 def shuffled(seed: int, place: int, turn: int, size: int) -> Any:
     """The order of a class in one pass through it, which as many draws as it has problems look up."""
     return np.random.default_rng([seed, place, turn]).permutation(size)
-
-
-def edges_of(difficulty: Sequence[float]) -> list[float]:
-    """The greatest difficulty of each class but the last.
-
-    A difficulty that fills a class by itself does not swallow the easier problems: nine of ten problems of the tiny
-    task share the greatest.
-
-    >>> edges_of([1, 2, 3, 4, 5, 6, 7, 8, 9, 10])
-    [2.0, 4.0, 6.0, 8.0]
-    >>> edges_of([1, 2, *[3] * 18])
-    [2.0]
-    """
-    values, counts = np.unique(difficulty, return_counts=True)
-    share = len(difficulty) / CLASSES
-    edges, inside = [], 0
-    for value, count, following in zip(values, counts, counts[1:], strict=False):
-        inside += count
-        if inside >= share or (following >= share and inside >= LEAST_SIZE * share):
-            edges.append(float(value))
-            inside = 0
-    return edges
 
 
 class Curriculum:

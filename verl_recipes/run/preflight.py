@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError, as_list
 from data_prep.folder import file_sha256
+from verl_recipes.measure.difficulty import edges_of
 from verl_recipes.planning.model import check_hub, find_model
 from verl_recipes.planning.space import Need, export_needs, needs
 from verl_recipes.run.checkpoints import actor_identity, checkpoint_error, checkpoint_steps, how_to_continue, ranks_of
@@ -257,14 +258,22 @@ def check_curriculum(cfg: DictConfig) -> None:
             "curriculum=adaptive does not see the groups that dynamic sampling drops (algorithm.filter_groups.enable): "
             "choose another curriculum or recipe"
         )
+    difficulty: list[float] = []
     for name in as_list(cfg.data.train_files):
         infos = pq.read_table(name, columns=["extra_info"])["extra_info"]
-        known = pc.struct_field(infos, "difficulty") if infos.type.get_field_index("difficulty") >= 0 else None
-        if unknown := len(infos) if known is None else known.null_count:
+        has = infos.type.get_field_index("difficulty") >= 0
+        known = pc.struct_field(infos, "difficulty").drop_null().to_pylist() if has else []
+        if unknown := len(infos) - len(known):
             raise UserError(
                 f"curriculum={curriculum.order}: {unknown} of {len(infos)} problems in {name} have no difficulty; make "
                 "the data with annotate=true and unsolvable=drop, or leave the curriculum out"
             )
+        difficulty += known
+    if not edges_of(difficulty):
+        raise UserError(
+            f"curriculum={curriculum.order}: the {len(difficulty)} problems of data.train_files are equally hard, "
+            "so there is nothing to order; leave the curriculum out"
+        )
 
 
 def check_space(cfg: DictConfig, run_dir: Path, trains: bool = True) -> None:
