@@ -9,7 +9,7 @@
 export HF_HUB_OFFLINE=1 # nothing is fetched after the installation
 problems="preset=3to4 preset.rows=60000 preset.test_size=256"
 direct="styles.first_try=1 styles.search=0 styles.search_with_backtracking=0"
-traces="styles.search=1 styles.first_try=0 styles.search_with_backtracking=0"
+traces="styles.search=0 styles.first_try=0 styles.search_with_backtracking=1"
 warm="steps=160 batch=64 lr=1e-3 actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16"
 read -ra of_data <<< "$problems"
 read -ra of_direct <<< "$direct"
