@@ -5,7 +5,8 @@ GPUs. What was one process becomes several. vLLM draws the responses, ranks shar
 joins them, and every setting is a key of one configuration. The table below says which line of script 5 became which
 key; it is checked against the configuration before anything starts. `start=0` only prints it, and the command.
 
-What to look at: the curve ends where script 5's ends, within noise; the problems come in another order.
+What to look at: the curve is script 5's within noise (docs/learn/6_in_verl.md has three seeds of both); the problems
+come in another order.
 """
 
 # %% What can be changed on the command line, and the command
@@ -74,7 +75,7 @@ for piece, key, value in LINES:
     if number is None or OmegaConf.select(cfg, key) != value:
         raise UserError(f"learn/5_kl.py has {piece} and verl {key}={OmegaConf.select(cfg, key)}: they do not agree")
     print(f"5_kl.py:{number:<3} {piece:<40} {key} = {value}")
-print(shlex.join(["python", *COMMAND]))
+print(shlex.join(["python", *COMMAND]), flush=True)  # before what the command prints
 
 # %% The run. The same command again continues it, or finds it complete
 if o.start and (status := subprocess.run([sys.executable, *COMMAND], cwd=common.ROOT).returncode):
