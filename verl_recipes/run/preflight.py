@@ -271,8 +271,8 @@ def check_curriculum(cfg: DictConfig) -> None:
         difficulty += known
     if not edges_of(difficulty):
         raise UserError(
-            f"curriculum={curriculum.order}: the {len(difficulty)} problems of data.train_files are equally hard, "
-            "so there is nothing to order; leave the curriculum out"
+            f"curriculum={curriculum.order}: the {len(difficulty)} problems of data.train_files are about equally "
+            "hard, so there is nothing to order; leave the curriculum out"
         )
 
 
