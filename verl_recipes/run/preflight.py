@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError, as_list
 from data_prep.folder import file_sha256
-from verl_recipes.measure.difficulty import edges_of
 from verl_recipes.planning.model import check_hub, find_model
 from verl_recipes.planning.space import Need, export_needs, needs
 from verl_recipes.run.checkpoints import actor_identity, checkpoint_error, checkpoint_steps, how_to_continue, ranks_of
@@ -247,11 +246,13 @@ def check_training_data(cfg: DictConfig) -> DataFiles:
 
 def check_curriculum(cfg: DictConfig) -> None:
     """Raise UserError if the run orders its problems by a difficulty that the data does not hold."""
+    if not (curriculum := cfg.data.get("curriculum")):
+        return
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    if not (curriculum := cfg.data.get("curriculum")):
-        return
+    from verl_recipes.measure.difficulty import edges_of  # it loads numpy
+
     filters = cfg.algorithm.get("filter_groups")
     if curriculum.order == "adaptive" and filters and filters.enable:
         raise UserError(
