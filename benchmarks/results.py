@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jinja2
@@ -40,6 +41,7 @@ GPU_RUNS = [  # recipe, model, hardware
     ("mini_r1", "qwen2.5_3b_instruct", "h100_x4"),
     ("datawhale_r1", "qwen2.5_3b_instruct", "a800_x3"),
 ]
+RUNGS = ("base", "cold", "warm start", "both")  # of the middle rung: benchmarks/middle.py
 PAGES = {"results.md.jinja": "docs/results.md", "results.zh.md.jinja": "docs/zh/results.md"}
 
 
@@ -135,6 +137,13 @@ def environment() -> jinja2.Environment:
 
 def page(template: str, results: dict[str, dict[str, Any]]) -> str:
     """One of the pages."""
+    files = sorted((RESULTS / "middle").glob("seed*.json"))
+    middle = {file.stem.removeprefix("seed"): json.loads(file.read_text(encoding="utf-8")) for file in files}
+
+    def of_seeds(name: str, key: str) -> list[float]:
+        values = [each["models"][name][key] for each in middle.values()]
+        return [value[0] if isinstance(value, list) else value for value in values]
+
     return (
         environment()
         .get_template(template)
@@ -148,6 +157,10 @@ def page(template: str, results: dict[str, dict[str, Any]]) -> str:
             over_seeds={
                 name: over_seeds(results, name) for name in (f"mean@{N}", f"pass@{N}", f"majority@{N}", "greedy")
             },
+            middle=middle,
+            rungs=RUNGS,
+            over_middle={name: figure(of_seeds(name, "mean@8"), share=False) for name in RUNGS if len(middle) > 1},
+            mean_of_middle=lambda name, key: fmean(of_seeds(name, key)),
             data_command=command("data_prep", DATA),
             sft_command=command("verl_recipes.tiny_base", SFT_RUN),
             commands={name: command("verl_recipes.evaluate", evaluation(name, "runs")) for name in MODELS},

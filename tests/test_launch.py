@@ -88,6 +88,17 @@ def test_a_ladder_measures_each_rung_with_the_runs_hardware_and_recipe():
     assert (refused.returncode, refused.stderr.startswith("error: name a model")) == (1, True)
 
 
+def test_the_middle_rung_makes_its_base_before_the_ladder(tmp_path):
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")  # a folder without models/middle
+    commands = printed(bash(tmp_path / "launch" / "middle.sh", "seed=5", DRY_RUN="1"))
+    modules = [command[2].rpartition(".")[2] for command in commands]
+    assert modules[:6] == ["data_prep", "traces", "middle_base", "data_prep", "traces", "evaluate"]
+    assert {*commands[0]} == {*commands[3]}
+    assert modules[-1] == "report"
+    warm = next(command for command in commands if command[2].endswith("warm_start"))
+    assert {"model=middle", "recipe=middle", "seed=5", "actor_rollout_ref.model.path=models/middle"} <= {*warm}
+
+
 @pytest.mark.slow
 def test_every_command_of_the_page_for_one_card_composes():
     """Each by its own keys; what a ladder hands on from a run's keys is composed once, with the run."""
