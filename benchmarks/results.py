@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jinja2
@@ -40,6 +41,12 @@ GPU_RUNS = [  # recipe, model, hardware
     ("mini_r1", "qwen2.5_3b_instruct", "h100_x4"),
     ("datawhale_r1", "qwen2.5_3b_instruct", "a800_x3"),
 ]
+RUNGS = {  # of the middle rung: the test that has its mean@8, and the place there (benchmarks/middle.py)
+    "base": ("base, cold", "first"),
+    "cold": ("base, cold", "second"),
+    "warm start": ("warm start, both", "first"),
+    "both": ("warm start, both", "second"),
+}
 PAGES = {"results.md.jinja": "docs/results.md", "results.zh.md.jinja": "docs/zh/results.md"}
 
 
@@ -135,6 +142,9 @@ def environment() -> jinja2.Environment:
 
 def page(template: str, results: dict[str, dict[str, Any]]) -> str:
     """One of the pages."""
+    files = sorted((RESULTS / "middle").glob("seed*.json"))
+    middle = {file.stem.removeprefix("seed"): json.loads(file.read_text(encoding="utf-8")) for file in files}
+    means = {name: [each["tests"][test][place] for each in middle.values()] for name, (test, place) in RUNGS.items()}
     return (
         environment()
         .get_template(template)
@@ -148,6 +158,12 @@ def page(template: str, results: dict[str, dict[str, Any]]) -> str:
             over_seeds={
                 name: over_seeds(results, name) for name in (f"mean@{N}", f"pass@{N}", f"majority@{N}", "greedy")
             },
+            middle=middle,
+            rungs=RUNGS,
+            over_middle={
+                name: figure([each[0] for each in some], share=False) for name, some in means.items() if some[1:]
+            },
+            mean_of_middle=lambda name, key: fmean(each["models"][name][key] for each in middle.values()),
             data_command=command("data_prep", DATA),
             sft_command=command("verl_recipes.tiny_base", SFT_RUN),
             commands={name: command("verl_recipes.evaluate", evaluation(name, "runs")) for name in MODELS},

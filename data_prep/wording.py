@@ -1,5 +1,6 @@
 """Traces in words: how a model that searches would write the way to a solution.
 
+    I need 98 from 44, 19, 35.
     Start with 44 - 19 = 25. Left: 25, 35. 25 + 35 = 60, too small. 25 * 35 = 875, too large. Go back to 44, 19, 35.
     Try 44 + 35 = 79. Left: 79, 19. 79 + 19 = 98, which is the target.
     Check: 44 + 35 = 79, 79 + 19 = 98. Each number is used once.
@@ -188,19 +189,19 @@ def write_trace(
     """
     say, (joint, comma, blank) = phrases(language, rng), JOINTS[language]
     equations, used = [written(step) for step in steps], 0
+    lines = [say("need", numbers=comma.join(map(str, numbers)), target=target)]
     if style == "first_try":
-        said = [say("need", numbers=comma.join(map(str, numbers)), target=target)]
-        said += [say("then" if i else "start", each) for i, each in enumerate(equations[:-1])]
-        lines = [blank.join([*said, say("hit", equations[-1])])]
+        said = [say("then" if i else "start", each) for i, each in enumerate(equations[:-1])]
+        lines = [blank.join([*lines, *said, say("hit", equations[-1])])]
     elif style == "search":
-        lines, avoid = [], set[Key]()
-        largest = SCALE * max(target, *numbers)
+        avoid, largest = set[Key](), SCALE * max(target, *numbers)
         while used < tries and (found := wrong_candidate(numbers, target, largest, avoid, joint, rng)):
             lines.append(say("another" if used else "candidate", say(found[1], found[0])))
             used += 1
         lines.append(say("another" if used else "candidate", say("hit", joint.join(equations))))
     else:
-        lines, used = with_backtracking(numbers, target, steps, tries, language, rng)
+        searched, used = with_backtracking(numbers, target, steps, tries, language, rng)
+        lines += searched
     answer = expression(steps)
     lines.append(say("check", steps=joint.join(equations), expression=answer))
     return f"{blank}{chr(10).join(lines)}</think>\n<answer> {answer} </answer>", used

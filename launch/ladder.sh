@@ -2,7 +2,7 @@
 # A ladder on one set of problems: a base model, a warm start on traces, reinforcement learning from there; each is measured
 # on the same test problems and compared with the one before; the report shows all three (docs/warm_start.md).
 #   bash launch/ladder.sh MODEL [overrides of verl_recipes.train, hardware= among them]
-#   MODEL          a name of configs/model; fetched into models/MODEL unless it is there
+#   MODEL          a name of configs/model; fetched into models/MODEL unless it is there (launch/middle.sh makes `middle`)
 #   NAME=ladder    of data/NAME, data/NAME-traces, runs/NAME-warm, runs/NAME and runs/evaluations/NAME-*
 #   DATA, TRACES, WARM, EVAL    overrides of these commands: DATA="prompt=mini_r1 preset=3to4" WARM="lr=2e-5 steps=200";
 #                  traces have 256 tokens at most, unless TRACES= says otherwise
@@ -33,7 +33,7 @@ measure() {
 }
 
 step python -m data_prep "out=$data" "${of_data[@]}"
-[ -e "$base" ] || step python -m verl_recipes.fetch "model=$model" "out=$base"
+[ -e "$base" ] || [ "$model" = middle ] || step python -m verl_recipes.fetch "model=$model" "out=$base"
 step python -m data_prep.traces "data=$data" "out=$data-traces" "${of_traces[@]}"
 measure base "$base"
 step python -m verl_recipes.warm_start "name=$name-warm" "traces=$data-traces" "actor_rollout_ref.model.path=$base" "${run[@]}" "${of_warm[@]}"

@@ -21,7 +21,7 @@ from data_prep.cli import CONFIGS, UserError
 from data_prep.help import did_you_mean
 from data_prep.schema import RenderKeys
 from verl_recipes import __main__ as entry
-from verl_recipes import doctor, evaluate, export, fetch, plan, play, runs, tiny_base, train, warm_start
+from verl_recipes import doctor, evaluate, export, fetch, middle_base, plan, play, runs, tiny_base, train, warm_start
 from verl_recipes.report import ReportKeys
 from verl_recipes.run.evaluation import SamplingKeys
 
@@ -200,6 +200,7 @@ SCHEMAS = {  # of the commands whose every key is this project's; the others: te
     "report": ("report", ReportKeys, CONFIGS),
     "runs": ("runs", runs.Keys, CONFIGS),
     "tiny-base": ("tiny_base", tiny_base.Keys, CONFIGS),
+    "middle-base": ("config", middle_base.Keys, CONFIGS / "middle_base"),
     "warm-start": ("config", warm_start.Keys, CONFIGS / "sft"),
 }
 REQUIRED = NEEDED | {"report": "runs=[x]"}

@@ -23,7 +23,7 @@ from two_nodes import TWO_NODES, running
 from data_prep import cli
 from data_prep.cli import CONFIGS, UserError
 from data_prep.schema import PrepareKeys, TracesKeys
-from verl_recipes import doctor, evaluate, fetch, submit, train, warm_start
+from verl_recipes import doctor, evaluate, fetch, middle_base, submit, train, warm_start
 from verl_recipes.reporting.metrics import AGREEMENT
 from verl_recipes.run import cluster, machine, preflight, start
 from verl_recipes.run.folder import RunFolder, read_lines
@@ -86,6 +86,25 @@ def test_a_ladder_measures_each_rung_with_the_runs_hardware_and_recipe():
     assert {"steps=20", "seed=5", "actor_rollout_ref.model.path=assets/tiny_base"} <= {*warm}
     refused = bash("launch/ladder.sh", "hardware=cpu", DRY_RUN="1")
     assert (refused.returncode, refused.stderr.startswith("error: name a model")) == (1, True)
+
+
+def test_the_middle_rung_makes_its_base_before_the_ladder_and_trains_as_its_benchmark(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "launch", tmp_path / "launch")  # a folder without models/middle
+    commands = printed(bash(tmp_path / "launch" / "middle.sh", "seed=5", DRY_RUN="1"))
+    modules = [command[2].rpartition(".")[2] for command in commands]
+    assert modules[:6] == ["data_prep", "traces", "middle_base", "data_prep", "traces", "evaluate"]
+    assert {*commands[0]} == {*commands[3]}
+    assert commands[1] == middle_base.MAKES.split()
+    assert modules[-1] == "report"
+    warm, run = commands[modules.index("warm_start")], commands[modules.index("train")]
+    assert "actor_rollout_ref.model.path=models/middle" in warm
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from benchmarks.middle import commands_of
+
+    warm_start, both, _ = commands_of(5).values()
+    names = {"name=middle-warm-seed5", "name=middle-seed5", "warm_start=runs/middle-warm-seed5"}
+    assert {*warm_start[1:]} - names <= {*warm}
+    assert {*both[1:]} - names <= {*run}
 
 
 @pytest.mark.slow

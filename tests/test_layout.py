@@ -23,6 +23,7 @@ PACKAGES = ("data_prep", "reward_score", "verl_recipes")
 ALLOWED = {"data_prep": {"data_prep"}, "reward_score": {"reward_score"}, "verl_recipes": set(PACKAGES)}
 FORBIDDEN = {"data_prep": {"torch", "verl", "vllm"}, "verl_recipes": set()}
 ROOMS = {  # of verl_recipes/, and the other rooms that each may import
+    "bases": set(),
     "settings": set(),
     "measure": set(),
     "run": {"settings", "measure", "planning"},

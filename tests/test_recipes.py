@@ -209,7 +209,7 @@ def test_an_unknown_option_lists_the_known_ones_in_one_message():
     assert all(recipe in result.stderr for recipe in RECIPES)
 
 
-@pytest.mark.parametrize("name", ["tiny", *(f"qwen2.5_{size}" for size in ("0.5b", "1.5b", "3b", "7b"))])
+@pytest.mark.parametrize("name", ["tiny", "middle", *(f"qwen2.5_{size}" for size in ("0.5b", "1.5b", "3b", "7b"))])
 def test_the_parameters_follow_from_the_architecture(name):
     """Counted for Qwen2: embeddings, and in each layer two norms, biased q, k, v, o, and three matrices."""
     a = OmegaConf.load(CONFIGS / "model" / f"{name}.yaml").architecture

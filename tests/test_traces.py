@@ -146,8 +146,10 @@ def check(numbers, target, style, language, tries, seed):
     check_equations(thought, fractions)
     check_wrong_tries(thought, target, used)
     assert used <= (tries if style != "first_try" else 0)
+    said = re.findall(r"\d+", lines[0] if style != "first_try" else re.split(r"[.。] ?", lines[0], maxsplit=1)[0])
+    assert sorted(map(int, said)) == sorted([*numbers, target])
     if style == "search":  # each line is a candidate from the first step to the last
-        assert [check_search(line, numbers) for line in lines[:-1]] == [1] * (used + 1)
+        assert [check_search(line, numbers) for line in lines[1:-1]] == [1] * (used + 1)
     else:
         assert check_search("\n".join(lines[:-1]), numbers) == used + 1
     assert answer == f"\n<answer> {expression(steps)} </answer>"

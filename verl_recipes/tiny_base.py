@@ -22,11 +22,10 @@ Three things make half a million parameters enough:
 
 from __future__ import annotations
 
-import math
 import random
 import tempfile
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,19 +34,25 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from data_prep.cli import Checked, Count, PathText, Positive, Seed, Share, Text, UserError, command
-from data_prep.folder import replaced
 from data_prep.generate import Problem, as_problems, distinct
 from data_prep.prompts import fill
 from data_prep.search import Whole, expression, steps_between
 from data_prep.split import TRAIN
+from verl_recipes.bases.making import make_model, make_new, make_tokenizer, save
 
-if TYPE_CHECKING:  # these imports take seconds, and only training needs them
-    from torch import Tensor
+if TYPE_CHECKING:  # its import takes seconds, and only training needs it
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-EOS, PAD = "<|im_end|>", "<|endoftext|>"
 LARGEST = 199  # the largest number with a token of its own: twice the largest intermediate result, less one
 SOLUTION = 0.1  # probability that a candidate is chosen among the solutions; chance finds some more
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
 RESPONSE = 256  # tokens of the longest response, as in configs/model/tiny.yaml
 SLOPPY = 0.06  # share of malformed answers in the last stage, so that the format is left to learn too
 
@@ -70,67 +75,6 @@ class Keys(Checked):
         description="steps, batch and lr (linear decay over the last 70%); stop: probability of giving up after a "
         "wrong candidate; most: the most candidates in a trace"
     )
-
-
-def make_tokenizer(template: str, chat_template: str) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with the words of the traces, the tags, the numbers and the phrases of `template` as tokens.
-
-    Tags, numbers and phrases are *added* tokens, because transformers 5 gives every tokenizer beside a qwen2 model
-    Qwen2's own pre-tokenizer, which would split them. They are not *special*, because verl strips special tokens before
-    it scores a response.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator([" yes", " no"], trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
-    phrases = [p for part in template.split("{numbers}") for p in part.split("{target}")]
-    tags = ["<think>", "</think>", "<answer>", "</answer>"]
-    added = phrases + tags + [str(number) for number in range(10, LARGEST + 1)]
-    wrapped.add_tokens([AddedToken(text, normalized=False) for text in added])
-    wrapped.chat_template = chat_template
-    return wrapped
-
-
-def number_features(dim: int) -> Tensor:
-    """Sine and cosine of 0..LARGEST at `dim` / 2 geometric periods from 2 to 400. Shape (LARGEST + 1, dim)."""
-    import torch
-
-    periods = 2 * 200 ** torch.linspace(0, 1, dim // 2)
-    angles = 2 * math.pi * torch.arange(LARGEST + 1)[:, None] / periods
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """The untrained model, with number features for the embeddings of the number tokens."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),  # no surplus ids: verl masks them in the rollout engine but not in the actor
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.03,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        dtype="float32",
-    )
-    model = Qwen2ForCausalLM(config)
-    ids = [tokenizer.convert_tokens_to_ids(str(number)) for number in range(LARGEST + 1)]
-    with torch.no_grad():
-        features = number_features(config.hidden_size) * config.initializer_range * math.sqrt(2)
-        model.get_input_embeddings().weight[ids] = features
-    return model
 
 
 @cache
@@ -230,28 +174,22 @@ def make(cfg: DictConfig, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(cfg.init)
         model = Qwen2ForCausalLM.from_pretrained(cfg.init)
     else:
-        tokenizer = make_tokenizer(cfg.prompt.messages[0].content, cfg.prompt.chat_template)
-        model = make_model(tokenizer)
+        text = cfg.prompt.messages[0].content
+        phrases = [phrase for part in text.split("{numbers}") for phrase in part.split("{target}")]
+        tokenizer = make_tokenizer([" yes", " no"], LARGEST, cfg.prompt.chat_template, phrases)
+        model = make_model(tokenizer, LARGEST, SHAPE["hidden_size"], **SHAPE)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
-    model.generation_config.update(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=RESPONSE
-    )
     for name, stage in cfg.stages.items():
         print(f"stage {name}: {OmegaConf.to_container(stage)}")
         train(cfg, stage, model, tokenizer)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save(model, tokenizer, folder, RESPONSE)
 
 
 @command("tiny_base", Keys)
 def main(cfg: DictConfig) -> None:
     if cfg.init and not (Path(cfg.init) / "config.json").is_file():
         raise UserError(f"init={cfg.init} holds no model: a folder that this command wrote is expected")
-    if Path(cfg.out).exists():
-        raise UserError(f"out={cfg.out} exists; name a new folder, or move that one away")
-    with replaced(Path(cfg.out)) as folder:  # fails at once if the folder cannot be written
-        make(cfg, folder)
-    print(f"wrote {cfg.out}")
+    make_new(cfg.out, partial(make, cfg))
 
 
 if __name__ == "__main__":
