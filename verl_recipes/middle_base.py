@@ -1,9 +1,9 @@
 """python -m verl_recipes.middle_base [traces=FOLDER] [out=models/middle]: makes the base model of the middle rung.
 
 A Qwen2 of five million parameters that stands to the game as a pretrained model does: it reads the prompt in full, word
-by word, can calculate, and has read searches. But after the prompt it has seen only problems that were solved at once,
-so it does not search there. A warm start teaches it that (docs/warm_start.md has the commands and what came of them),
-or reinforcement learning has to find it.
+by word, can calculate, and has read searches, but never after the prompt: there it has seen only problems that were
+solved at once. A warm start teaches it to search there, or reinforcement learning has to find that out
+(docs/warm_start.md).
 
     bash launch/middle.sh                                                       the problems, the traces, and the rest
     python -m verl_recipes.middle_base                                          an hour on two cores
