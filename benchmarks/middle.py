@@ -25,15 +25,15 @@ RUN = ["model=middle", "recipe=middle", "actor_rollout_ref.actor.fsdp_config.mix
 WARM_START = ["traces=data/middle-traces", "steps=60", "lr=5e-4"]
 
 
-def commands_of(seed: int) -> dict[str, list[str]]:
-    """The three commands of a seed, by the folder that each fills."""
+def commands_of(seed: int) -> list[list[str]]:
+    """Of a seed: the warm start, GRPO from it, and GRPO from the base."""
     warm = f"middle-warm-seed{seed}"
     both, cold = f"middle-seed{seed}", f"middle-cold-seed{seed}"
-    return {
-        warm: ["verl_recipes.warm_start", f"name={warm}", f"seed={seed}", *RUN, *WARM_START],
-        both: ["verl_recipes.train", f"name={both}", f"seed={seed}", *RUN, f"warm_start=runs/{warm}"],
-        cold: ["verl_recipes.train", f"name={cold}", f"seed={seed}", *RUN],
-    }
+    return [
+        ["verl_recipes.warm_start", f"name={warm}", f"seed={seed}", *RUN, *WARM_START],
+        ["verl_recipes.train", f"name={both}", f"seed={seed}", *RUN, f"warm_start=runs/{warm}"],
+        ["verl_recipes.train", f"name={cold}", f"seed={seed}", *RUN],
+    ]
 
 
 def measured(seed: int) -> dict[str, Any]:
@@ -64,10 +64,10 @@ def main(seeds: list[str]) -> None:
         if target.exists():
             continue
         commands = commands_of(seed)
-        for command in commands.values():
+        for command in commands:
             print("python -m", *command, flush=True)
             subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
-        result = {"commands": [" ".join(["python -m", *command]) for command in commands.values()]} | measured(seed)
+        result = {"commands": [" ".join(["python -m", *command]) for command in commands]} | measured(seed)
         target.parent.mkdir(exist_ok=True)
         target.write_text(json.dumps(rounded(result), indent=1) + "\n", encoding="utf-8")
         print(f"wrote {target}")

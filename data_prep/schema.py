@@ -255,16 +255,20 @@ class RenderKeys(Closed):
     prompt: Prompt
 
 
-class Styles(Closed):
-    first_try: Share = Field(description="share of traces that go straight to a solution")
-    search: Share = Field(description="share that try whole candidates, one after another")
-    search_with_backtracking: Share = Field(description="share that take a step, look on, and go back")
+class Proportions(Closed):
+    """Shares of which only the proportions count."""
 
     @model_validator(mode="after")
     def _some_is_wanted(self) -> Self:
-        if not self.first_try + self.search + self.search_with_backtracking:
+        if not any(self.model_dump().values()):
             raise ValueError("one of the shares should be greater than 0")
         return self
+
+
+class Styles(Proportions):
+    first_try: Share = Field(description="share of traces that go straight to a solution")
+    search: Share = Field(description="share that try whole candidates, one after another")
+    search_with_backtracking: Share = Field(description="share that take a step, look on, and go back")
 
 
 class TracesKeys(Closed):

@@ -101,7 +101,7 @@ def test_the_middle_rung_makes_its_base_before_the_ladder_and_trains_as_its_benc
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from benchmarks.middle import commands_of
 
-    warm_start, both, _ = commands_of(5).values()
+    warm_start, both, _ = commands_of(5)
     names = {"name=middle-warm-seed5", "name=middle-seed5", "warm_start=runs/middle-warm-seed5"}
     assert {*warm_start[1:]} - names <= {*warm}
     assert {*both[1:]} - names <= {*run}

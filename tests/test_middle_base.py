@@ -216,9 +216,9 @@ def test_a_base_is_made_and_saved_with_its_weights_and_its_tokens(monkeypatch, t
         (["traces=no/such"], "traces: no/such/train.parquet does not exist, and `python -m data_prep.traces data="),
         (["traces=data/middle-direct"], "traces: data/middle-direct/train.parquet does not exist; make it with"),
         (["steps=200"], "sums_first=250 leaves none of steps=200"),
-        (["+texts.walks=0.1"], "texts.walks"),
+        (["+texts.walks=0.1"], "texts.walks=0.1: there is no such key"),
         (["texts={equations: 0, lists: 0, comparisons: 0, searched: 0, solved: 0}"], "should be greater than 0"),
-        (["tokens=100"], "tokens"),
+        (["tokens=100"], "tokens=100: should be greater than or equal to 1024"),
     ],
 )
 def test_a_mistake_is_one_line(monkeypatch, tmp_path, overrides, said):

@@ -37,7 +37,7 @@ from pydantic import Field, model_validator
 from rich.progress import track
 
 from data_prep.cli import CONFIGS, Checked, Count, PathText, Positive, Seed, Share, Size, UserError, command
-from data_prep.schema import Closed
+from data_prep.schema import Proportions
 from data_prep.search import Whole, steps_between
 from data_prep.wording import PHRASES, SCALE, phrases, write_trace, written
 from verl_recipes.bases.making import make_model, make_new, make_tokenizer, save
@@ -88,18 +88,12 @@ class Problem(NamedTuple):
     steps: list[Whole]
 
 
-class Shares(Closed):
+class Shares(Proportions):
     equations: Share = Field(description="equations alone")
     lists: Share = Field(description="numbers that are said again")
     comparisons: Share = Field(description="results that are compared with a target")
     searched: Share = Field(description="searches, alone or after a question")
     solved: Share = Field(description="prompts with a solution at once")
-
-    @model_validator(mode="after")
-    def _some_is_wanted(self) -> Self:
-        if not any(self.model_dump().values()):
-            raise ValueError("one of the shares should be greater than 0")
-        return self
 
 
 class Keys(Checked):
@@ -291,7 +285,9 @@ def make(cfg: DictConfig, folder: Path) -> None:
     rng = random.Random(cfg.seed)
     problems = read(f"{cfg.traces}/train.parquet")
     if not problems or OPENING not in problems[0].prompt:
-        raise UserError(f"traces={cfg.traces} has no English solutions after a prompt with {OPENING!r}; {MAKES}")
+        raise UserError(
+            f"traces={cfg.traces} has no English solutions after a prompt with {OPENING!r}; make them with `{MAKES}`"
+        )
     texts = chain.from_iterable((each.prompt, each.response) for each in problems)
     tokenizer = make_tokenizer(words(chain(texts, *PHRASES["en"].values())), LARGEST, "{{ messages[-1]['content'] }}")
     model = make_model(tokenizer, LARGEST, SHAPE["hidden_size"] // 2, **SHAPE)
