@@ -224,7 +224,7 @@ def quoted(value: object) -> str:
     >>> quoted('a "b" = c')
     '"a \\\\"b\\\\" = c"'
     """
-    return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), str(value)) + '"'
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), str(value)) + '"'
 
 
 def _refusal(error: Exception) -> str:
@@ -261,7 +261,7 @@ def _refusal(error: Exception) -> str:
 def _set_own_folders(folders: Sequence[str]) -> None:
     """Let Hydra also find configurations in these folders of the user's, and in no others of an earlier command."""
     for folder in folders:
-        if not Path(folder).is_dir():
+        if not folder or not Path(folder).is_dir():
             raise UserError(f"--config-dir {folder}: there is no such folder")
     _OWN[:] = folders
     if folders:
@@ -379,6 +379,7 @@ def command(
 
     def decorate(main: Callable[[Any], object]) -> Callable[[], None]:
         @wraps(main)
+        @in_one_line()
         def entry() -> None:
             for stream in (sys.stdout, sys.stderr):
                 stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -59,10 +59,8 @@ def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -
         (scratch := folder.parent / "scratch").mkdir()
         runner: Engine = OnRay() if engine == "ray" else Local(workers, scratch)
         Thread(target=import_module, args=("matplotlib.figure",)).start()  # this half a second passes while others work
-        try:
+        with closing(runner):
             result = prepare(config, source, runner, folder, progress)
-        finally:
-            runner.close()
         datasheet.write(folder, result, config, source.about)
         write_manifest(folder, about)
     return result

@@ -106,7 +106,7 @@ def write_run(batch: Batch, task: Task, path: Path) -> tuple[Path, Array, Reject
         The file; the row at which each range starts in it, and the end of the last; rejected rows; how many were read.
     """
     rows, rejected = first_step(batch, task)
-    rows.tofile(path)
+    path.write_bytes(rows.tobytes())  # `tofile` does not say that a disk is full
     starts = np.searchsorted(range_of(rows, task), np.arange((2 << task.bits) + 1))
     return path, starts, rejected, batch.rows
 
@@ -141,7 +141,11 @@ class OnRay:
             ) from None
         self.ray = ray
         if not ray.is_initialized():
-            ray.init(log_to_driver=False, logging_level="error")
+            try:
+                ray.init(log_to_driver=False, logging_level="error")
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                fault = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UserError(f"engine=ray: {fault}; RAY_ADDRESS names the cluster, or use engine=local") from None
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
 

@@ -37,7 +37,11 @@ def exchange(one: Path, other: Path) -> None:
 
 
 def publish(new: Path, out: Path) -> None:
-    """Rename `new` to `out`. If there was an `out`, it becomes `new`."""
+    """Rename `new` to `out`. If there was an `out`, it becomes `new`.
+
+    Raises:
+        UserError: the file system cannot exchange two folders (NFS).
+    """
     while True:
         try:
             if out.exists():
@@ -46,7 +50,10 @@ def publish(new: Path, out: Path) -> None:
                 new.rename(out)
             return
         except OSError as error:  # another writer made or removed `out` in between
-            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+                text = f"{out} is on a file system that cannot replace a folder in one step: remove it first"
+                raise UserError(text) from None
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or not new.exists():
                 raise
 
 
@@ -75,17 +82,15 @@ def replaced(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out)
         # The lock is not in the folder that becomes `out`, but in the hidden one around it.
-        hidden = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        try:
-            with (hidden / LOCK).open("w", encoding="utf-8") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                new = hidden / "new"
-                new.mkdir()
-                new.chmod(0o755)
-                yield new
-                publish(new, out)
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
+        around = tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True)
+        with around as hidden, Path(hidden, "lock").open("w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            Path(hidden, "lock").rename(Path(hidden, LOCK))  # another writer looks for this name: it is locked by now
+            new = Path(hidden, "new")
+            new.mkdir()
+            new.chmod(0o755)
+            yield new
+            publish(new, out)
     except OSError as error:
         if error.filename and out.parent not in (place := Path(os.fsdecode(error.filename)).absolute(), *place.parents):
             raise  # the error is about another file, which the block reads

@@ -18,7 +18,7 @@ from data_prep.split import TEST, hash_numbers, is_held_out, mix
 
 LARGE, SMALL = np.array([25, 50, 75, 100]), np.repeat(np.arange(1, 11), 2)  # the tiles of the television game
 LEAST = 32  # `distinct` makes at least this many problems at once
-ATTEMPTS = 500  # draws for one problem until its numbers reach a target
+ATTEMPTS = 20_000  # draws for one problem until its numbers are on their side and reach a target
 DRAWS = 2000  # give up if this many draws in a row reach no target
 
 
@@ -41,8 +41,10 @@ def draw_numbers(preset: dict[str, Any], count: int, seed: int, rows: Array, att
     column = rows[:, None]
     if preset["tiles"]:
         many = below(len(LARGE) + 1, seed, rows, attempt, 1)[:, None]  # large tiles: 0..4
-        large = LARGE[np.argsort(below(2**32, seed, column, attempt, 2, np.arange(len(LARGE))[None]), axis=1)]
-        small = SMALL[np.argsort(below(2**32, seed, column, attempt, 3, np.arange(len(SMALL))[None]), axis=1)]
+        large, small = (
+            tiles[np.argsort(below(2**32, seed, column, attempt, salt, np.arange(len(tiles))[None]), kind="stable")]
+            for salt, tiles in ((2, LARGE), (3, SMALL))
+        )
         large = np.pad(large, ((0, 0), (0, count)))[:, :count]
         return np.where(places < many, large, small[:, :count])
     low, high = preset["numbers"]
@@ -110,9 +112,10 @@ def generate(
                 kept = np.flatnonzero(is_held_out(hashes, held_out_share) == (side == TEST))
             some, tried = targets_of(preset, drawn[kept]), len(kept)
             possible = some.sum(axis=1)
-            kept, some, possible = kept[possible > 0], some[possible > 0], possible[possible > 0]
+            column = np.nonzero(some)[1]  # the targets that can be reached, row after row
+            kept, start, possible = (each[possible > 0] for each in (kept, np.cumsum(possible) - possible, possible))
             which = below(possible, seed, rows[left[kept]], attempt, 4)
-            target[left[kept]] = low + np.argmax(np.cumsum(some, axis=1) > which[:, None], axis=1)
+            target[left[kept]] = low + column[start + which]
             numbers[left[kept], :n] = drawn[kept]
             left, before = np.delete(left, kept), len(left)
             if not len(left):

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Writer:
         self.waiting = self.written = 0
         self.file: pq.ParquetWriter | None = None
         self.thread = ThreadPoolExecutor(1)  # encodes one row group while the next is made
-        self.writing: Future[None] | None = None
+        self.writing = self.thread.submit(lambda: None)  # the row group before; none yet
 
     def add(self, rows: Array, solved: Array) -> None:
         self.pending.append((rows, solved))
@@ -59,20 +59,15 @@ class Writer:
                 self.path, table.schema, compression="zstd", compression_level=1, use_dictionary=REPEATED,
                 write_statistics=False,
             )  # fmt: skip
-        self.wait()
+        self.writing.result()  # raises its error if it failed
         self.writing = self.thread.submit(self.file.write_table, table)
         self.written += size
-
-    def wait(self) -> None:
-        """Wait until the last row group is written; raises its error if it failed."""
-        if self.writing is not None:
-            self.writing.result()
 
     def close(self) -> None:
         """Write the remaining rows. A set without rows gets no file, as verl (`datasets`) cannot load an empty one."""
         if self.waiting:
             self.flush(self.waiting)
-        self.wait()
+        self.writing.result()
         if self.file is not None:
             self.file.close()
 

@@ -61,13 +61,8 @@ def column_names(schema: pa.Schema) -> list[str]:
 
 def pick(data: pa.RecordBatch, name: str) -> pa.Array:
     """The column with one of the names of `column_names`."""
-    if name in data.schema.names:
-        return data.column(name)
-    first, *others = name.split(".")
-    column = data.column(first)
-    for each in others:
-        column = pc.struct_field(column, each)
-    return column
+    first, *others = [name] if name in data.schema.names else name.split(".")
+    return pc.struct_field(data.column(first), others) if others else data.column(first)
 
 
 def as_batch(data: pa.RecordBatch, columns: tuple[str, str], file: str, first: int, row: int) -> Batch:
@@ -322,9 +317,9 @@ def saved(path: str, split: str, columns: tuple[str, str]) -> Source:
 
 def local(config: dict[str, Any]) -> Source:
     """Files, or a folder that `datasets` saved."""
-    columns, paths = columns_of(config), config["paths"]
-    if isinstance(paths, str) and any((Path(paths) / name).exists() for name in ("state.json", "dataset_dict.json")):
-        return saved(paths, config["split"], columns)
+    columns, (path, *others) = columns_of(config), as_list(config["paths"])
+    if not others and any((Path(path) / name).exists() for name in ("state.json", "dataset_dict.json")):
+        return saved(path, config["split"], columns)
     files = files_of(config)
     sizes = [count_rows(path, columns) for path in files]
     starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()

@@ -11,16 +11,11 @@ from typing import Any
 
 from data_prep import SHIPPED
 from data_prep.cli import UserError
+from data_prep.folder import file_sha256
 
 FOLDER = SHIPPED / "assets" / "bench"
 VERSION = "v1"
 SUMS = "SHA256SUMS"
-
-
-def recorded_sha256(folder: Path = FOLDER) -> str:
-    """The SHA-256 that SHA256SUMS records for this version's file."""
-    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    return next(line.split()[0] for line in lines if line.split()[1:] == [f"{VERSION}.json"])
 
 
 def read_problems(folder: Path = FOLDER) -> list[dict[str, Any]]:
@@ -29,13 +24,13 @@ def read_problems(folder: Path = FOLDER) -> list[dict[str, Any]]:
     Raises:
         UserError: the file is not the one that SHA256SUMS records.
     """
-    path = folder / f"{VERSION}.json"
+    path, sums = folder / f"{VERSION}.json", folder / SUMS
     content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != recorded_sha256(folder):
+    if f"{hashlib.sha256(content).hexdigest()}  {path.name}" not in sums.read_text(encoding="utf-8").splitlines():
         raise UserError(f"{path} is not the file that {SUMS} beside it records; restore both, as by git checkout")
     return json.loads(content)["problems"]
 
 
 def identity() -> dict[str, str]:
     """What a manifest records of the test set: version and SHA-256."""
-    return {"version": VERSION, "sha256": recorded_sha256()}
+    return {"version": VERSION, "sha256": file_sha256(FOLDER / f"{VERSION}.json")}

@@ -17,6 +17,7 @@ import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,8 +135,8 @@ def hashes_of_tests(folder: Path) -> Array:
 
 def usable(batch: pa.RecordBatch, tests: Array) -> Array:
     """For each problem USABLE or the reason why not. Problems that the data folder did not annotate are solved."""
-    numbers, count = padded(lists := truths(batch)[0])
-    targets = truths(batch)[1]
+    lists, targets = truths(batch)
+    numbers, count = padded(lists)
     solutions = np.array([info["solutions"] for info in batch["extra_info"].to_pylist()], float)  # null: nan
     for n in np.unique(count[np.isnan(solutions)]):
         some = np.flatnonzero(np.isnan(solutions) & (count == n))
@@ -310,26 +311,22 @@ def write_all(folder: Path, chunks: Iterator[Traced], skipped: Counter[str], tot
     Raises:
         UserError: no trace is left, or all are held out.
     """
-    held_out, styles, tries, lengths = [], Counter[str](), 0, []
-    writer = None
-    with progress_bars() as progress:
-        try:
-            for chunk in chunks:
-                train, held = chunk.tables
-                for table in chunk.tables:
-                    info = table["extra_info"].combine_chunks()
-                    styles.update(info.field("style").to_pylist())
-                    tries += sum(info.field("tries").to_pylist())
-                lengths += [np.array(chunk.lengths)] if chunk.lengths else []
-                skipped += chunk.skipped
-                held_out.append(held)
-                if len(train):
-                    writer = writer or pq.ParquetWriter(folder / "train.parquet", train.schema, compression="zstd")
-                    writer.write_table(train)
-                progress("traces", styles.total(), total)
-        finally:
-            if writer:
-                writer.close()
+    held_out, styles, tries, lengths, writer = [], Counter[str](), 0, [], None
+    path = folder / "train.parquet"
+    with progress_bars() as progress, ExitStack() as files:
+        for chunk in chunks:
+            train, held = chunk.tables
+            for table in chunk.tables:
+                info = table["extra_info"].combine_chunks()
+                styles.update(info.field("style").to_pylist())
+                tries += sum(info.field("tries").to_pylist())
+            lengths += [np.array(chunk.lengths)] if chunk.lengths else []
+            skipped += chunk.skipped
+            held_out.append(held)
+            if len(train):
+                writer = writer or files.enter_context(pq.ParquetWriter(path, train.schema, compression="zstd"))
+                writer.write_table(train)
+            progress("traces", styles.total(), total)
     if not styles:
         raise UserError(f"no trace fits: all {skipped['too_long']:,} are longer; raise max_tokens")
     if not writer:
@@ -353,28 +350,24 @@ def write_traces(config: dict[str, Any], data: Path, out: Path, workers: int) ->
     if config["tokenizer"]:
         tokenizer_of(config["tokenizer"])
     train = data / "train.parquet"
-    with replaced(out) as folder:
-        pool = Local(workers, folder.parent)
-        try:
-            tests = hashes_of_tests(data)
-            columns = ["reward_model", "extra_info"]
-            states = list(pool.map(usable, ((batch, tests) for batch in batches(train, columns))))
-            reasons = np.bincount(np.concatenate(states), minlength=3)
-            if not reasons[USABLE]:
-                raise UserError(f"data={data}: none of its {sum(reasons):,} training problems has a solution")
-            weights = tuple(config["styles"][style] for style in STYLES)
-            keys = {key: config[key] for key in Job._fields if key in config} | {"weights": weights, "before": before}
-            job = Job(**keys | {"usable": int(reasons[USABLE]), "total": config["count"] or int(reasons[USABLE])})
-            firsts = np.cumsum([0] + [int((state == USABLE).sum()) for state in states]).tolist()
-            chosen = (
-                (batch.filter(pa.array(state == USABLE)), first, job)
-                for batch, state, first in zip(batches(train, COLUMNS), states, firsts, strict=False)
-                if first < job.total and (state == USABLE).any()
-            )
-            skipped = Counter(unsolvable=int(reasons[UNSOLVABLE]), in_a_test_set=int(reasons[IN_A_TEST_SET]))
-            about["traces"] = write_all(folder, pool.map(trace_chunk, chosen), skipped, job.total)
-        finally:
-            pool.close()
+    with replaced(out) as folder, closing(Local(workers, folder.parent)) as pool:
+        tests = hashes_of_tests(data)
+        columns = ["reward_model", "extra_info"]
+        states = list(pool.map(usable, ((batch, tests) for batch in batches(train, columns))))
+        reasons = np.bincount(np.concatenate(states), minlength=3)
+        if not reasons[USABLE]:
+            raise UserError(f"data={data}: none of its {sum(reasons):,} training problems has a solution")
+        weights = tuple(config["styles"][style] for style in STYLES)
+        keys = {key: config[key] for key in Job._fields if key in config} | {"weights": weights, "before": before}
+        job = Job(**keys | {"usable": int(reasons[USABLE]), "total": config["count"] or int(reasons[USABLE])})
+        firsts = np.cumsum([0] + [int((state == USABLE).sum()) for state in states]).tolist()
+        chosen = (
+            (batch.filter(pa.array(state == USABLE)), first, job)
+            for batch, state, first in zip(batches(train, COLUMNS), states, firsts, strict=False)
+            if first < job.total and (state == USABLE).any()
+        )
+        skipped = Counter(unsolvable=int(reasons[UNSOLVABLE]), in_a_test_set=int(reasons[IN_A_TEST_SET]))
+        about["traces"] = write_all(folder, pool.map(trace_chunk, chosen), skipped, job.total)
         write_manifest(folder, about)
     return read_manifest(out)
 

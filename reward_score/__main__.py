@@ -95,7 +95,7 @@ def read(path: Path, *fields: str) -> Iterator[tuple[Any, ...]]:
     packed = path.with_name(f"{path.name}.gz")
     if packed.exists() and not path.exists():
         raise ValueError(f"{path} does not exist, but {packed} does")
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)

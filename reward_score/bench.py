@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from reward_score.figures import pass_at_k, share_interval
+from reward_score.figures import interval, pass_at_k, share_interval
 from reward_score.grammar import REASONS, judge
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +123,7 @@ def table(result: Mapping[str, Any]) -> list[str]:
         (ALL, result["figures"], result["problems"]),
         *((name, values, size) for name, values in result["strata"].items()),
     ):
-        cells = ("{:.3f} ({:.3f} to {:.3f})".format(*values[each]) for each in names)
+        cells = (interval(values[each]) for each in names)
         lines.append(f"{name:{width}}{count:8,}  " + "".join(f"{cell:24}" for cell in cells).rstrip())
     wrong = (f"{reason} {share:.1%}" for reason, share in result["reasons"].items() if reason != RIGHT and share)
     return [*lines, "refused: " + (", ".join(wrong) or "none")]

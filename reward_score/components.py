@@ -8,8 +8,6 @@ import re
 import zlib
 from fractions import Fraction
 
-from reward_score.grammar import NOT_AN_EXPRESSION
-
 LOOP_RATIO = 0.1  # of compressed to plain size; prose compresses to 0.4, the tiny model's search to 0.39 or more
 LOOP_WINDOW = 4096  # characters at the end, so that the cost is bounded: output that has degenerated does not recover
 
@@ -20,33 +18,6 @@ LANGUAGE_WINDOW = 32_768  # characters at the beginning, to bound the cost as we
 _CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]+")
 _LATIN = re.compile("[A-Za-z]+")
 _OTHER = re.compile(r"[^\W\d_A-Za-z\u3400-\u4dbf\u4e00-\u9fff]+")
-
-
-def well_formed(reason: str) -> float:
-    """`format`: 1 if the answer is an expression, right or wrong.
-
-    >>> well_formed("wrong_value"), well_formed("syntax")
-    (1.0, 0.0)
-    """
-    return float(reason not in NOT_AN_EXPRESSION)
-
-
-def equation(reason: str) -> float:
-    """`acc`: 1 if the expression uses the numbers by the rules and has the target's value.
-
-    >>> equation("right"), equation("wrong_value")
-    (1.0, 0.0)
-    """
-    return float(reason == "right")
-
-
-def answered(reason: str) -> float:
-    """TinyZero's format term: 1 if there is an answer block, whatever it holds.
-
-    >>> answered("syntax"), answered("no_answer")
-    (1.0, 0.0)
-    """
-    return float(reason != "no_answer")
 
 
 def layout(response: str) -> float:
@@ -64,8 +35,8 @@ def layout(response: str) -> float:
     return float("<think>" not in thought and ends)
 
 
-def thought_length(thought: str | None, over: int = 1000) -> float:
-    """The reward for length of the Datawhale-R1 article: 1 for a thought of more than `over` characters in one line.
+def thought_length(thought: str | None) -> float:
+    """The reward for length of the Datawhale-R1 article: 1 for a thought of more than 1000 characters in one line.
 
     One line, because the script's `.` matches no line break (datawhalechina/unlock-deepseek,
     Datawhale-R1/train_Datawhale-R1.py). Its authors withdrew it: it came from a misreading of how R1-Zero was trained,
@@ -76,7 +47,7 @@ def thought_length(thought: str | None, over: int = 1000) -> float:
     >>> thought_length("so " * 400), thought_length("so "), thought_length(None)
     (1.0, 0.0, 0.0)
     """
-    return float(thought is not None and "\n" not in thought and len(thought.strip()) > over)
+    return float(thought is not None and "\n" not in thought and len(thought.strip()) > 1000)
 
 
 def language(thought: str, asked: str = "en") -> float:

@@ -13,7 +13,7 @@ from operator import index
 from typing import Any, NamedTuple
 
 from reward_score import components
-from reward_score.grammar import OPTIONS, REASONS, Verdict, judge
+from reward_score.grammar import NOT_AN_EXPRESSION, OPTIONS, REASONS, Verdict, judge
 from reward_score.profiles import PROFILES
 
 VERLS_OWN = {"reward_router_address", "reward_model_tokenizer"}  # verl may pass these, and they are ignored
@@ -40,9 +40,9 @@ class Case(NamedTuple):
 
 
 COMPONENTS: dict[str, Callable[[Case], float]] = {
-    "format": lambda case: components.well_formed(case.verdict.reason),
-    "acc": lambda case: components.equation(case.verdict.reason),
-    "answered": lambda case: components.answered(case.verdict.reason),
+    "format": lambda case: float(case.verdict.reason not in NOT_AN_EXPRESSION),
+    "acc": lambda case: float(case.verdict.reason == "right"),
+    "answered": lambda case: float(case.verdict.reason != "no_answer"),  # TinyZero's format term: any answer block
     "layout": lambda case: components.layout(case.response),
     "thought_length": lambda case: components.thought_length(
         None if case.verdict.thought_end is None else case.response[: case.verdict.thought_end]

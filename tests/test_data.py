@@ -324,8 +324,9 @@ def test_all_local_formats_give_the_same_files(tmp_path):
     pq.write_table(table.slice(0, 50), tmp_path / "many/a.parquet")
     pq.write_table(table.slice(50), tmp_path / "many/b.parquet")
     found = []
-    for name in ("s.parquet", "s.jsonl", "s.csv", "saved", "many"):
-        prepare(tmp_path / f"out-{name}", "source=local", f"source.paths={tmp_path / name}", "test_size=null")
+    for name in ("s.parquet", "s.jsonl", "s.csv", "saved", "[saved]", "many"):
+        paths = f"[{tmp_path / 'saved'}]" if name == "[saved]" else tmp_path / name
+        prepare(tmp_path / f"out-{name}", "source=local", f"source.paths={paths}", "test_size=null")
         found.append({k: v for k, v in hashes(tmp_path / f"out-{name}").items() if k.endswith(".parquet")})
     assert all(each == found[0] for each in found)
 
@@ -452,6 +453,8 @@ def test_problems_can_be_generated_for_one_side_of_the_split():
     for side in (TRAIN, TEST):
         numbers, _, _ = generate(preset, np.arange(50), 5, side=side, held_out_share=0.15)
         assert (held_out(numbers[:, :3].tolist()) == (side == TEST)).all()
+    numbers, _, _ = generate(preset, np.arange(50), 5, side=TEST, held_out_share=0.005)  # one draw in 200
+    assert held_out(numbers[:, :3].tolist()).all()
 
 
 @settings(max_examples=30)
@@ -601,14 +604,17 @@ def test_a_disk_that_is_full_leaves_the_old_folder(tmp_path):
 def test_a_writer_killed_at_any_moment_leaves_a_whole_folder_and_the_next_one_sweeps(tmp_path):
     out = tmp_path / "out"
     prepare(out, "train_size=64", "test_size=8")
-    for i, delay in enumerate((0.8, 2.0)):
+    for i, delay in enumerate((0, 0.5)):
         overrides = [f"out={out}", "preset=3to4", "preset.rows=140000", "test_size=8", "workers=2", f"seed={i + 1}"]
         process = psutil.Popen([sys.executable, "-m", "data_prep", *overrides], stdout=subprocess.DEVNULL)
+        while [path.name for path in tmp_path.iterdir()] == ["out"]:  # until it has begun to write
+            assert process.poll() is None
+            time.sleep(0.01)
         time.sleep(delay)
         workers = process.children()
         process.kill()
         process.wait()
-        assert not psutil.wait_procs(workers, timeout=5)[1]
+        assert not psutil.wait_procs(workers, timeout=60)[1]
         assert whole(out)
     prepare(out, "train_size=64", "test_size=8", "seed=9")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
