@@ -19,8 +19,7 @@ import common
 from omegaconf import OmegaConf
 
 from data_prep.cli import UserError, compose, quoted
-from verl_recipes.reporting.metrics import read_metrics
-from verl_recipes.run.folder import RunFolder, read_json
+from verl_recipes.run.folder import RunFolder, read_json, read_metrics
 from verl_recipes.settings import configuration  # noqa: F401  (resolvers of the configuration)
 
 o = common.options("6_in_verl", steps=12, seed=0, start=1)

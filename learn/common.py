@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache  # no
 
 from data_prep.cli import UserError  # noqa: E402
 from reward_score import countdown, random_control  # noqa: E402
-from verl_recipes.settings.sizes import MICRO_BATCH  # noqa: E402
+from verl_recipes.settings.configuration import MICRO_BATCH  # noqa: E402
 
 BASE = ROOT / "assets" / "tiny_base"
 DATA = ROOT / "data" / "tiny"
@@ -109,7 +109,9 @@ def sample(
     samples = []
     for index, ((response, log_probabilities), text) in enumerate(zip(drawn, texts, strict=True)):
         problem = problems[index // n]
-        verdict = score(problem["data_source"], text, problem["reward_model"]["ground_truth"])
+        verdict = score(
+            problem["data_source"], text, problem["reward_model"]["ground_truth"], problem.get("extra_info")
+        )
         paid = REWARDS[reward](verdict, response)
         samples.append(Sample(prompts[index // n], response, log_probabilities, paid, verdict["acc"]))
     return samples

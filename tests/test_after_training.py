@@ -145,6 +145,6 @@ def test_a_warm_start_ends_without_matplotlib_too(run):
     cfg, run = run
     write_whole(run.metrics, as_lines([{"step": 2, "data": {"train/loss": 1.5, "val/loss": 1.0}}]))
     with Console(record=True, width=500) as console:
-        warm_start.finish(cfg, run, console, 1.0)
+        warm_start.finish(cfg, run, console)
     assert f"is not installed, so there is no {run.curves}" in console.export_text()
     assert (run.model.exists(), run.summary.exists(), run.curves.exists()) == (True, True, False)

@@ -185,6 +185,7 @@ def test_on_a_gpu_the_kernel_agrees_with_fp32_and_with_flash_attn(heads, width, 
     [
         ({"dropout": 0.1}, "no dropout"),
         ({"softcap": 50.0}, "no softcap"),
+        ({"s_aux": torch.zeros(2)}, "no s_aux"),
         ({"position_ids": None}, "hand position_ids"),
     ],
 )
@@ -193,7 +194,7 @@ def test_what_it_cannot_do_is_refused(asked, message):
     asked = {"position_ids": torch.arange(5)[None], **asked}
     with pytest.raises(ValueError, match=message):
         attention.torch_varlen(SimpleNamespace(), query, query, query, None, **asked)
-    asked |= {"position_ids": torch.arange(5)[None], "dropout": 0.0, "softcap": None}
+    asked |= {"position_ids": torch.arange(5)[None], "dropout": 0.0, "softcap": None, "s_aux": None}
     attention.torch_varlen(SimpleNamespace(), query, query, query, None, **asked)
 
 

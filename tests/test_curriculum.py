@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.cli import UserError, as_list
-from verl_recipes.in_verl.curriculum import CLASSES, ORDERS, Curriculum
+from verl_recipes.in_verl.curriculum import CLASSES, Curriculum
 from verl_recipes.run.preflight import check_curriculum
 
+ORDERS = ("easy_to_hard", "balanced", "adaptive")
 DIFFICULTY = st.lists(st.sampled_from([0.0, 0.5, 1.1, 1.8325, 2.7, 3.3, 4.4]), min_size=1, max_size=60)
 
 

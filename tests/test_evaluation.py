@@ -26,9 +26,9 @@ from test_measure import sample
 
 from data_prep.cli import CONFIGS, UserError, check, quoted
 from data_prep.solver import solve
+from reward_score.figures import interval
 from verl_recipes import evaluate, export, play
 from verl_recipes.measure.evaluation import measure
-from verl_recipes.reporting.text import interval
 from verl_recipes.run import evaluation
 from verl_recipes.run.folder import RunFolder, as_lines, read_lines, write_whole
 from verl_recipes.run.weights import find_weights

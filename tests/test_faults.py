@@ -13,7 +13,14 @@ from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes.run import machine
-from verl_recipes.run.checkpoints import TRACKER, checkpoint_error, last_checkpoint, remove_old, sealing
+from verl_recipes.run.checkpoints import (
+    TRACKER,
+    checkpoint_error,
+    how_to_continue,
+    last_checkpoint,
+    remove_old,
+    sealing,
+)
 from verl_recipes.run.folder import RunFolder, cut_half_line
 from verl_recipes.run.hashes import SUMS, deciding_files, seal, write_sums
 from verl_recipes.run.preflight import check_code, check_model, check_parquet, check_prompt, check_resume, check_tags
@@ -146,6 +153,19 @@ def test_a_damaged_checkpoint_is_named_with_the_way_to_the_one_before(checkpoint
         check_resume(cfg, RunFolder(checkpoints.parent), 8)
 
 
+def test_a_flipped_bit_anywhere_in_torchs_file_is_named_or_harmless(checkpoints):
+    """Without hashes only what the file's own checksums cover is found; nothing comes of it but a sentence."""
+    file, dice = checkpoints / "global_step_8" / "actor" / "model_world_size_2_rank_1.pt", random.Random(0)
+    whole, named = file.read_bytes(), 0
+    for _ in range(20 * TIMES):
+        file.write_bytes(damaged(whole, "flipped", dice))
+        said = checkpoint_error(file.parent.parent)
+        assert not said or str(file) in said
+        named += bool(said)
+    assert named > 10 * TIMES  # most of the file is covered
+    file.write_bytes(whole)
+
+
 KINDS = [  # of files in a checkpoint of verl's
     *("actor/model_world_size_2_rank_0.pt", "actor/optim_world_size_2_rank_1.pt"),
     *("actor/extra_state_world_size_2_rank_0.pt", "actor/fsdp_config.json", "actor/huggingface/config.json"),
@@ -205,6 +225,13 @@ def test_a_damaged_list_of_hashes_is_named(sealed, cfg):
     sums.write_text("nonsense\n" + sums.read_text())
     with pytest.raises(UserError, match=r"SHA256SUMS, line 1 is damaged; delete that file"):
         check_resume(cfg, RunFolder(sealed.parent), 8)
+
+
+def test_a_damaged_list_of_hashes_further_back_is_passed_over(sealed):
+    shutil.copytree(sealed / "global_step_4", sealed / "global_step_6")
+    (sealed / "global_step_6" / SUMS).write_text("nonsense")
+    (sealed / "global_step_8" / "data.pt").unlink()
+    assert how_to_continue(sealed).endswith("to go on after step 4")
 
 
 def test_the_hashes_are_those_that_sha256sum_checks(sealed):

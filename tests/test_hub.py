@@ -24,7 +24,6 @@ DATA |= {"columns": {"numbers": "nums", "target": "target"}}
 @pytest.fixture
 def reached(monkeypatch, tmp_path):
     """A function that sets the hub's address and the proxies; the client reads both once a process."""
-    monkeypatch.setattr(asking, "TIMEOUT", 0.3)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", *PROXIES, *map(str.lower, PROXIES)):
         monkeypatch.delenv(name, raising=False)
@@ -71,7 +70,8 @@ def test_a_hubs_model_is_identified_by_its_commit(reached):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ASKED)
 @pytest.mark.parametrize("server", [silent, lambda: nullcontext(NOWHERE)], ids=["says-nothing", "out-of-reach"])
-def test_a_hub_that_does_not_answer_is_one_line_that_names_the_mirror_setting(reached, server, kind):
+def test_a_hub_that_does_not_answer_is_one_line_that_names_the_mirror_setting(reached, monkeypatch, server, kind):
+    monkeypatch.setattr(asking, "TIMEOUT", 0.3)  # all of it passes
     with server() as address:
         reached(address)
         told = line(ASKED[kind])
@@ -123,3 +123,9 @@ def test_a_proxy_that_works_is_used(reached):
         reached("http://hub.invalid", HTTP_PROXY=address)
         assert check_model(REPO) == {"revision": COMMIT}
     assert asked
+
+
+def test_a_model_that_a_command_makes_is_not_asked_of_a_hub(reached, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    reached(NOWHERE)
+    assert "`bash launch/middle.sh` makes models/middle" in line(lambda: check_model("models/middle"))

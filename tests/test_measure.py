@@ -282,7 +282,7 @@ def test_main_figures_are_in_distribution_and_kinds_show_the_rest():
 @pytest.mark.slow
 def test_what_a_command_imports_is_loaded_in_a_moment():
     """scipy, matplotlib and templates wait until something is computed, drawn or written."""
-    modules = "measure.comparison, verl_recipes.measure.evaluation, verl_recipes.reporting.curves, verl_recipes.report"
+    modules = "measure.comparison, verl_recipes.measure.evaluation, verl_recipes.report"
     heavy = ["scipy", "matplotlib", "jinja2", "pandas", "pyarrow", "torch"]
     code = f"import sys, verl_recipes.{modules}; print(sorted(set({heavy}) & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from configurations import compose
+from huggingface_hub import constants
 from omegaconf import OmegaConf
 from pages import commands, repeats
 from rich.console import Console
@@ -32,8 +33,8 @@ ROOT = CONFIGS.parent
 
 @pytest.fixture(autouse=True)
 def online(monkeypatch):
-    """tests/run.sh sets it, and here models of the hub are planned for."""
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    """tests/run.sh sets HF_HUB_OFFLINE, and here models of the hub are planned for."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -295,9 +296,7 @@ def test_a_models_weights_are_counted_from_their_headers():
 @pytest.fixture
 def cached_model(tmp_path, monkeypatch):
     """A hub's model in a Hugging Face cache, of whose files nothing lies in the working directory."""
-    from huggingface_hub import constants
-
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     snapshot = tmp_path / "models--some--model" / "snapshots" / "0"
     shutil.copytree(ROOT / "assets" / "tiny_base", snapshot)
@@ -327,17 +326,6 @@ def test_a_model_that_verl_takes_from_modelscope_needs_its_package(monkeypatch):
         preflight.check_model("some/model")
     monkeypatch.setattr(model, "find_spec", lambda name: name)
     assert preflight.check_model("some/model") == {"revision": model.OF_MODELSCOPE}  # a hub's is another one
-
-
-def test_a_hub_that_does_not_answer_is_one_line_that_names_the_mirror(monkeypatch):
-    from huggingface_hub import constants
-
-    for module in (constants, sys.modules["huggingface_hub.file_download"].constants):
-        monkeypatch.setattr(module, "ENDPOINT", "http://127.0.0.1:9")
-        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
-    with pytest.raises(UserError, match=r"127.0.0.1:9 does not answer.*set HF_ENDPOINT") as error:
-        preflight.check_model("some/model")
-    assert "\n" not in str(error.value)
 
 
 def as_nobody(act):

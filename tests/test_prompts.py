@@ -100,7 +100,7 @@ def through_the_rollouts_on_a_cpu(model, prompt):
     rollout = BatchRollout.__new__(BatchRollout)  # without its servers
     rollout.rollout = OmegaConf.create({"prompt_length": 10_000})
     rollout.data = OmegaConf.create({"apply_chat_template_kwargs": prompt.get("template_options", {})})
-    rollout.use_tokenizer(hf_tokenizer(str(model)), prompt["chat_template"])
+    rollout.tokenizer, rollout.template = hf_tokenizer(str(model)), prompt["chat_template"]
     return rollout.tokenize({"raw_prompt": messages_for(prompt, NUMBERS, TARGET)})
 
 

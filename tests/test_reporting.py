@@ -21,7 +21,7 @@ from verl_recipes import report, runs
 from verl_recipes.measure.behaviours import BEHAVIOURS
 from verl_recipes.reporting import watch as watching
 from verl_recipes.reporting.charts import charts, recipe_of
-from verl_recipes.reporting.curves import draw
+from verl_recipes.reporting.draw import picture
 from verl_recipes.reporting.listing import listing
 from verl_recipes.reporting.page import PAGE_BYTES, as_script_data, write_report
 from verl_recipes.reporting.run import Run, marked
@@ -508,7 +508,8 @@ def test_curves_are_drawn_of_what_there_is(tmp_path, damage):
             file.write('{"step": 4, "data": {"reward/ac')
     if damage:
         damage(run)
-    assert draw(run, f"{run.name}: mean@4 0.1 to 0.2 $\\frac$").stat().st_size > 10_000
+    picture(RunFolder(run), f"{run.name}: mean@4 0.1 to 0.2 $\\frac$")
+    assert (run / "curves.png").stat().st_size > 10_000
 
 
 def call(monkeypatch, *arguments):

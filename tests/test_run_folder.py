@@ -20,7 +20,7 @@ from verl_recipes.run.folder import (
     RunFolder,
     append_line,
     as_lines,
-    is_marked,
+    mark_of,
     pack,
     parse_lines,
     read_json,
@@ -80,7 +80,7 @@ def test_nothing_outside_a_marked_run_is_ever_deleted(tmp_path_factory, entries,
     before, back, real = contents(root), os.getcwd(), Path(os.path.realpath(folder))
     working = root.joinpath(*here)
     os.chdir(working if working.is_dir() else root)
-    marked = is_marked(folder)
+    marked = bool(mark_of(folder))
     try:
         RunFolder(folder).empty(said.append)
     except (UserError, NotADirectoryError):
@@ -135,7 +135,7 @@ def test_a_run_whose_checkpoints_lie_elsewhere_is_not_emptied(tmp_path):
     for folder in (run, RunFolder(run.path)):  # the mark knows the place
         with pytest.raises(UserError, match="has its checkpoints in"):
             folder.empty(print)
-    assert is_marked(run.path)
+    assert mark_of(run.path)
 
 
 @pytest.mark.parametrize(("there", "asked"), permutations(["run", "evaluation", "warm_start"], 2))
@@ -147,7 +147,7 @@ def test_a_folder_of_one_kind_is_taken_for_no_other(tmp_path, there, asked):
         begin = partial(evaluation.begin, cfg, run, {}, Console())
     with pytest.raises(UserError, match=f"holds no {asked}, its run.json says: {there}".replace("_", " ")):
         begin()
-    assert RunFolder(tmp_path).read_mark()["kind"] == there
+    assert mark_of(tmp_path)["kind"] == there
 
 
 @pytest.mark.parametrize("place", ["home", "current", "root", "parent"])

@@ -29,7 +29,7 @@ def listing() -> str:
     for name, path in sorted(COMMANDS.items()):
         document = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         sentence = document.partition("\n\n")[0].replace("\n", " ").partition(": ")[2]
-        lines.append(f"  {name:<10} {sentence}")
+        lines.append(f"  {name:<{max(map(len, COMMANDS))}} {sentence}")
     lines += ["", '`COMMAND --help` explains one. Completion by the Tab key: eval "$(countdown-zero -sc install=bash)"']
     return "\n".join(lines)
 

@@ -34,7 +34,7 @@ from verl_recipes.measure.problems import numbers_and_target
 from verl_recipes.planning.model import facts
 from verl_recipes.reporting.run import Run, lookup
 from verl_recipes.run.evaluation import SamplingKeys, evaluate
-from verl_recipes.run.folder import RunFolder, read_lines, write_json
+from verl_recipes.run.folder import RunFolder, mark_of, read_lines, write_json
 from verl_recipes.run.start import say, typed
 from verl_recipes.run.weights import find_prompt, find_weights, run_of
 
@@ -100,7 +100,7 @@ def training_of(model: Path) -> dict[str, Any] | None:
         "git_commit": run.summary.get("git_commit"),
         "hardware": f"{cost['gpus']} x {gpu['name']}" if gpu else f"CPU, {cost['gpus']} ranks",
         "steps": run.steps,
-        "reserved_rows": reserved_rows(folder.read_mark().get("train_files", {})),
+        "reserved_rows": reserved_rows(mark_of(folder.path).get("train_files", {})),
         "device_hours": cost["hours"],
         "price": [round(cost["hours"] * each, 2) for each in prices] + [gpu["currency"]] if prices else None,
         "seconds_to_60%": seconds_to_goal(run.curves.get("reward/acc", {}), run.curves.get("timing_s/step", {})),
@@ -115,7 +115,7 @@ def row_of(cfg: DictConfig, prompt: dict[str, Any], out: RunFolder, summary: Map
         answers.setdefault(ids[row["extra_info"]["index"]], []).append(row["response"])
     return {
         "model": cfg.model,
-        "weights": out.read_mark()["weights"],
+        "weights": mark_of(out.path)["weights"],
         "prompt": prompt["name"],
         "test_set": identity(),
         "command": typed(),

@@ -32,9 +32,9 @@ from rich.table import Table
 from rich.text import Text as Plain
 
 from data_prep.cli import CONFIGS, Text, UserError, command
+from reward_score.figures import interval
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.problems import set_name
-from verl_recipes.reporting.text import interval
 from verl_recipes.run.evaluation import Row, SamplingKeys, evaluate
 from verl_recipes.run.folder import RunFolder, samples_of
 from verl_recipes.run.start import say
@@ -69,8 +69,7 @@ def show_comparison(first: Path, second: Path, console: Console) -> None:
     rows = [samples_of(path) for path in (first, second)]
     title = Plain(f"A: {first}\nB: {second}")
     table = Table("set", "problems", "A", "B", "B - A", "B better, worse", "p", title=title)
-    names = dict.fromkeys(set_name(row) for each in rows for row in each)
-    for name in names:
+    for name in dict.fromkeys(set_name(row) for each in rows for row in each):
         one, other = ([row for row in each if set_name(row) == name] for each in rows)
         result = compare(one, other)
         figures = (interval(result[key]) for key in ("first", "second", "difference"))

@@ -29,11 +29,11 @@ from data_prep import SHIPPED
 from data_prep.cli import Checked, Text, UserError, as_list, command
 from data_prep.folder import replaced
 from data_prep.hub import in_one_clause
+from reward_score.figures import interval
 from verl_recipes.planning.model import is_hub_name
-from verl_recipes.reporting.text import interval
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.fingerprint import provenance
-from verl_recipes.run.folder import RunFolder, read_json, read_lines
+from verl_recipes.run.folder import RunFolder, mark_of, read_json, read_lines
 from verl_recipes.run.hashes import deciding_files, write_sums
 from verl_recipes.run.preflight import check_export, manifest_beside
 from verl_recipes.run.start import say
@@ -54,9 +54,11 @@ class Keys(Checked):
 
 def find_run(path: Path) -> tuple[RunFolder, int]:
     """The run and the step that a path belongs to: a run's folder, or one of its checkpoints."""
-    if (run := run_of(path)) is None:
+    run = run_of(path)
+    if run is None or mark_of(run.path).get("kind", "run") != "run":
         raise UserError(
-            f"run={path} is neither a run's folder nor in one: run.json, config.yaml and samples/ are expected"
+            f"run={path} is neither a run's folder nor in one: run.json, config.yaml and samples/ are expected; "
+            "model/ of a warm start needs no export"
         )
     steps = [int(part.removeprefix("global_step_")) for part in path.parts if part.startswith("global_step_")]
     return run, steps[0] if steps else last_checkpoint(run.checkpoints)

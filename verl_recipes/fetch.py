@@ -57,13 +57,14 @@ class Keys(Checked):
 
 def from_hub(repo: str, folder: Path) -> None:
     """Raises NotHadError if the hub does not answer or refuses."""
+    import httpx
     from huggingface_hub import snapshot_download
 
     try:
         if fault := hub_fault(repo, "model"):
             raise NotHadError(in_one_clause(fault))
         snapshot_download(repo, local_dir=folder, allow_patterns=FILES)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, httpx.HTTPError) as error:
         raise NotHadError(in_one_clause(error)) from None
 
 

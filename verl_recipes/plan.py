@@ -143,7 +143,7 @@ def sweep(overrides: list[str], console: Console) -> Table:
 @command("train", TrainKeys)
 def main(cfg: DictConfig) -> None:
     logging.getLogger("torch").setLevel(logging.ERROR)
-    console = Console() if Console().is_terminal else Console(width=160)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     if cfg.plan.sweep:
         given, *_ = split_options(sys.argv[1:])
         overrides = [each for each in given if not each.startswith(("hardware=", "gpus=", "nodes="))]

@@ -9,6 +9,7 @@ of the exact solver if the model failed. Without numbers= and target= it asks fo
 
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -69,14 +70,6 @@ def read_problem(line: str) -> tuple[list[int], int]:
         raise UserError(f"{line!r} is no problem; numbers, an equals sign and a target are expected: {EXAMPLE}")
     *numbers, target = map(int, re.findall(r"\d+", line))
     return numbers, target
-
-
-def read_line() -> str:
-    """A line that the player types; empty at the end of the input."""
-    try:
-        return input(f"\n{ASK}").strip()
-    except EOFError:
-        return ""
 
 
 def verdict(response: str, numbers: list[int], target: int) -> str:
@@ -150,11 +143,12 @@ def main(cfg: DictConfig) -> None:
     if cfg.numbers is not None:
         player.play(list(cfg.numbers), cfg.target)
         return
-    while line := read_line():
-        try:
-            player.play(*read_problem(line))
-        except UserError as error:
-            print(error)
+    with suppress(EOFError):  # the end of the input
+        while line := input(f"\n{ASK}").strip():
+            try:
+                player.play(*read_problem(line))
+            except UserError as error:
+                print(error)
 
 
 if __name__ == "__main__":

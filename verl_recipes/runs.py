@@ -41,8 +41,7 @@ def main(cfg: Any) -> None:
     table = Table(*(listed["columns"][i] for i in used), box=None, pad_edge=False)
     for row in listed["rows"]:
         table.add_row(*(Text(row[i]) for i in used))
-    console = Console()
-    console.print(table) if console.is_terminal else Console(width=1000).print(table)
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
     for line in [*unread, *listed["unread"]]:
         print(f"not read: {line}", file=sys.stderr)
 

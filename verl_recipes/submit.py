@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 import verl_recipes.settings.configuration  # noqa: F401  registers Hydra's resolvers
 from data_prep import SHIPPED
 from data_prep.cli import (
@@ -40,16 +42,28 @@ from verl_recipes.run.start import CLEANUP, NOTICE, STOP_WAIT
 from verl_recipes.settings.schema import TrainKeys
 
 PACKAGES = ("data_prep", "reward_score", "verl_recipes")
+BESIDE = ("configs", "assets", "requirements")  # in a checkout; an installed package has them inside
 OWN = "own_configurations_"  # in the job's folder: the folders of --config-dir
 PATIENCE = 600  # seconds without the cluster before the command gives up; the job goes on
 ENVIRONMENT = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "WANDB_API_KEY", "WANDB_MODE", "SWANLAB_API_KEY", "SWANLAB_MODE")
 STATUS_OF = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
 
+def of_this_machine(cfg: Any) -> dict[str, str]:
+    """Overrides by key that give the full paths of the run's folder and of what it reads beside its data files.
+
+    The job's own folder holds none of them, and Ray removes it. What the package ships is in it, under the same name.
+    """
+    read = ["warm_start" if cfg.warm_start else "actor_rollout_ref.model.path", "reward.custom_reward_function.path"]
+    paths = {key: Path(str(OmegaConf.select(cfg, key))) for key in read}
+    sent = {key: path for key, path in paths.items() if path.exists() and path.parts[0] not in (*PACKAGES, *BESIDE)}
+    return {key: quoted(path.resolve()) for key, path in ({"run_dir": Path(cfg.run_dir)} | sent).items()}
+
+
 def staged(cfg: Any, folder: Path) -> None:
     """Copy the packages and the run's data files, with their manifests, into a folder, at the same relative paths."""
     root = Path(__file__).resolve().parent.parent
-    beside = () if SHIPPED.is_relative_to(root / "data_prep") else ("configs", "assets", "requirements")
+    beside = () if SHIPPED.is_relative_to(root / "data_prep") else BESIDE
     for name in (*PACKAGES, *beside):
         shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for files in (cfg.data.train_files, cfg.data.val_files):
@@ -118,8 +132,8 @@ def follow(address: str, client: Any, job: str) -> int:
     while True:
         seen = asyncio.run(stream(client, job, seen))
         try:
-            status = str(client.get_job_info(job).status.value)
-            last_contact = time.monotonic()
+            info = client.get_job_info(job)
+            status, last_contact = str(info.status.value), time.monotonic()
         except (OSError, RuntimeError) as error:
             line = str(error).partition("\n")[0]
             if "status code 404" in line:
@@ -137,10 +151,9 @@ def follow(address: str, client: Any, job: str) -> int:
             status = ""
         if status in STATUS_OF:
             asyncio.run(stream(client, job, seen))  # the lines of the last second
-            code = client.get_job_info(job).driver_exit_code
             if told and status == "STOPPED":
                 return 128 + signal.SIGTERM
-            return code if status == "FAILED" and code else STATUS_OF[status]
+            return (status == "FAILED" and info.driver_exit_code) or STATUS_OF[status]
         time.sleep(1)
 
 
@@ -154,20 +167,14 @@ def submit(client: Any, entrypoint: str, folder: Path) -> str:
     return str(client.submit_job(entrypoint=entrypoint, runtime_env=environment))
 
 
-def attach(client: Any, job: str) -> None:
-    """Raise UserError if the cluster does not know the job."""
-    try:
-        client.get_job_info(job)
-    except RuntimeError as error:
-        raise UserError(f"attach={job}: {str(error).strip().splitlines()[0]}; `ray job list` names them") from None
-
-
 def main(address: str, *overrides: str) -> int:
-    attached = [each.removeprefix("attach=") for each in overrides if each.startswith("attach=")]
-    if attached:
-        (job, *_) = attached
+    job = next((each.removeprefix("attach=") for each in overrides if each.startswith("attach=")), None)
+    if job is not None:
         client = connect(address)
-        attach(client, job)
+        try:
+            client.get_job_info(job)
+        except RuntimeError as error:
+            raise UserError(f"attach={job}: {str(error).strip().splitlines()[0]}; `ray job list` names them") from None
     else:
         cfg = compose("train", overrides_of(overrides), TrainKeys)
         if cfg.seeds:
@@ -177,11 +184,10 @@ def main(address: str, *overrides: str) -> int:
             show(cfg)
             return 0
         client = connect(address)
-        # Ray removes the job's own folder, so the run's folder is here, unless another was named.
-        run_dir = f"run_dir={quoted(Path(cfg.run_dir).resolve())}"
-        kept = [each for each in kept if not each.startswith("run_dir=")]
+        here = of_this_machine(cfg)
+        kept = [each for each in kept if each.partition("=")[0] not in here]
         options = [f"--config-dir={OWN}{number}" for number in range(len(own))]
-        command = ["python", "-m", "verl_recipes.train", *options, *kept, run_dir]
+        command = ["python", "-m", "verl_recipes.train", *options, *kept, *map("=".join, here.items())]
         with tempfile.TemporaryDirectory() as folder, in_one_line():
             staged(cfg, Path(folder))
             for number, each in enumerate(own):

@@ -28,7 +28,7 @@ from collections.abc import Iterator
 from functools import cache, partial
 from itertools import permutations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
@@ -70,7 +70,9 @@ class Keys(Checked):
     init: Text | None = Field(description="a tiny base to continue from, instead of an untrained model")
     seed: Seed = Field(description="of the problems, the traces and the training")
     problems: Count = Field(description="problems of the preset, from the training side")
-    held_out_share: Share = Field(description="share of the problems that is held out; as in prepare.yaml")
+    held_out_share: Annotated[Share, Field(lt=1)] = Field(
+        description="share of the problems that is held out; as in prepare.yaml"
+    )
     stages: dict[str, Stage] = Field(
         description="steps, batch and lr (linear decay over the last 70%); stop: probability of giving up after a "
         "wrong candidate; most: the most candidates in a trace"

@@ -104,8 +104,7 @@ def stage_seconds(events: list[dict[str, Any]], started: float, ended: float) ->
 
 
 def write_model(run: RunFolder, step: int) -> None:
-    """model/: the actor of a checkpoint. A failure must leave no model of an earlier step behind."""
-    shutil.rmtree(run.model, ignore_errors=True)
+    """model/: the actor of a checkpoint."""
     to_hugging_face(run.checkpoints / f"global_step_{step}" / "actor", run.model, run.log)
 
 
@@ -123,13 +122,13 @@ def write_summary(cfg: DictConfig, run: RunFolder, spent: dict[str, Any]) -> Non
 
 def write_curves(cfg: DictConfig, run: RunFolder, console: Console) -> None:
     """curves.png. A machine without matplotlib lacks the picture, and its run is none the worse."""
-    from verl_recipes.reporting.curves import draw
-
-    figures = read_json(run.summary, "") if run.summary.exists() else {}
+    figures = read_object(run.summary)
     mean = f"mean@{cfg.eval_n}"
     gain = [f"{figures[side][mean]:.3f}" for side in ("base", "trained") if mean in figures.get(side, {})]
     try:
-        draw(run.path, f"{cfg.name}: {mean} on the test problems {' to '.join(gain)}" if gain else cfg.name)
+        from verl_recipes.reporting.draw import picture
+
+        picture(run, f"{cfg.name}: {mean} on the test problems {' to '.join(gain)}" if gain else cfg.name)
     except ModuleNotFoundError as error:
         say(console, f"{error.name} is not installed, so there is no {run.curves} and the report has no pictures")
 
@@ -154,14 +153,13 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[f
         run.curves: lambda: write_curves(cfg, run, console),
         run.report: lambda: write_report([run.path], run.report),
     }
-    kept = [run.model, run.summary]  # of an earlier command: the summary's seconds are those of the training
-    if read_object(run.summary).get("steps") != last_step(cfg, run):
-        kept = []
-        for old in (run.curves, run.report):  # a failure must leave none of an earlier step, as in write_model
+    if read_object(run.summary).get("steps") != last_step(cfg, run):  # a failure must leave nothing of an earlier step
+        shutil.rmtree(run.model, ignore_errors=True)
+        for old in (run.summary, run.curves, run.report):
             old.unlink(missing_ok=True)
     failed = False
     for made, stage in stages.items():
-        if made in kept and made.exists():
+        if made in (run.model, run.summary) and made.exists():  # the summary's seconds are those of the training
             continue
         try:
             stage()

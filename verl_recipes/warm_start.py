@@ -17,7 +17,6 @@ ends early if the loss on held-out traces does not fall any more. `python -m ver
 goes on from the model; `python -m data_prep.traces` writes the traces.
 """
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,8 @@ from data_prep.cli import CONFIGS, Checked, Count, PathText, Positive, Seed, Tex
 from verl_recipes.run.best import best_step, is_enough
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.fingerprint import begin, provenance
-from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, write_json
+from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_metrics, write_json
+from verl_recipes.run.goodput import sessions
 from verl_recipes.run.preflight import Inputs, check_parquet, check_prompt, check_start, check_trackers, other_ranks
 from verl_recipes.run.start import say, start_sft
 from verl_recipes.run.weights import to_hugging_face
@@ -120,8 +120,7 @@ def check_traces(cfg: DictConfig) -> Inputs:
 
 def losses(run: RunFolder) -> dict[int, float]:
     """The loss on held-out traces, by step."""
-    lines = read_lines(run.metrics) + read_lines(run.metrics_part, skip_damaged=True)
-    return {line["step"]: line["data"]["val/loss"] for line in lines if "val/loss" in line["data"]}
+    return {step: data["val/loss"] for step, data in read_metrics(run).items() if "val/loss" in data}
 
 
 def goodness(losses: dict[int, float]) -> dict[int, float]:
@@ -129,37 +128,22 @@ def goodness(losses: dict[int, float]) -> dict[int, float]:
     return {step: -loss for step, loss in losses.items()}
 
 
-def draw(run: RunFolder, title: str) -> None:
-    """curves.png."""
-    from matplotlib.figure import Figure
-
-    from verl_recipes.reporting.charts import LOSSES
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axis = figure.subplots()
-    for name, label in LOSSES.items():
-        points = [(line["step"], line["data"][name]) for line in read_lines(run.metrics) if name in line["data"]]
-        axis.plot(*zip(*points, strict=True), label=label, marker="o" if name == "val/loss" else None)
-    axis.set_xlabel("step")
-    axis.set_ylabel("loss of a token")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.suptitle(title, parse_math=False)
-    figure.savefig(run.curves, dpi=110)
-
-
-def finish(cfg: DictConfig, run: RunFolder, console: Console, seconds: float) -> None:
+def finish(cfg: DictConfig, run: RunFolder, console: Console) -> None:
     """model/, curves.png if there is matplotlib, summary.json, which says that all is there, and a page of it all."""
+    from verl_recipes.reporting.charts import WARM_START
     from verl_recipes.reporting.page import write_report
 
     found, last = losses(run), last_checkpoint(run.checkpoints)
     best = best_step({step: good for step, good in goodness(found).items() if step <= last})
     to_hugging_face(run.checkpoints / f"global_step_{best}" / "actor", run.model, run.log)
     try:
-        draw(run, f"{cfg.name}: loss on held-out traces {found[best]:.3f} at step {best}")
+        from verl_recipes.reporting.draw import picture
+
+        picture(run, f"{cfg.name}: loss on held-out traces {found[best]:.3f} at step {best}", [WARM_START])
     except ModuleNotFoundError as error:
         say(console, f"{error.name} is not installed, so there is no {run.curves}")
     about = {"name": cfg.name, "steps": last, "seed": cfg.seed, "best_step": best, "held_out_loss": found}
+    seconds = sum(ended - began for began, ended, _ in sessions(run))  # of all starts
     write_json(run.summary, about | {"seconds": {"total": seconds}} | provenance())
     write_report([run.path], run.report)
 
@@ -197,7 +181,7 @@ def main(keys: DictConfig) -> None:
             say(console, f"{run.path} is complete; fresh=true starts it anew")
             show(run, console)
             return
-        started, done = time.time(), last_checkpoint(run.checkpoints)
+        done = last_checkpoint(run.checkpoints)
         cut_half_line(run.metrics_part)
         if done:
             say(console, f"continuing {run.path} after step {done}")
@@ -211,7 +195,7 @@ def main(keys: DictConfig) -> None:
 
         if done < cfg.sft.steps and not enough({}):
             start_sft(cfg, run, console, sft_config(cfg), enough)
-        finish(cfg, run, console, time.time() - started)
+        finish(cfg, run, console)
         show(run, console)
 
 

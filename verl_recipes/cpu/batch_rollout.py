@@ -51,14 +51,9 @@ class BatchRollout:
         # The names that verl gives its servers (vllm_async_server.py, vLLMReplica.launch_servers).
         self.servers = [ray.get_actor(f"vllm_server_{replica}_0") for replica in range(replicas)]
         self.rewards = RewardLoopWorker(config)
-        self.use_tokenizer(self.rewards.input_tokenizer, config.actor_rollout_ref.model.custom_chat_template)
+        self.tokenizer = self.rewards.input_tokenizer
+        self.template = config.actor_rollout_ref.model.custom_chat_template  # null: the tokenizer's own
         self.thread = ThreadPoolExecutor(1)
-
-    def use_tokenizer(self, tokenizer: Any, chat_template: str | None) -> None:
-        """Render with this tokenizer and, as verl's agent loop does, with the template of the configuration if any."""
-        self.tokenizer = tokenizer
-        if chat_template is not None:
-            self.tokenizer.chat_template = chat_template
 
     @classmethod
     def create(cls, config: DictConfig, **handles: Any) -> Self:
@@ -80,7 +75,7 @@ class BatchRollout:
 
     def tokenize(self, row: dict[str, Any]) -> list[int]:
         """Token ids of a row's prompt, with the model's chat template."""
-        options = self.data.apply_chat_template_kwargs
+        options = {"chat_template": self.template, **self.data.apply_chat_template_kwargs}
         ids = self.tokenizer.apply_chat_template(
             list(row["raw_prompt"]), add_generation_prompt=True, tokenize=True, return_dict=False, **options
         )
@@ -103,15 +98,14 @@ class BatchRollout:
 
     def run(self, rows: list[dict[str, Any]], partition: str) -> None:
         """Answer, and mark the prompts as finished or as failed, as verl's agent loop does."""
-        status = "failure"
         try:
             self.answer(rows, partition)
             status = "finished"
         except Exception:
             logger.exception("rollouts failed")  # the trainer then ends, as it has nothing to train on
-        finally:
-            uids = [row["uid"] for row in rows]
-            tq.kv_batch_put(keys=uids, tags=[{"status": status}] * len(uids), partition_id=partition)
+            status = "failure"
+        uids = [row["uid"] for row in rows]
+        tq.kv_batch_put(keys=uids, tags=[{"status": status}] * len(uids), partition_id=partition)
 
     def answer(self, rows: list[dict[str, Any]], partition: str) -> None:
         """Answer every row and put the scored responses into TransferQueue."""

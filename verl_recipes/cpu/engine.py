@@ -11,7 +11,7 @@ from verl.workers.engine import EngineRegistry
 
 from verl_recipes.in_verl.agreement import Engine, Loss
 from verl_recipes.in_verl.engines import PolicyEngine, ValueEngine
-from verl_recipes.settings.sizes import MICRO_BATCH
+from verl_recipes.settings.configuration import MICRO_BATCH
 
 
 class OnCPU(Engine):
@@ -45,6 +45,7 @@ class OnCPU(Engine):
         return output
 
 
+@EngineRegistry.register("language_model", "fsdp2", "cpu")
 class CPUEngineWithLMHead(OnCPU, PolicyEngine):
     """Policy and reference."""
 
@@ -58,9 +59,6 @@ class CPUEngineWithLMHead(OnCPU, PolicyEngine):
             self.engine_config.forward_only = forward_only
 
 
+@EngineRegistry.register("value_model", "fsdp2", "cpu")
 class CPUEngineWithValueHead(OnCPU, ValueEngine):
     """PPO's critic."""
-
-
-EngineRegistry.register(model_type="language_model", backend="fsdp2", device="cpu")(CPUEngineWithLMHead)
-EngineRegistry.register(model_type="value_model", backend="fsdp2", device="cpu")(CPUEngineWithValueHead)

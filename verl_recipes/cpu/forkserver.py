@@ -30,13 +30,7 @@ WORKER = "RAY_JOB_ID"  # environment variable that Ray's raylet sets for the wor
 # What the driver, the trainer, a training worker, vLLM's server and its engine import. Ray reads its job's environment
 # when it is loaded (the job and the raylet's process, ray_internal_flag_def.h), and the first worker brings that.
 BEFORE_RAY = (
-    "pandas",
-    "pyarrow",
-    "torch",
-    "transformers",
-    "tensordict",
-    "datasets",
-    "peft",
+    *("pandas", "pyarrow", "torch", "transformers", "tensordict", "datasets", "peft"),
     "vllm.entrypoints.openai.api_server",
 )
 WITH_RAY = (

@@ -33,6 +33,9 @@ class CPUServer(vLLMHttpServer):
         tokens = rollout.max_num_seqs * -(-longest // BLOCK) * BLOCK
         shape = self.model_config.hf_config.get_text_config().to_dict()
         defaults = {
+            "worker_extension_cls": "verl_recipes.cpu.worker_extension.CPUWorkerExtension",
+            # "uni" is the worker inside the engine's process, without spinning.
+            "distributed_executor_backend": "uni" if self.replica_world_size == 1 else "mp",
             "max_model_len": longest,
             # Room for all sequences, but at most 1 GiB; vLLM's own default is a share of the machine's memory.
             "kv_cache_memory_bytes": min(tokens * int(kv_bytes_a_token(shape, "float32", 1)), 2**30),
@@ -45,15 +48,7 @@ class CPUServer(vLLMHttpServer):
     async def generate_batch(
         self, prompts: list[list[int]], sampling: list[dict[str, Any]]
     ) -> tuple[list[Responses], int]:
-        """Responses to each prompt.
-
-        Args:
-            prompts: token ids.
-            sampling: for each prompt, keyword arguments of vLLM's SamplingParams.
-
-        Returns:
-            For every prompt the responses, and the training step whose weights made them.
-        """
+        """Responses to each prompt, with vLLM's SamplingParams of its own; and the step whose weights made them."""
         # vLLM's sampler for CPUs ignores every seed while a greedy request, which has none, is in the batch
         # (topk_topp_sampler.py, forward_cpu). So greedy requests are a batch of their own.
         answers: dict[int, Responses] = {}
@@ -88,10 +83,6 @@ class CPUServer(vLLMHttpServer):
 
 
 class CPUReplica(vLLMReplica):
-    def __init__(self, replica_rank: int, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(replica_rank, config, *args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.server_class = ray.remote(CPUServer)
-        engine = {"worker_extension_cls": "verl_recipes.cpu.worker_extension.CPUWorkerExtension"}
-        if self.world_size == 1:
-            engine["distributed_executor_backend"] = "uni"  # the worker inside the engine's process, no spinning
-        self.config.engine_kwargs["vllm"] = engine | (self.config.engine_kwargs.get("vllm") or {})

@@ -17,12 +17,7 @@ PIECE = "/piece"  # the end of a piece's name; no parameter's name has a slash
 
 
 async def in_pieces(weights: Any, size: int) -> AsyncIterator[tuple[str, torch.Tensor]]:
-    """Tensors by name. One over `size` bytes comes as consecutive pieces, each as many rows as fit (at least one).
-
-    Args:
-        weights: an iterator, synchronous or not, of names and tensors.
-        size: bytes.
-    """
+    """Tensors by name. One over `size` bytes comes as consecutive pieces, each as many rows as fit (at least one)."""
     async for name, weight in ensure_async_iterator(weights):
         if weight.nbytes <= size:
             yield name, weight

@@ -13,12 +13,6 @@ class DegenerateOutputError(RuntimeError):
     """Ends verl; verl_recipes/run/log.py finds it in the log."""
 
 
-def last_good_checkpoint(checkpoints: Path, first_bad_step: int) -> Path | None:
-    """The last checkpoint whose own output was good. The weights of step k write the responses of step k + 1."""
-    good = [step for step in checkpoint_steps(checkpoints) if step + 1 < first_bad_step]
-    return checkpoints / f"global_step_{max(good)}" if good else None
-
-
 def check_output(
     history: Mapping[int, Mapping[str, float]], limits: Mapping[str, float | None], steps: int, checkpoints: Path
 ) -> None:
@@ -34,8 +28,11 @@ def check_output(
         return
     for name, limit in limits.items():
         if limit is not None and all(history[step].get(f"reward/{name}", 0.0) >= limit for step in last):
+            # The weights of step k write the responses of step k + 1.
+            good = (step for step in checkpoint_steps(checkpoints) if step + 1 < last[0])  # newest first
+            place = next((checkpoints / f"global_step_{step}" for step in good), "none")
             raise DegenerateOutputError(
                 f"the output has degenerated: reward/{name} was {limit:g} or more at {steps} steps in a row, from step "
-                f"{last[0]} on; last good checkpoint: {last_good_checkpoint(checkpoints, last[0]) or 'none'}; "
+                f"{last[0]} on; last good checkpoint: {place}; "
                 f"trainer.v1.sampler.sampler_kwargs.alarm.limits.{name}=null turns this alarm off"
             )

@@ -112,8 +112,8 @@ def torch_varlen(
     if position_ids is None or key.shape[2] != tokens or not getattr(module, "is_causal", True):
         raise ValueError(f"{NAME} is for training decoders that hand position_ids to their layers, without a cache")
     where, borders, lengths = sequences(position_ids, attention_mask, rows)
-    asked = {"dropout": dropout, "softcap": kwargs.get("softcap"), "s_aux": kwargs.get("s_aux")}
-    if unknown := [name for name, given in asked.items() if given is not None and given is not False and given != 0.0]:
+    asked = {"dropout": dropout or None, "softcap": kwargs.get("softcap"), "s_aux": kwargs.get("s_aux")}
+    if unknown := [name for name, given in asked.items() if given is not None]:
         raise ValueError(f"{NAME} has no {', '.join(unknown)}; set attn_implementation to flash_attention_2 or sdpa")
     if query.is_cuda and torch.is_autocast_enabled("cuda"):  # an adapter or a rotary embedding may have made it fp32
         query, key, value = (x.to(torch.get_autocast_dtype("cuda")) for x in (query, key, value))

@@ -13,7 +13,6 @@ import numpy as np
 
 from verl_recipes.measure.difficulty import CLASSES, edges_of
 
-ORDERS = ("easy_to_hard", "balanced", "adaptive")
 WIDTH = 0.75  # of the normal distribution over the classes that easy_to_hard moves along, in classes
 MEMORY = 0.9  # share of what is known about a class that adaptive keeps from step to step
 LEAST = 0.02  # added to the weight of every class in adaptive, so that each is tried again (the largest weight is 0.25)
@@ -30,7 +29,7 @@ class Curriculum:
 
     Args:
         difficulty: of each problem, in the order of the data.
-        order: one of ORDERS.
+        order: easy_to_hard, balanced or adaptive.
         draws: how many problems the whole run takes, the length of `easy_to_hard`.
     """
 

@@ -10,6 +10,7 @@ from verl_recipes.in_verl.agreement import Guarded
 from verl_recipes.in_verl.reshard import Resharding
 
 
+@EngineRegistry.register("language_model", "fsdp2", "cuda", "nvidia")  # verl looks for a vendor's before its own
 class PolicyEngine(Guarded, Resharding, FSDPEngineWithLMHead):
     """Policy and reference."""
 
@@ -25,6 +26,7 @@ class PolicyEngine(Guarded, Resharding, FSDPEngineWithLMHead):
             config.tie_word_embeddings = tied
 
 
+@EngineRegistry.register("value_model", "fsdp2", "cuda", "nvidia")
 class ValueEngine(Resharding, FSDPEngineWithValueHead):
     """PPO's critic, with the attention that its configuration names.
 
@@ -42,8 +44,3 @@ class ValueEngine(Resharding, FSDPEngineWithValueHead):
             return super()._build_module()
         finally:
             model.model_type, config.architectures = kept
-
-
-# verl looks for a vendor's engine before its own.
-EngineRegistry.register("language_model", "fsdp2", "cuda", "nvidia")(PolicyEngine)
-EngineRegistry.register("value_model", "fsdp2", "cuda", "nvidia")(ValueEngine)

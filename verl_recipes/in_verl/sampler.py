@@ -75,7 +75,6 @@ class CountdownReplayBuffer(ReplayBuffer):
             max_inflight_gen_batches=groups["max_inflight_gen_batches"],
             **kwargs,
         )
-        self.sampler_kwargs = sampler_kwargs
         self.link = TrainerLink(kwargs)
         self.run = RunFolder(Path(sampler_kwargs["samples_dir"]).parent)
         self.tokenizer = AutoTokenizer.from_pretrained(sampler_kwargs["tokenizer"])

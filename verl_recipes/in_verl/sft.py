@@ -27,12 +27,9 @@ class Traces(Dataset[dict[str, torch.Tensor]]):
         columns = [pq.read_table(file, columns=["messages"])["messages"] for file in as_list(parquet_files)]
         messages = [row for column in columns for row in column.to_pylist()]
         options = config.get("apply_chat_template_kwargs", {})
-        prompts = [
-            tokenizer.apply_chat_template(
-                row[:-1], add_generation_prompt=True, tokenize=True, return_dict=False, **options
-            )
-            for row in messages
-        ]
+        prompts = tokenizer.apply_chat_template(
+            [row[:-1] for row in messages], add_generation_prompt=True, tokenize=True, return_dict=False, **options
+        )
         responses = tokenizer([row[-1]["content"] for row in messages], add_special_tokens=False)["input_ids"]
         pairs = zip(prompts, responses, strict=True)
         self.rows = [(prompt, [*response, tokenizer.eos_token_id]) for prompt, response in pairs]

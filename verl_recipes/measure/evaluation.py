@@ -110,7 +110,7 @@ def summarize(samples: Iterable[Row]) -> dict[str, float]:
     """
     groups = by_problem(samples)
     n = least_samples(groups.values())
-    ks = sorted({n} | {2**i for i in range(n.bit_length()) if 2**i <= n}) if n else []
+    ks = sorted({2**i for i in range(n.bit_length())} | {n})
     figures = accuracies(groups, n, ks) | shape(groups) | mean_candidates(groups)
     return {"problems": len(groups)} | {name: fmean(each.values()) for name, each in figures.items() if each}
 

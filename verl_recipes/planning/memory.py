@@ -15,8 +15,7 @@ from data_prep.cli import UserError
 from verl_recipes.planning.model import BYTES, check_hub, facts, find_model, needs_critic
 from verl_recipes.planning.space import GIB
 from verl_recipes.planning.tracking import Pass, cached
-from verl_recipes.settings.configuration import gpus_of, is_split, longest, needs_reference
-from verl_recipes.settings.sizes import MICRO_BATCH
+from verl_recipes.settings.configuration import MICRO_BATCH, gpus_of, is_split, longest, needs_reference
 
 
 def shape_of(cfg: DictConfig) -> dict[str, Any]:
@@ -119,7 +118,8 @@ def passes(cfg: DictConfig) -> dict[str, Pass]:
 def kv_bytes_a_token(shape: Mapping[str, Any], dtype: str, tensor_parallel: int) -> float:
     """Bytes of one token's keys and values in all layers, on one of a replica's GPUs."""
     head = shape.get("head_dim") or shape["hidden_size"] // shape["num_attention_heads"]
-    heads = max(1, shape["num_key_value_heads"] / tensor_parallel)  # a head is repeated, not divided
+    heads = shape.get("num_key_value_heads") or shape["num_attention_heads"]
+    heads = max(1, heads / tensor_parallel)  # a head is repeated, not divided
     return float(2 * shape["num_hidden_layers"] * heads * head * BYTES[dtype])
 
 
@@ -133,9 +133,8 @@ def _parameters_of(shape: str) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = json.loads(shape)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(shape)))
     model.tie_weights()
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -15,18 +15,12 @@ from data_prep.cli import CONFIGS, UserError
 
 BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2}
 OF_MODELSCOPE = "of ModelScope"  # in place of a commit, so that a hub's model is not taken for it
-ON = ("1", "on", "yes", "true")  # as huggingface_hub reads its environment variables
 
 
 @cache
 def facts(name: str) -> dict[str, Any]:
     """The content of configs/facts/<name>.yaml."""
     return OmegaConf.to_container(OmegaConf.load(CONFIGS / "facts" / f"{name}.yaml"))  # type: ignore[return-value]
-
-
-def offline() -> bool:
-    """Whether Hugging Face's libraries must not use the network."""
-    return any(os.environ.get(name, "").lower() in ON for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
 
 
 def from_modelscope() -> bool:
@@ -65,6 +59,8 @@ def find_model(path: str) -> Path | None:
         if missing := missing_files(folder):
             raise UserError(f"{path} holds no model: {missing} in that folder")
         return folder
+    if folder.parts[0] == "models":  # where `fetch` and launch/middle.sh write; on a hub it is nobody's name
+        raise UserError(f"there is no {path}: `bash launch/middle.sh` makes models/middle, verl_recipes.fetch others")
     if not is_hub_name(path):
         known = CONFIGS / "model" / f"{path}.yaml"
         why = f"{path} is a name of configs/model" if known.is_file() else "there is no such folder"
@@ -75,13 +71,13 @@ def find_model(path: str) -> Path | None:
         if find_spec("modelscope") is None:
             raise UserError("VERL_USE_MODELSCOPE=true needs the package modelscope: install it, or unset the variable")
         return None  # verl asks ModelScope, which has a cache of its own
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import is_offline_mode, try_to_load_from_cache
 
     found = try_to_load_from_cache(path, "config.json")
     cached = Path(found).parent if isinstance(found, str) else None
     if cached and not missing_files(cached):
         return cached
-    if offline():
+    if is_offline_mode():
         has = f"has {missing_files(cached)} of it" if cached else "does not hold it"
         raise UserError(
             f"{path} cannot be downloaded: HF_HUB_OFFLINE is set, and the Hugging Face cache (HF_HOME) {has}; unset "

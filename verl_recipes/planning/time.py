@@ -7,6 +7,7 @@ models (docs/gpu.md). The rest was not; `published` compares it with published r
 """
 
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -146,20 +147,15 @@ def work_of(cfg: DictConfig, memory: dict[str, dict[str, float]], concurrent: fl
     )
 
 
-def rows(files: Any) -> int | None:
-    """The number of rows in parquet files; None if a file is missing."""
-    names = as_list(files)
-    return sum(pq.read_metadata(name).num_rows for name in names) if all(Path(n).is_file() for n in names) else None
-
-
 def hours(cfg: DictConfig, work: Work, gpu: dict[str, Any], step: float) -> dict[str, float]:
     """Hours of the whole run by part: start, steps, tests, checkpoints."""
     a, steps = facts("assumptions")["time"], cfg.trainer.total_training_steps
-    problems = rows(cfg.data.val_files) or a["test_problems"]
-    every = cfg.trainer.test_freq
-    tests = bool(cfg.trainer.val_before_train) + (steps // every if every > 0 else 0)
+    files, every = as_list(cfg.data.val_files), cfg.trainer.test_freq
+    made = all(Path(each).is_file() for each in files)
+    problems = sum(pq.read_metadata(each).num_rows for each in files) if made else a["test_problems"]
+    tests = 1 + (ceil(steps / every) if every > 0 else 1)  # before training, and always after the last step
     test = generation(work, gpu, problems * cfg.actor_rollout_ref.rollout.val_kwargs.n, problems)
-    saves = steps // cfg.trainer.save_freq
+    saves = ceil(steps / cfg.trainer.save_freq)
     size = checkpoint_bytes(cfg, parameters_of(work.shape))
     parts = {
         "start": a["start_s"],

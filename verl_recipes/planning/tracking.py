@@ -107,8 +107,7 @@ def meta_model(work: Pass) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
-    shape = json.loads(work.shape)
-    config = AutoConfig.for_model(shape["model_type"], **{k: v for k, v in shape.items() if k != "model_type"})
+    config = AutoConfig.for_model(**json.loads(work.shape))
     config.num_labels, config.classifier_dropout = 1, 0.0
     model_class = AutoModelForTokenClassification if work.value_head else AutoModelForCausalLM
     with torch.device("meta"):

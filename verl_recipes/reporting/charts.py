@@ -225,11 +225,11 @@ def label_of(members: Sequence[Run]) -> str:
 
 def charts(runs: Sequence[Run], missing: list[str]) -> list[dict[str, Any]]:
     """The charts of the page, where several seeds are one line with a band. `missing` gets those without a line."""
-    result = []
+    result, groups = [], in_groups(runs)
     for kind, specifications in (("metric", CHARTS), ("behaviour", BEHAVIOUR_CHARTS)):
         for chart in specifications:
             lines = list[Line]()
-            for group, members in enumerate(in_groups(runs)):
+            for group, members in enumerate(groups):
                 recorded = [run.curves if kind == "metric" else run.behaviours for run in members]
                 lines += lines_of(chart, recorded, group, label_of(members) if len(runs) > 1 else "")
             if lines:

@@ -7,13 +7,16 @@ library is 4.8 MB and bokeh's 1.3 MB; all charts of the tiny run take 0.2 MB.
 import re
 from collections.abc import Sequence
 from io import StringIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Slow to import, so this module is imported late. A Figure needs no screen, unlike pyplot.
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from verl_recipes.reporting.charts import CHARTS, Chart, finished, lines_of
+from verl_recipes.reporting.metrics import curves_of
+from verl_recipes.run.folder import RunFolder, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 COLOURS = ("#2a6fb0", "#c8610a", "#1b8557", "#a8418a", "#7d7300", "#c0362f", "#6654c8", "#66707c")
 DASHES = ("-", "--", ":", "-.")
 INK, GRID = "#1c1e21", "#d0d4da"
+# By term, of a run.
+PANELS = ("reward", "well_formed", "response_tokens", "without_signal", "agreement", "parts_of_step")
 FEW = 40  # points of a line whose points are shown
 POINT: dict[str, Any] = {"fmt": "o", "markersize": 5, "capsize": 3, "linewidth": 1.4, "zorder": 3}
 
@@ -104,10 +109,14 @@ def for_page(text: str, number: int) -> str:
     return f'<svg viewBox="{view}" aria-hidden="true" focusable="false">{inner}</svg>'
 
 
-def picture(charts: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Six charts as a PNG."""
-    figure = Figure(figsize=(12, 6.4), layout="constrained")
-    for axis, chart in zip(figure.subplots(2, 3).flat, charts, strict=True):
+def picture(run: RunFolder, title: str, charts: Sequence[Chart] = ()) -> None:
+    """Write curves.png from the metrics alone: these charts, or those of PANELS."""
+    curves = curves_of(read_metrics(run))
+    chosen = charts or [chart for term in PANELS for chart in CHARTS if chart.term == term]
+    rows, columns, size = (2, 3, (12, 6.4)) if len(chosen) > 1 else (1, 1, (8, 4.5))
+    figure = Figure(figsize=size, layout="constrained")
+    for axis, each in zip(figure.subplots(rows, columns, squeeze=False).flat, chosen, strict=True):
+        chart = finished(each, "metric", lines_of(each, [curves]))
         axis.set_title(f"{chart['title']} ({chart['unit']})", fontsize=10)
         if not chart["lines"]:
             said = "\n".join(chart["said"]) or "not recorded"
@@ -120,4 +129,4 @@ def picture(charts: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     for axis in figure.axes[-3:]:
         axis.set_xlabel("step", fontsize=9)
     figure.suptitle(title, parse_math=False)  # a name may hold dollar signs
-    figure.savefig(path, dpi=110)
+    figure.savefig(run.curves, dpi=110)

@@ -10,10 +10,9 @@ from typing import Any
 
 from verl_recipes.measure.problems import finite
 from verl_recipes.reporting.charts import recipe_of
-from verl_recipes.reporting.metrics import read_metrics
 from verl_recipes.reporting.run import duration, lookup, read_settings, read_summary
 from verl_recipes.run.best import mean_of_test
-from verl_recipes.run.folder import RunFolder, mark_of
+from verl_recipes.run.folder import RunFolder, mark_of, read_metrics
 
 COLUMNS = ["run", "recipe", "seed", "state", "steps", "before", "after", "gain", "equations", "took", "last worked on"]
 Row = dict[str, Any]
@@ -51,8 +50,7 @@ def facts(path: Path) -> Row:
     """
     run = RunFolder(path)
     config, unread = read_settings(run)
-    planned, metrics = lookup(config, "trainer.total_training_steps"), read_metrics(run)
-    summary, state = read_summary(run, planned)
+    metrics, (summary, state, planned) = read_metrics(run), read_summary(run, config)
     given = [summary.get(side) for side in ("base", "trained")]
     sides = [side if isinstance(side, dict) else {} for side in given]
     tests = {step: found for step, data in metrics.items() if (found := mean_of_test(data, "/acc")) is not None}

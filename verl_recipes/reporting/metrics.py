@@ -14,17 +14,6 @@ AGREEMENT = ["training/rollout_actor_probs_pearson_corr", "actor/rollout_actor_p
 DISAGREEMENT = [f"1 - {name}" for name in AGREEMENT]  # the form in which curves show small differences
 
 
-def read_metrics(run: RunFolder) -> dict[int, dict[str, Any]]:
-    """The metrics of a run by step, in order, with those of the present start."""
-    metrics: dict[int, dict[str, Any]] = {}
-    for path in (run.metrics, run.metrics_part):
-        for line in read_lines(path, skip_damaged=True):
-            step, data = line.get("step"), line.get("data")
-            if isinstance(step, int) and isinstance(data, dict):
-                metrics[step] = data
-    return dict(sorted(metrics.items()))
-
-
 def response_tokens(run: RunFolder) -> int:
     """The tokens of all responses that a run trained on."""
     return sum(row["response_tokens"] for file in run.sample_files("train").values() for row in read_lines(file))

@@ -4,13 +4,14 @@ import base64
 import gzip
 import hashlib
 import json
-import math
 import re
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from markupsafe import Markup
 
 from data_prep.cli import UserError
 from verl_recipes.reporting.charts import REASONS, SHOWN, charts, in_groups, number, of_right, of_warm_starts
@@ -20,9 +21,6 @@ from verl_recipes.reporting.story import example, stories
 from verl_recipes.reporting.terms import terms
 from verl_recipes.run.fingerprint import flat
 from verl_recipes.run.folder import RunFolder, mark_of, write_whole
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
 
 HERE = Path(__file__).parent
 PAGE_BYTES = 4_000_000  # of samples on a page, before they are compressed
@@ -82,21 +80,12 @@ SIZE, MAIN_SIZE = (4.6, 2.4), (5.6, 3.3)  # of a chart, in inches of 72 units
 
 def clean_json(value: Any) -> str:
     """JSON in ASCII, with null for numbers that are not finite."""
-
-    def clean(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {key: clean(each) for key, each in item.items()}
-        if isinstance(item, list):
-            return [clean(each) for each in item]
-        return None if isinstance(item, float) and not math.isfinite(item) else item
-
-    return json.dumps(clean(value), separators=(",", ":"))
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    return json.dumps(finite, separators=(",", ":"))
 
 
-def as_script_data(value: Any) -> "Markup":
+def as_script_data(value: Any) -> Markup:
     """`clean_json` that is safe inside a script element: without `<`."""
-    from markupsafe import Markup
-
     return Markup(clean_json(value).replace("<", "\\u003c"))
 
 
@@ -129,8 +118,6 @@ def description(chart: dict[str, Any]) -> str:
 
 def with_pictures(drawn: list[dict[str, Any]], missing: list[str]) -> None:
     """Draw the charts. Without matplotlib they have their tables alone, and `missing` says so."""
-    from markupsafe import Markup
-
     for chart in drawn:
         chart |= {"svg": None, "box": None, "description": description(chart)}
     try:
@@ -156,7 +143,6 @@ def about(run: Run) -> list[str]:
 def render(runs: Sequence[Run], price: Any, currency: str | None, refresh: int = 0) -> str:
     """The page. `refresh`: the seconds after which a browser loads it again; 0 for never."""
     import jinja2  # not at the top: train imports this module long before it writes a report
-    from markupsafe import Markup
 
     missing = [f"{run.name}: {each}" if len(runs) > 1 else each for run in runs for each in run.missing]
     warm = all(run.is_warm_start for run in runs)

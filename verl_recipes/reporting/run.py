@@ -29,9 +29,9 @@ from verl_recipes.measure.problems import (
     problem_key,
     set_name,
 )
-from verl_recipes.reporting.metrics import Curve, curves_of, read_metrics
+from verl_recipes.reporting.metrics import Curve, curves_of
 from verl_recipes.run.fingerprint import read_config
-from verl_recipes.run.folder import RunFolder, read_lines, read_object, samples_of
+from verl_recipes.run.folder import RunFolder, read_lines, read_metrics, read_object, samples_of
 
 STEP_BYTES = 40_000  # the least room on the page for a step's samples: several long responses
 SHOWN = 6_000  # characters of one response on the page; the middle of a longer one is left out
@@ -179,22 +179,24 @@ def read_settings(folder: RunFolder) -> tuple[dict[str, Any], str]:
         return {}, f"config.yaml is not readable: {str(error).splitlines()[0]}"
 
 
-def read_summary(folder: RunFolder, planned: Any) -> tuple[dict[str, Any], str]:
-    """The content of summary.json, and what the run is doing, as the end of a sentence.
-
-    Args:
-        planned: the steps of the run, if they are known. A summary of fewer is that of an earlier end, unless the run
-            ended early by itself.
+def read_summary(folder: RunFolder, config: dict[str, Any]) -> tuple[dict[str, Any], str, int]:
+    """What summary.json says of a run, and what the run is doing.
 
     Returns:
-        the summary, empty unless the state is "complete"; and the state: "complete", "goes on" or "ended early".
+        The summary, empty unless the state is "complete"; the state, as the end of a sentence: "complete", "goes on" or
+        "ended early"; and the planned steps, 0 if they are not known.
     """
+    warm_start = "sft" in config
+    known = lookup(config, "sft.steps" if warm_start else "trainer.total_training_steps")
+    planned = known if isinstance(known, int) else 0
     summary = read_object(folder.summary)
     steps = summary.get("steps")
-    fewer = isinstance(steps, int) and isinstance(planned, int) and steps < planned
+    # A summary of fewer steps is that of an earlier end, unless the run ended early by itself. A warm start has none
+    # before it has ended.
+    fewer = not warm_start and isinstance(steps, int) and steps < planned
     if summary and (summary.get("early_end") or not fewer):
-        return summary, "complete"
-    return {}, "goes on" if folder.is_locked() else "ended early"
+        return summary, "complete", planned
+    return {}, "goes on" if folder.is_locked() else "ended early", planned
 
 
 class SampleFile(NamedTuple):
@@ -226,10 +228,7 @@ class Run:
             self.missing.append("no metrics.jsonl with a step in it, so there are no curves")
         self.curves, self.steps = curves_of(metrics), max(metrics, default=0)
         self.is_warm_start = "sft" in self.config
-        planned = lookup(self.config, "sft.steps" if self.is_warm_start else "trainer.total_training_steps")
-        self.planned = planned if isinstance(planned, int) else 0
-        # A warm start has a summary only when it has ended, after fewer steps or not.
-        self.summary, self.state = read_summary(self.folder, None if self.is_warm_start else planned)
+        self.summary, self.state, self.planned = read_summary(self.folder, self.config)
         self.read_warm_start()
         if not self.summary:
             self.missing.append("no summary.json of the last step: the run goes on, or ended before it")

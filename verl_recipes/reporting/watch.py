@@ -11,6 +11,7 @@ from typing import Any
 
 from data_prep.cli import UserError
 from verl_recipes.run.folder import RunFolder
+from verl_recipes.run.supervise import size_of
 
 EVERY = 15  # seconds between two looks at least, and after which a browser loads the page again
 IDLE = 10  # times as long as making the page takes, nothing is done: the run needs the machine
@@ -19,16 +20,8 @@ HOST = "127.0.0.1"  # no other machine reaches it
 
 def trace(folders: Sequence[Path]) -> tuple[int, ...]:
     """Changes whenever one of the runs has done something."""
-    runs = [RunFolder(each) for each in folders]
-    return tuple(map(size, (file for run in runs for file in (run.metrics, run.metrics_part, run.events, run.summary))))
-
-
-def size(file: Path) -> int:
-    """A file's size in bytes, -1 if there is none."""
-    try:
-        return file.stat().st_size
-    except FileNotFoundError:
-        return -1
+    runs = map(RunFolder, folders)
+    return tuple(size_of(file) for run in runs for file in (run.metrics, run.metrics_part, run.events, run.summary))
 
 
 def watch(folders: Sequence[Path], make: Callable[[int], Path]) -> None:

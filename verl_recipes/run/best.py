@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from verl_recipes.measure.problems import finite
-from verl_recipes.run.folder import RunFolder, read_lines
+from verl_recipes.run.folder import RunFolder, read_metrics
 
 
 def mean_of_test(data: Mapping[str, Any], name: str = "") -> float | None:
@@ -24,11 +24,8 @@ def mean_of_test(data: Mapping[str, Any], name: str = "") -> float | None:
 
 def evaluations(run: RunFolder) -> dict[int, float]:
     """The mean of each test after a step of training, by step. The base's is not among them."""
-    found = {}
-    for line in read_lines(run.metrics, skip_damaged=True) + read_lines(run.metrics_part, skip_damaged=True):
-        if line["step"] and (mean := mean_of_test(line["data"])) is not None:
-            found[line["step"]] = mean
-    return found
+    found = {step: mean_of_test(data) for step, data in read_metrics(run).items() if step}
+    return {step: mean for step, mean in found.items() if mean is not None}
 
 
 def best_step(found: Mapping[int, float]) -> int:

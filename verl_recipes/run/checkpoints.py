@@ -4,7 +4,7 @@ import os
 import shutil
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -37,9 +37,12 @@ def checkpoint_error(checkpoint: Path) -> str:
 
     SHA256SUMS decides. If the run was killed before it was written, the checksums in torch's files do.
     """
-    if (checkpoint / SUMS).is_file():
-        return changed(checkpoint)
-    world = ranks_of(checkpoint / "actor") or 1
+    try:
+        if (checkpoint / SUMS).is_file():
+            return changed(checkpoint)
+        world = ranks_of(checkpoint / "actor") or 1
+    except UserError as error:  # about the hashes, or fsdp_config.json
+        return error.message
     expected = [checkpoint / "actor" / f"model_world_size_{world}_rank_{rank}.pt" for rank in range(world)]
     # After the ranks' files verl writes data.pt (and an asynchronous trainer its queue).
     theirs = [file for file in sorted(checkpoint.rglob("*.pt")) if f"_size_{world}_" in file.name]
@@ -47,8 +50,8 @@ def checkpoint_error(checkpoint: Path) -> str:
         try:
             with zipfile.ZipFile(file) as content:
                 damaged = content.testzip()
-        except (zipfile.BadZipFile, OSError) as error:
-            damaged = str(error)
+        except Exception as error:  # a flipped bit in a header makes zipfile raise nearly anything
+            damaged = str(error) or repr(error)
         if damaged:
             return f"{file} is damaged ({damaged})"
     return ""
@@ -94,8 +97,8 @@ def last_checkpoint(checkpoints: Path) -> int:
 def remove_old(checkpoints: Path, keep: int | None, best: int = 0) -> None:
     """Remove the checkpoints up to the last whole one, but for the newest `keep` and that of step `best`.
 
-    Without `keep`, null or 0, all stay. verl removes only checkpoints that the same process wrote, so those of earlier
-    starts would stay.
+    Without `keep`, null or 0, all stay. verl would remove only checkpoints that the same process wrote, and the last
+    one's actor before the next one is whole.
     """
     last = last_checkpoint(checkpoints)
     older = [step for step in checkpoint_steps(checkpoints) if step <= last]
@@ -109,16 +112,6 @@ def unsealed(checkpoints: Path) -> list[int]:
     last = last_checkpoint(checkpoints)
     steps = (step for step in checkpoint_steps(checkpoints) if step <= last)
     return [step for step in steps if not (checkpoints / f"global_step_{step}" / SUMS).exists()]
-
-
-def damaged_of(checkpoints: Path, steps: Iterable[int]) -> set[int]:
-    """Those of these steps whose checkpoint is damaged: hashes written now would call it whole."""
-    damaged = set(steps)
-    for step in tuple(damaged):
-        with suppress(UserError):
-            if not checkpoint_error(checkpoints / f"global_step_{step}"):
-                damaged.remove(step)
-    return damaged
 
 
 @contextmanager
@@ -136,14 +129,15 @@ def sealing(checkpoints: Path, tidy: Callable[[], None] = lambda: None) -> Itera
 
     def work() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # training goes first
-        damaged = damaged_of(checkpoints, earlier)
+        # Hashes written now would call these whole.
+        damaged = {step for step in earlier if checkpoint_error(checkpoints / f"global_step_{step}")}
         while True:
             over = ended.wait(LOOK)
             with suppress(OSError, UserError):  # verl removes a checkpoint, or is writing the step of the last one
+                tidy()
                 for step in unsealed(checkpoints):
                     if step not in damaged:
                         seal(checkpoints / f"global_step_{step}")
-                tidy()
             if over:
                 break
 

@@ -21,7 +21,16 @@ from reward_score.figures import CONFIDENCE
 from verl_recipes.measure.evaluation import measure, summarize, what_is_missing
 from verl_recipes.measure.problems import OUT
 from verl_recipes.run.fingerprint import differences, flat, provenance, read_config
-from verl_recipes.run.folder import RunFolder, as_lines, read_json, read_lines, write_json, write_whole
+from verl_recipes.run.folder import (
+    RunFolder,
+    as_lines,
+    mark_of,
+    read_json,
+    read_lines,
+    read_object,
+    write_json,
+    write_whole,
+)
 from verl_recipes.run.hashes import is_checkpoint
 from verl_recipes.run.preflight import check_data, check_start, manifest_beside
 from verl_recipes.run.reward import check_reward
@@ -115,13 +124,8 @@ def hardware_of(cfg: DictConfig) -> str:
 
 def longest_response(weights: Path, prompt: int) -> int:
     """Tokens of the longest response of a model that belongs to no run, limited by its context."""
-
-    def value(name: str, key: str) -> Any:
-        file = weights / name
-        return read_json(file, "fetch or export the model again").get(key) if file.is_file() else None
-
-    length = value("generation_config.json", "max_new_tokens") or RESPONSE
-    positions = value("config.json", "max_position_embeddings")
+    length = read_object(weights / "generation_config.json").get("max_new_tokens") or RESPONSE
+    positions = read_object(weights / "config.json").get("max_position_embeddings")
     return min(length, max(1, positions - prompt)) if positions else length
 
 
@@ -188,9 +192,8 @@ def make_room_for_prompts(training: DictConfig, cfg: DictConfig, weights: Path, 
 
 def seconds_of_sampling(out: RunFolder) -> float:
     """Seconds that verl's finished batches took."""
-    events = read_lines(out.events)
-    finished = [(a, b) for a, b in pairwise(events) if (a["event"], b["event"]) == ("generating", "generated")]
-    return float(sum(b["time"] - a["time"] for a, b in finished))
+    pairs = pairwise(read_lines(out.events))
+    return sum(b["time"] - a["time"] for a, b in pairs if (a["event"], b["event"]) == ("generating", "generated"))
 
 
 def begin(cfg: DictConfig, out: RunFolder, wanted: Row, console: Console) -> None:
@@ -198,7 +201,7 @@ def begin(cfg: DictConfig, out: RunFolder, wanted: Row, console: Console) -> Non
     if cfg.fresh:
         out.empty(partial(say, console))
     out.check_kind("evaluation")
-    if before := out.read_mark():
+    if before := mark_of(out.path):
         found = differences(*(dict(flat({key: side.get(key) for key in wanted})) for side in (before, wanted)))
         if found:
             raise UserError(

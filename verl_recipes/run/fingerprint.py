@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
 from data_prep.folder import file_sha256
-from verl_recipes.run.folder import RunFolder, write_whole
+from verl_recipes.run.folder import RunFolder, mark_of, write_whole
 from verl_recipes.run.preflight import Inputs
 
 # Keys that may change when a run continues. They decide how long the run is, what is kept and reported, and how the
@@ -118,7 +118,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def facts_of(config: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     """What the numbers of a run depend on besides its configuration."""
-    reward = config["reward"]["custom_reward_function"]["path"] or ""
+    reward = (config["reward"]["custom_reward_function"]["path"] or "").removeprefix("file://")
     return {
         "train_files": inputs.train.sha256,
         "val_files": inputs.val.sha256,
@@ -129,11 +129,7 @@ def facts_of(config: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
 
 
 def begin(kind: str, cfg: DictConfig, run: RunFolder, inputs: Inputs, say: Callable[[str], None]) -> None:
-    """Mark the folder as one of this kind and this command's, or check that it already is; fresh=true empties it first.
-
-    Args:
-        say: gets one line, before anything is deleted.
-    """
+    """Mark the folder as one of this kind and this command's, or check that it is; fresh=true empties it first."""
     if cfg.fresh:
         run.empty(say)
     run.check_kind(kind)
@@ -154,7 +150,7 @@ def check_unchanged(folder: RunFolder, config: dict[str, Any], facts: dict[str, 
         return  # it was ended before it wrote one
     before, now = comparable(read_config(folder.config)), comparable(config)
     found = differences(before, now)
-    mark = folder.read_mark()
+    mark = mark_of(folder.path)
     if not (mark.get("model") and facts.get("model")):  # a hub's model whose revision was or is not known
         facts = {name: value for name, value in facts.items() if name != "model"}
     found += differences(*(dict(flat({name: side.get(name, {}) for name in facts})) for side in (mark, facts)))

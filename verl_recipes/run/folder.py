@@ -70,9 +70,7 @@ def read_lines(path: Path, *, skip_damaged: bool = False) -> list[dict[str, Any]
 
 def pack(path: Path) -> None:
     """Replace a file by its compressed form, for `read_lines` and `zcat`. At every moment one of them is there."""
-    partial = path.with_name(f".{path.name}.gz.partial")
-    partial.write_bytes(gzip.compress(path.read_bytes(), compresslevel=6, mtime=0))
-    os.replace(partial, path.with_name(f"{path.name}.gz"))
+    write_whole(path.with_name(f"{path.name}.gz"), gzip.compress(path.read_bytes(), compresslevel=6, mtime=0))
     path.unlink()
 
 
@@ -97,12 +95,12 @@ def cut_half_line(path: Path) -> int:
     return content.count(b"\n")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Replace a file. At every moment, even after a crash of the machine, either the old or the new one is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -140,13 +138,9 @@ def mark_of(path: Path) -> dict[str, Any]:
     return mark if mark.get("made_by") == MADE_BY else {}
 
 
-def is_marked(path: Path) -> bool:
-    return bool(mark_of(path))
-
-
 def why_not_emptied(path: Path) -> str:
     """Why a folder must not be emptied, as the end of a sentence; "" if it may be (`RunFolder.empty`)."""
-    if not is_marked(path):
+    if not mark_of(path):
         return f"holds no {MARK} of this project, so it is no run folder"
     real, here, home = path.resolve(), Path.cwd().resolve(), Path.home().resolve()
     if real in (here, *here.parents):
@@ -155,7 +149,7 @@ def why_not_emptied(path: Path) -> str:
         return "is your home or holds it"
     for folder, folders, files in os.walk(real):
         folders[:] = [name for name in folders if not (Path(folder) / name).is_symlink()]
-        if Path(folder) != real and MARK in files and is_marked(Path(folder)):
+        if Path(folder) != real and MARK in files and mark_of(Path(folder)):
             return f"holds another run, {folder}"
         if mounted := [name for name in folders if os.path.ismount(Path(folder) / name)]:
             return f"holds another file system, {Path(folder) / mounted[0]}"
@@ -177,6 +171,7 @@ class RunFolder:
         if checkpoints is None:
             checkpoints = mark_of(self.path).get("checkpoints")
         self.checkpoints = Path(checkpoints or self.path / "checkpoints")
+        self.are_elsewhere = self.checkpoints.absolute() != (self.path / "checkpoints").absolute()
 
     def samples_of(self, split: str, step: int) -> Path:
         """The file with the samples of a step, for `read_lines`; `split` is train, validation or greedy."""
@@ -199,9 +194,10 @@ class RunFolder:
             UserError: another command holds the lock, the folder is not writable, or it is no run's.
         """
         try:
-            if not self.is_new() and not is_marked(self.path):
+            if not self.is_new() and not mark_of(self.path):
                 raise UserError(
-                    f"{self.path} holds files that are not of a run (no {MARK}); choose another with run_dir= or out="
+                    f"{self.path} holds files that are not of a run (no {MARK} of this project); choose another with "
+                    "run_dir= or out="
                 )
             self.path.mkdir(parents=True, exist_ok=True)
             handle = (self.path / "lock").open("a", encoding="utf-8")
@@ -239,13 +235,8 @@ class RunFolder:
 
     def write_mark(self, kind: str, **facts: Any) -> None:
         """Mark the folder as this project's, and record facts about it."""
-        elsewhere = self.checkpoints.absolute() != (self.path / "checkpoints").absolute()
-        place = str(self.checkpoints.absolute()) if elsewhere else None
+        place = str(self.checkpoints.absolute()) if self.are_elsewhere else None
         write_json(self.mark, {"made_by": MADE_BY, "kind": kind, "checkpoints": place} | facts)
-
-    def read_mark(self) -> dict[str, Any]:
-        """The facts of `write_mark`; empty if there is no mark."""
-        return read_json(self.mark, "fresh=true starts anew") if self.mark.exists() else {}
 
     def empty(self, say: Callable[[str], None]) -> None:
         """Delete everything in the folder except the lock. Links are removed, never followed.
@@ -260,9 +251,8 @@ class RunFolder:
         if self.is_new():
             return
         checkpoints = len(list(self.checkpoints.glob("global_step_*")))
-        elsewhere = self.checkpoints.absolute() != (self.path / "checkpoints").absolute()
         reason = why_not_emptied(self.path)
-        if checkpoints and elsewhere:
+        if checkpoints and self.are_elsewhere:
             reason = reason or f"has its checkpoints in {self.checkpoints}: remove them yourself first"
         if reason:
             raise UserError(f"{self.path} {reason}; nothing was deleted")
@@ -287,7 +277,7 @@ def samples_of(path: Path) -> list[dict[str, Any]]:
     if path.is_dir():
         folder = RunFolder(path)
         files = list(folder.sample_files("validation").values())
-        if folder.read_mark().get("kind") == "evaluation" and not folder.summary.exists():
+        if mark_of(path).get("kind") == "evaluation" and not folder.summary.exists():
             raise UserError(f"{path} holds no finished evaluation; the command that began it goes on with it")
         if not files:
             raise UserError(f"{path} holds no finished evaluation: samples/validation/*.jsonl is expected there")
@@ -295,3 +285,14 @@ def samples_of(path: Path) -> list[dict[str, Any]]:
     elif not path.exists():
         raise UserError(f"{path} does not exist")
     return read_lines(path)
+
+
+def read_metrics(run: RunFolder) -> dict[int, dict[str, Any]]:
+    """The metrics of a run by step, in order, with those of the present start. A step may have several lines."""
+    metrics: dict[int, dict[str, Any]] = {}
+    for path in (run.metrics, run.metrics_part):
+        for line in read_lines(path, skip_damaged=True):
+            step, data = line.get("step"), line.get("data")
+            if isinstance(step, int) and isinstance(data, dict):
+                metrics[step] = metrics.get(step, {}) | data
+    return dict(sorted(metrics.items()))

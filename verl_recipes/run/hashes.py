@@ -36,9 +36,7 @@ def is_checkpoint(path: Path) -> bool:
 def deciding_files(folder: Path, among: Iterable[Path] | None = None) -> list[Path]:
     """The files of a model, or of the `actor` of a checkpoint, that decide what it computes.
 
-    Args:
-        folder: of the model.
-        among: files, which need not exist; None for those that are there.
+    `among`: files, which need not exist, instead of those that are there.
     """
     folders = (folder, folder / "huggingface") if is_checkpoint(folder) else (folder,)
     files = (file for each in folders for file in each.glob("*")) if among is None else among
@@ -81,11 +79,7 @@ def changed(folder: Path) -> str:
 
 
 def compared(folder: Path) -> tuple[dict[str, str], str]:
-    """The hash of each file that decides what a model computes, by its name in the folder, and `difference` of them.
-
-    Args:
-        folder: of a model, or the `actor` of a checkpoint.
-    """
+    """The hash of each of `deciding_files`, by its name in the folder, and `difference` of them."""
     now = sha256_of(deciding_files(folder))
     recorded = read_sums(folder.parent if is_checkpoint(folder) else folder)
     wrong = difference({file: recorded[file] for file in deciding_files(folder, recorded)}, now)

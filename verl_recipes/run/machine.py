@@ -21,6 +21,7 @@ from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 from typing import Any, Callable, Iterator, List, NamedTuple, Tuple  # noqa: UP035  3.8 cannot subscript the others
 
 from data_prep import SHIPPED
@@ -43,14 +44,7 @@ class Line(NamedTuple):
 def run(*command: str, timeout: float = 120) -> tuple[int, str]:
     """Exit status and output of a command; 127 if there is no such program, 124 if it took too long."""
     try:
-        done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            timeout=timeout,
-            errors="replace",
-        )
+        done = subprocess.run(command, stdout=PIPE, stderr=STDOUT, timeout=timeout, encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return 127, f"{command[0]} is not installed"
     except PermissionError:
@@ -176,11 +170,8 @@ def cards(gpu: bool, cfg: Any, smi: Smi, **_: Any) -> Iterator[Line]:
         return
     wanted = cfg.gpus if cfg else 1
     names = ", ".join(sorted({f"{name}, {int(total) / 1024:.0f} GiB" for name, total, *_ in found}))
-    if len(found) < wanted:
-        fix = f"gpus={len(found)} among the overrides, and plan again"
-        yield Line("wrong", f"{len(found)} GPUs ({names}); this run wants {wanted}", fix)
-    else:
-        yield Line("ok", f"{len(found)} GPUs ({names})")
+    text, fix = f"{len(found)} GPUs ({names})", f"gpus={len(found)} among the overrides, and plan again"
+    yield Line("ok", text) if len(found) >= wanted else Line("wrong", f"{text}; this run wants {wanted}", fix)
     used = [i for i, card in enumerate(found) if int(card[2]) > 1024]
     if used:
         text = f"GPU {', '.join(map(str, used))}: other programs hold more than 1 GiB"
@@ -243,11 +234,9 @@ def space(cfg: Any, **_: Any) -> Iterator[Line]:
         "disk": "df -h; du -sh runs/*  # run_dir= on a larger disk, or trainer.max_actor_ckpt_to_keep=1",
     }
     for each in needs(cfg, Path(cfg.run_dir)):
-        if each.free >= each.need:
-            text = f"{each.free / GIB:.0f} GiB of {each.what} are free, about {each.need / GIB:.0f} are needed"
-            yield Line("ok", text)
-        else:
-            yield Line("wrong", str(each), from_free[each.what.split()[0]])
+        text = f"{each.free / GIB:.0f} GiB of {each.what} are free, about {each.need / GIB:.0f} are needed"
+        fix = from_free[each.what.split()[0]]
+        yield Line("ok", text) if each.free >= each.need else Line("wrong", str(each), fix)
 
 
 def shared_memory(gpu: bool, **_: Any) -> Iterator[Line]:
@@ -263,13 +252,9 @@ def open_files(**_: Any) -> Iterator[Line]:
     """How many a process may have."""
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = f"open files: {files}"
-    if files >= 65536:
-        yield Line("ok", text)
-        return
-    fix = "ulimit -n 65536"
-    if most < 65536:  # ulimit would be refused
-        fix = f"root may raise it from {most}; the tiny run opens less than 2,000"
-    yield Line("warning", f"{text}; Ray asks for 65536", fix)
+    refused = f"root may raise it from {most}; the tiny run opens less than 2,000"
+    fix = "ulimit -n 65536" if most >= 65536 else refused
+    yield Line("ok", text) if files >= 65536 else Line("warning", f"{text}; Ray asks for 65536", fix)
 
 
 def ray_processes() -> dict[int, str]:
@@ -320,7 +305,7 @@ def ray_here(**_: Any) -> Iterator[Line]:
 
 def refusals(cfg: Any, **_: Any) -> Iterator[Line]:
     """What the start of the run would refuse (run/preflight.py): all of it, where a run ends with the first."""
-    from data_prep.cli import UserError, as_list
+    from data_prep.cli import UserError, as_list, in_one_line
     from verl_recipes.planning.model import find_model
     from verl_recipes.run import preflight
 
@@ -336,7 +321,8 @@ def refusals(cfg: Any, **_: Any) -> Iterator[Line]:
     }
     for what, look in looks.items():
         try:
-            look()
+            with in_one_line():
+                look()
         except UserError as error:
             yield Line("wrong", *error.message.split("; ", 1))
         else:

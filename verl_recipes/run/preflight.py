@@ -15,7 +15,7 @@ from data_prep.folder import file_sha256
 from verl_recipes.planning.model import check_hub, find_model
 from verl_recipes.planning.space import Need, export_needs, needs
 from verl_recipes.run.checkpoints import actor_identity, checkpoint_error, checkpoint_steps, how_to_continue, ranks_of
-from verl_recipes.run.folder import RunFolder, is_marked, read_json
+from verl_recipes.run.folder import RunFolder, mark_of, read_json
 from verl_recipes.run.hashes import is_checkpoint, model_identity
 from verl_recipes.run.reward import check_reward
 from verl_recipes.run.trackers import check_trackers
@@ -80,7 +80,9 @@ def check_parquet(
                 "delete the manifest if you changed the data yourself"
             )
         if missing := needed - columns:
-            raise UserError(f"{key}: {path} has no column {', '.join(sorted(missing))}; it has {', '.join(columns)}")
+            raise UserError(
+                f"{key}: {path} has no column {', '.join(sorted(missing))}; it has {', '.join(sorted(columns))}"
+            )
         rows += metadata.num_rows
     if rows == 0:
         raise UserError(f"{key}: no rows in {files}")
@@ -201,7 +203,7 @@ def check_resume(cfg: DictConfig, run: RunFolder, step: int) -> None:
 
 def check_place(run: RunFolder) -> None:
     """Raise UserError if a new run would take over checkpoints that lie outside its folder."""
-    if not is_marked(run.path) and checkpoint_steps(run.checkpoints):
+    if not mark_of(run.path) and checkpoint_steps(run.checkpoints):
         raise UserError(
             f"trainer.default_local_dir={run.checkpoints} holds checkpoints, and {run.path} is a new run: name an "
             "empty folder, or remove them yourself"
@@ -253,6 +255,11 @@ def check_curriculum(cfg: DictConfig) -> None:
 
     from verl_recipes.measure.difficulty import edges_of  # it loads numpy
 
+    if cfg.data.dataloader_num_workers:
+        raise UserError(
+            f"data.dataloader_num_workers={cfg.data.dataloader_num_workers}: each would have a curriculum of its own; "
+            "curriculum= needs 0"
+        )
     filters = cfg.algorithm.get("filter_groups")
     if curriculum.order == "adaptive" and filters and filters.enable:
         raise UserError(

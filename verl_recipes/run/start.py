@@ -38,12 +38,8 @@ class VerlStoppedError(UserError):
     """verl ended before its last step."""
 
 
-class StillSendingError(Exception):
-    """verl has done its last step and does not end."""
-
-
 class EnoughError(Exception):
-    """A warm start has learned what it can."""
+    """verl has done what is wanted of it and is ended."""
 
 
 def say(console: Console, line: str) -> None:
@@ -81,9 +77,8 @@ def as_verl_wants(cfg: DictConfig, trainer: dict[str, Any]) -> dict[str, Any]:
     best@k and worst@k of every key of the reward, which takes 25 s for 256 problems; summary.json has the exact pass@k.
     """
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    config["trainer"] |= trainer
-    if keeps_best(cfg):  # verl would remove it; `start_verl` removes the others
-        config["trainer"] |= {"max_actor_ckpt_to_keep": None, "max_critic_ckpt_to_keep": None}
+    # `start_verl` removes old checkpoints (run/checkpoints.py, remove_old).
+    config["trainer"] |= trainer | {"max_actor_ckpt_to_keep": None, "max_critic_ckpt_to_keep": None}
     files, validation = config["data"]["val_files"], config["actor_rollout_ref"]["rollout"]["val_kwargs"]
     config["data"]["val_files"] = as_list(files) * validation["n"]
     validation["n"] = 1
@@ -174,27 +169,26 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
             best = best_step(evaluations(run)) if keeps_best(cfg) else 0
             remove_old(run.checkpoints, cfg.trainer.max_actor_ckpt_to_keep, best)
 
-    if cfg.trainer.resume_mode == "auto":
-        tidy()
+    tidy()
     cut_half_line(run.events)
     config = as_verl_wants(cfg, trainer)
     first, steps = last_checkpoint(run.checkpoints), cfg.trainer.total_training_steps
     try:
         with (
             start_of(cfg, run, config) as environment,
-            sealing(run.checkpoints, tidy if keeps_best(cfg) else lambda: None),
+            sealing(run.checkpoints, tidy),
             Progress(console, run, first, steps, batches) as progress,
         ):
 
             def watch() -> None:
                 progress.update()
                 if progress.done and time.monotonic() - progress.done > SENDING:
-                    raise StillSendingError
+                    raise EnoughError
 
             wait = 0 if config["trainer"].get("val_only") else notice()
             why = run_until_end(run, console, environment, watch, wait)
             progress.update()
-    except StillSendingError:
+    except EnoughError:
         line = f"verl was ended: it still ran {SENDING} s after its last step, as if a tracker's server hangs"
         say(console, f"{line}; {LATER}")
         return

@@ -46,8 +46,6 @@ DEAD = 60  # seconds; at a normal end they stop only some seconds before verl
 ROOM = 90  # seconds from the start until Ray is asked what is pending; the same answer twice, so far apart, ends verl
 SHARED = Path("/dev/shm")
 SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names there
-
-
 PPO, SFT = "verl.trainer.main_ppo", "verl_recipes.in_verl.sft"  # entries of verl's two trainers
 
 
@@ -138,20 +136,15 @@ def start(
     command: list[str], *, environment: dict[str, str], output: TextIO, **options: Any
 ) -> subprocess.Popen[bytes]:
     """Start a child that neither Ctrl-C nor a signal to this process's group reaches."""
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-        preexec_fn=protect,
-        **options,
-    )
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=protect, **streams, **options)
 
 
 def size_of(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    """A file's size in bytes, 0 if there is none."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
 
 
 def written(run: RunFolder) -> int:

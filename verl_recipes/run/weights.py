@@ -12,14 +12,15 @@ from data_prep.cli import UserError, compose
 from data_prep.folder import replaced
 from verl_recipes.run.checkpoints import actor_identity, last_checkpoint
 from verl_recipes.run.fingerprint import read_config
-from verl_recipes.run.folder import RunFolder, is_marked, read_json
+from verl_recipes.run.folder import RunFolder, mark_of, read_json
 from verl_recipes.run.hashes import deciding_files, is_checkpoint, write_sums
+from verl_recipes.run.log import last_error
 
 
 def run_of(path: Path) -> RunFolder | None:
     """The run that a path belongs to (its folder, its model or one of its checkpoints), or None."""
     for folder in (path, *path.absolute().parents):
-        if is_marked(folder) or ((folder / "config.yaml").is_file() and (folder / "samples").is_dir()):
+        if mark_of(folder) or ((folder / "config.yaml").is_file() and (folder / "samples").is_dir()):
             return RunFolder(folder)
     return None
 
@@ -60,7 +61,7 @@ def merge(actor: Path, folder: Path, log: Path) -> None:
     for call in calls:
         with log.open("a", encoding="utf-8") as output:
             if subprocess.run([sys.executable, "-m", *call], stdout=output, stderr=output).returncode:
-                raise UserError(f"{call[0]} failed on {actor}; see {log}")
+                raise UserError(f"{call[0]} failed on {actor}: {last_error(log)}")
 
 
 def hugging_face(path: Path, scratch: Path, log: Path) -> Path:

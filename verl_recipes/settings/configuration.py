@@ -15,6 +15,7 @@ from data_prep.cli import UserError
 
 STALENESS = "COUNTDOWN_ZERO_STALENESS"  # environment variable: of the run, for the guard of in_verl/agreement.py
 PYTHON = "COUNTDOWN_ZERO_PYTHON"  # environment variable: the executable that asks cpu/forkserver.py for a process
+MICRO_BATCH = 32  # sequences of a micro-batch on a CPU: more would not be faster on two cores, but hold more padding
 
 
 def package_dir(name: str) -> str:
