@@ -3,6 +3,7 @@
 #   bash launch/cpu.sh [hydra overrides of verl_recipes.train]
 # The same command again installs nothing. It continues a run that was ended, or says that it is complete; fresh=true
 # starts anew.
+export STACK=cpu
 . "$(dirname "$0")/common.sh"
 
 export HF_HUB_OFFLINE=1 # nothing is fetched after the installation

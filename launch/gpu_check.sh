@@ -14,6 +14,13 @@ export STACK
 . "$(dirname "$0")/common.sh"
 
 OUT=${OUT:-runs/gpu_check/results} STAGES=${STAGES:-0 1 2 3 4 report} work=runs/gpu_check
+pretrained=smollm2_135m_instruct MODEL=${MODEL:-models/smollm2_135m_instruct}
+[ "$STACK" = gpu ] || pretrained=tiny MODEL=assets/tiny_base
+for stage in $STAGES; do # now, as the stages before a wrong one take half an hour
+    [[ " 0 1 2 3 4 report " == *" $stage "* ]] || die "STAGES=$STAGES: stages are 0 1 2 3 4 report"
+done
+[[ " $STAGES " != *" 4 "* || -d $MODEL || $DRY_RUN = 1 ]] ||
+    die "MODEL=$MODEL is no folder: python -m verl_recipes.fetch model=$pretrained out=$MODEL, or STAGES without 4"
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_HOST_IP=127.0.0.1 # a machine without a network has no other address
 [ "$DRY_RUN" = 1 ] || mkdir -p "$OUT" "$work"
 check=(python benchmarks/gpu_check.py)
@@ -28,7 +35,6 @@ common=(tuning=full fresh=true seed=0 eval_n=4 data.train_files=data/tiny/train.
 few=(eval_n=1 data.val_max_samples=16) small=() shape=(qwen2.5_0.5b) lengths=(1 7 128 1000 8192) steps=1000
 answers=(data.max_response_length=256 plan.response_tokens=256) # a random model never ends one before
 problems=(preset=3to4 preset.rows=30000 preset.test_size=256) warm=(steps=200 batch=64 lr=5e-4 every=50)
-pretrained=smollm2_135m_instruct MODEL=${MODEL:-models/smollm2_135m_instruct}
 if [ "$STACK" = gpu ]; then
     common=(hardware=h100 "${common[@]}")
 else
@@ -36,10 +42,8 @@ else
     common+=("${as_on_gpus[@]}" prompts=8 data.max_response_length=64 "${few[@]}")
     steps=10 small=(prompts=8 actor_rollout_ref.rollout.n=8) answers=() lengths=(1 7 128)
     shape=(tiny num_hidden_layers=2 vocab_size=2000)
-    problems=(preset=tiny) warm=(steps=4 batch=16 lr=1e-3 every=2) pretrained=tiny MODEL=assets/tiny_base
+    problems=(preset=tiny) warm=(steps=4 batch=16 lr=1e-3 every=2)
 fi
-[[ " $STAGES " != *" 4 "* || -d $MODEL || $DRY_RUN = 1 ]] || # now, as the stages before it take half an hour
-    die "MODEL=$MODEL is no folder: python -m verl_recipes.fetch model=$pretrained out=$MODEL, or STAGES without 4"
 
 # run NAME SECONDS STEPS OVERRIDES: a run, ended after so many training steps (0: it ends itself), or so many seconds after
 # its first rollouts. COMMAND=warm_start is another command than train.
@@ -82,7 +86,6 @@ for stage in $STAGES; do
             run pretrained 240 "$steps" "${of_model[@]}" "warm_start=$work/warm" prompts=128 actor_rollout_ref.rollout.n=8 \
                 learning_rate=3e-5 actor_rollout_ref.actor.use_kl_loss=false trainer.test_freq=10 "${small[@]}" "$@" ;;
         report) step "${check[@]}" report "$OUT" ;;
-        *) die "STAGES=$STAGES: stages are 0 1 2 3 4 report" ;;
     esac
 done
 [ ${#failed[@]} = 0 ] || die "gpu_check: failed: ${failed[*]}"

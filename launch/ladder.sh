@@ -8,7 +8,7 @@
 #                  traces have 256 tokens at most, unless TRACES= says otherwise
 #   DRY_RUN=1      only print the commands
 # The same command again goes on where it was ended.
-case " $* " in *" hardware=cpu "*) STACK=cpu ;; *) STACK=gpu ;; esac
+case " $* " in *" hardware=cpu "*) STACK=cpu ;; *" hardware="*) STACK=gpu ;; *) STACK=cpu ;; esac # configs/train.yaml: cpu
 export STACK
 . "$(dirname "$0")/common.sh"
 
@@ -17,10 +17,10 @@ model=${1:-} name=${NAME:-ladder}
 shift
 data=data/$name base=models/$model measured=runs/evaluations/$name
 [ "$model" != tiny ] || base=assets/tiny_base
-read -ra of_data <<< "${DATA:-}"
-read -ra of_traces <<< "tokenizer=$base max_tokens=256 ${TRACES:-}"
-read -ra of_warm <<< "${WARM:-}"
-read -ra of_eval <<< "${EVAL:-}"
+read -rd '' -a of_data <<< "${DATA:-}" || : # all lines; at their end it fails
+read -rd '' -a of_traces <<< "tokenizer=$base max_tokens=256 ${TRACES:-}" || :
+read -rd '' -a of_warm <<< "${WARM:-}" || :
+read -rd '' -a of_eval <<< "${EVAL:-}" || :
 run=("model=$model" "data.train_files=$data/train.parquet" "data.val_files=$data/test.parquet" "$@")
 before=
 for each in "$@"; do # what an evaluation takes of a run

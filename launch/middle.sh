@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The middle rung: a language model of five million parameters on two cores. Its base model is made here, in an hour.
-# Then launch/ladder.sh measures it, teaches it to search, measures it, trains it by GRPO, and measures it again. The
+# Then launch/ladder.sh measures it, warm-starts it, measures it, trains it by GRPO, and measures it again. The
 # problems are always the same.
 #   bash launch/middle.sh [hydra overrides of verl_recipes.train]
 #   NAME=middle, TRACES, WARM, EVAL, DRY_RUN=1    as of launch/ladder.sh
 # The same command again continues where it was ended. Only the base starts anew if it was ended in the middle; delete
-# models/middle to make another. docs/warm_start.md shows what came of it.
+# models/middle to make another. docs/results.md shows what came of it.
+export STACK=cpu
 . "$(dirname "$0")/common.sh"
 
 export HF_HUB_OFFLINE=1 # nothing is fetched after the installation

@@ -6,6 +6,7 @@
 # status. Ctrl-C leaves the job running. SIGTERM ends it, and it saves the step that it is in first. The run folder must
 # be on a file system that all nodes share.
 case "${1:-}" in http* | -h | --help) ;; *) echo "error: the first argument is the dashboard's address, http://HEAD:8265" >&2; exit 2 ;; esac
+[ -n "${STACK:-}" ] || [ ! -d "$(dirname "$0")/../.venv-gpu" ] || export STACK=gpu # the one that is made already
 . "$(dirname "$0")/common.sh"
 address=$1
 shift

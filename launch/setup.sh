@@ -12,8 +12,8 @@
 [ -n "${BASH_VERSION:-}" ] || { echo "error: these scripts need bash: bash $0" >&2; exit 2; }
 
 case " $* " in *" --help "* | *" -h "*) # the story that the script opens with
-    sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0" | grep -v '^shellcheck'
-    [[ $0 == *setup.sh ]] || echo "Overrides: python -m verl_recipes.train --help, in the environment that the script makes"
+    sed -n '2,/^[^#]/{s/^#\( \|$\)//p;}' "$0" | grep -v '^shellcheck'
+    [[ $0 == *setup.sh || $0 == *run.sh ]] || echo "Overrides: python -m verl_recipes.train --help, in the environment that the script makes"
     exit 0 ;;
 esac
 
@@ -69,11 +69,13 @@ PINS=("$LIST" requirements/vllm_alias/pyproject.toml launch/setup.sh)
 
 # Shows pip's work as a count: pip itself is either silent for minutes or prints hundreds of lines.
 install() {
-    "$VENV/bin/pip" install --no-input "$@" 2>&1 | tee -a "$VENV/install.log" |
-        awk -v all="$count" -v each="$([ -t 1 ] && echo 1 || echo 50)" \
-            '/^(Collecting|Requirement already|Processing)/ && ++n % each == 0 { printf "\r  %d of %d packages ", n, all; fflush() }'
-    [ "${PIPESTATUS[0]}" = 0 ] && return
-    grep -aE "^ERROR" "$VENV/install.log" | head -3 >&2
+    { # as a condition, because `set -e` would end the script here without a word
+        "$VENV/bin/pip" install --no-input "$@" 2>&1 | tee -a "$VENV/install.log" |
+            awk -v all="$count" -v each="$([ -t 1 ] && echo 1 || echo 50)" \
+                '/^(Collecting|Requirement already|Processing)/ && ++n % each == 0 { printf "\r  %d of %d packages ", n, all; fflush() }'
+        [ "${PIPESTATUS[0]}" = 0 ]
+    } && return
+    grep -aE "^ERROR" "$VENV/install.log" | head -3 >&2 || :
     die "installation failed; the whole output is in $VENV/install.log"
 }
 
@@ -86,10 +88,10 @@ if [ "$(cat "$VENV/pins.sha256" 2>/dev/null)" != "$(sum_of "${PINS[@]}")" ]; the
     may_write .
     [ "$STACK" = cpu ] || python3 -m verl_recipes.run.machine ||
         die "nothing was fetched yet: fix what is wrong above first, or set SETUP=0 to use an environment of your own"
-    echo "Making $VENV (about $GB GB, some minutes; log: $VENV/install.log)"
-    rm -rf "$VENV"
     python3 -c 'import ensurepip, venv' 2>/dev/null ||
         die "python3 has no venv module (Debian, Ubuntu: apt install python3-venv)"
+    echo "Making $VENV (about $GB GB, some minutes; log: $VENV/install.log)"
+    rm -rf "$VENV"
     python3 -m venv "$VENV" || die "python3 could not make $VENV; it says why above"
     if [ "$STACK" = cpu ]; then
         install --no-deps --no-compile -r "$LIST"

@@ -42,16 +42,27 @@ class Command:
         )
 
     def wait(self, timeout=900):
-        """The exit status; what was printed is then in `output`."""
-        self.output = self.process.communicate(timeout=timeout)[0]
+        """The exit status; what was printed is then in `output`. One that hangs is killed with all that it started."""
+        try:
+            self.output = self.process.communicate(timeout=timeout)[0]
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
         return self.process.returncode
+
+    def kill(self):
+        for process in self.processes():
+            with suppress(psutil.Error):
+                process.kill()
 
     def wait_for(self, condition, timeout=600):
         """Until the condition holds, while the command runs."""
         deadline = time.monotonic() + timeout
         while not condition():
             assert self.process.poll() is None, self.process.communicate()[0]
-            assert time.monotonic() < deadline, "timed out"
+            if time.monotonic() > deadline:
+                self.kill()
+                raise AssertionError("timed out")
             time.sleep(0.2)
 
     def processes(self):

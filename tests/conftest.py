@@ -94,8 +94,10 @@ def resumed(tmp_path_factory, small_data):
         """The first run's processes may have written for a moment after they were killed; a start takes longer."""
         return any(event["split"] == "train" and event["time"] > started + 5 for event in read_lines(events))
 
-    second.wait_for(lambda: third_step_is_begun() and workers_of(second))
+    second.wait_for(lambda: workers_of(second))
     worker = workers_of(second)[0]
+    second.wait_for(third_step_is_begun)
+    worker.suspend()  # the run must not go on while it is looked at
     names, parent, listening = set(titles(second).values()), worker.parent().cmdline(), listeners(second)
     worker.kill()
     status = second.wait()

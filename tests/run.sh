@@ -4,7 +4,7 @@
 #   --all     for a release: with those that take minutes to an hour each (mark `long`), in random order
 #   --gpu-stack    the packages of requirements/gpu.txt (.venv-gpu, 10.6 GB; no card is needed): what composes, against the
 #                  vLLM that GPUs get, and what is imported there
-# Two run at a time, or as many as the machine has cores, up to four; -n 0 runs them one by one.
+# As many run at a time as the machine has cores, up to four; -n 0 runs them one by one.
 set -euo pipefail
 [ "${1:-}" != --gpu-stack ] || export STACK=gpu
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/setup.sh"

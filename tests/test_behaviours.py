@@ -1,6 +1,5 @@
 """What verl_recipes/measure/behaviours.py finds, against labels and against what must not cost or break."""
 
-import doctest
 import json
 import sys
 from collections import Counter
@@ -10,15 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pages import repeats
 
-import verl_recipes.measure.behaviours
 from benchmarks.behaviours import ROOT, table
 from verl_recipes.measure.behaviours import BEHAVIOURS, behaviours, statements
 
 TRACES = [json.loads(line) for line in (ROOT / "tests" / "behaviour_traces.jsonl").read_text("utf-8").splitlines()]
-
-
-def test_the_examples_in_the_docstrings_hold():
-    assert doctest.testmod(verl_recipes.measure.behaviours).failed == 0
 
 
 def test_there_are_enough_labelled_traces_of_every_kind():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -34,8 +36,8 @@ sys.exit(7)
 """
 
 
-@pytest.fixture(scope="module")
-def server():
+@contextmanager
+def serving():
     """The executable, verl's driver (here it only waits), the server, and a fork as one of Ray's services is one."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     tell = "import os, sys; print(os.getpid(), sys.argv, sys.executable, flush=True); sys.stdin.read()"
@@ -43,11 +45,24 @@ def server():
     start = partial(subprocess.Popen, env=quiet, stdin=pipe, stdout=pipe, text=True)
     driver = start_forkserver(folder / "python", start, ["-c", tell, "a b"])
     assert driver.stdout.readline() == f"{driver.pid} ['-c', 'a b'] {folder / 'python'}\n"
-    service = subprocess.Popen([folder / "python", *SLEEP], env=ENVIRONMENT)
-    yield folder / "python", driver, psutil.Process(driver.pid).children()[0], service
-    driver.kill()
-    driver.wait()
-    shutil.rmtree(folder)
+    code = "import time; print('started', flush=True); time.sleep(600)"
+    service = subprocess.Popen([folder / "python", "-c", code], env=ENVIRONMENT, stdout=pipe, text=True)
+    assert (
+        service.stdout.readline() == "started\n"
+    )  # a worker that comes first loads Ray, and the service would live on
+    try:
+        yield folder / "python", driver, psutil.Process(driver.pid).children()[0], service
+    finally:
+        driver.kill()
+        driver.wait()
+        service.wait(timeout=120)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving() as parts:
+        yield parts
 
 
 def told(python, folder):
@@ -80,7 +95,7 @@ def test_a_signal_passes_through_the_executable_in_both_directions(server):
         fork = int(process.stdout.readline())
         assert fork != process.pid
         os.kill({"executable": process.pid, "fork": fork}[target], send)
-        assert process.wait(timeout=30) == -send
+        assert process.wait(timeout=120) == -send
         with pytest.raises(ProcessLookupError):
             os.kill(fork, 0)
 
@@ -100,12 +115,13 @@ def test_the_server_survives_callers_that_are_killed_and_ends_their_forks(server
     for sent in (b"", HEADER.pack(len(body)), HEADER.pack(len(body)) + body):
         with socket.socket(socket.AF_UNIX) as connection:
             connection.connect(str(python.with_name("python.socket")))
+            connection.shutdown(socket.SHUT_RD)  # gone for every answer, however late this process closes it
             if sent:
                 socket.send_fds(connection, [sent], [2])
     assert subprocess.run([python, "-c", "pass"], env=WORKER).returncode == 0
     assert process.is_running()
     assert service.poll() is None
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(left := process.children()) > 1:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
@@ -125,17 +141,18 @@ def test_without_its_server_the_executable_is_python(tmp_path):
         shutil.rmtree(folder)
 
 
-def test_the_server_ends_with_the_driver_and_rays_services_with_the_server_and_a_worker_ends_by_itself(server):
-    """The last test that has the server: the executable waits for the worker's end."""
-    python, driver, process, service = server
-    code = "import sys; print('started', flush=True); sys.stdin.read(); print('ended')"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    worker = subprocess.Popen([python, "-c", code], env=WORKER, text=True, **pipes)
-    assert worker.stdout.readline() == "started\n"
-    driver.kill()
-    process.wait(timeout=30)
-    assert service.wait(timeout=30) == 1  # how a process ended, only the server could say
-    with pytest.raises(subprocess.TimeoutExpired):
-        worker.wait(timeout=1)
-    assert worker.communicate(timeout=30)[0] == "ended\n"
-    assert worker.returncode == 1
+def test_the_server_ends_with_the_driver_and_rays_services_with_the_server_and_a_worker_ends_by_itself():
+    with serving() as (python, driver, process, service):
+        code = "import sys; print('started', flush=True); sys.stdin.read(); print('ended')"
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        worker = subprocess.Popen([python, "-c", code], env=WORKER, text=True, **pipes)
+        assert worker.stdout.readline() == "started\n"
+        ended = os.pidfd_open(process.pid)  # it is no child of this process, so it may be a zombie for a while
+        driver.kill()
+        assert select.select([ended], [], [], 120)[0]
+        os.close(ended)
+        assert service.wait(timeout=120) == 1  # how a process ended, only the server could say
+        with pytest.raises(subprocess.TimeoutExpired):
+            worker.wait(timeout=1)
+        assert worker.communicate(timeout=120)[0] == "ended\n"
+        assert worker.returncode == 1

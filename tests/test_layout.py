@@ -1,6 +1,8 @@
 """What keeps the house in order: imports, configurations, pins, style."""
 
 import ast
+import doctest
+import importlib
 import json
 import re
 import subprocess
@@ -44,6 +46,7 @@ JSON_LINES = {
 HEAVY = {"torch", "scipy.stats", "matplotlib.pyplot"}
 REPEATED = 6  # lines that make a repetition
 LONGEST = 60  # lines of a function, its docstring included
+EXAMPLES = [path for path in MODULES if ">>>" in path.read_text(encoding="utf-8")]
 
 
 @cache
@@ -199,10 +202,19 @@ def test_json_lines_are_read_in_one_place_a_package():
     assert {f"{name} reads JSON lines" for name in found - JSON_LINES} == set()
 
 
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, marks=[pytest.mark.slow] * ("in_verl" in path.parts)) for path in EXAMPLES], ids=name_of
+)
+def test_the_examples_in_docstrings_hold(path):
+    module = importlib.import_module(name_of(path).removesuffix(".py").replace("/", "."))
+    result = doctest.testmod(module)
+    assert result.failed == 0 < result.attempted
+
+
 @pytest.mark.parametrize("name", ["pass_at_k", "write_whole", "read_lines", "compose", "problem_key"])
 def test_what_several_modules_need_is_defined_once(name):
     places = [path for path, node in functions() if node.name == name]
-    assert len(places) <= 1
+    assert len(places) == 1
 
 
 @pytest.mark.parametrize("name", ["prepare", "render", "tiny_base", "train"])
