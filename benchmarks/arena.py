@@ -20,11 +20,11 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from reward_score.figures import interval
 from verl_recipes.measure.comparison import sign_flip_p
 from verl_recipes.measure.intervals import figure
 from verl_recipes.measure.problems import by_problem, pass_at_k, values
 from verl_recipes.reporting.metrics import response_tokens
-from verl_recipes.reporting.text import interval
 from verl_recipes.run.folder import RunFolder, read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,7 +82,7 @@ def right_counts(rows: Iterable[dict[str, Any]]) -> list[int]:
 
 
 def kl_to_base(run: Path) -> float:
-    """Mean KL divergence of the trained model from the base, per token, over its own answers to the test problems."""
+    """Mean KL divergence of the trained model from the base, per token, over its answers to every N-th test problem."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -7,9 +7,9 @@ command that a person typed; it is killed with its whole process group and typed
 loop are killed in a run that uses it.
 
 Every run is compared with an undisturbed one: the prompts of every step must be the same, every step must be there
-once, and the run must end at its last step with nothing left on the machine. Writes the table of benchmarks/faults.md,
-with all faults since runs/faults/ was made. A kill takes about 45 seconds on two cores. The disk (a tmpfs) and the
-nodes (network namespaces) need root; the clock needs `cc`.
+once, and the run must end at its last step with nothing left on the machine. Adds to benchmarks/results/faults.json,
+and writes the table of benchmarks/faults.md from it. A kill takes about 45 seconds on two cores. The disk (a tmpfs) and
+the nodes (network namespaces) need root; the clock needs `cc`.
 """
 
 import json
@@ -37,7 +37,7 @@ from verl_recipes.run.supervise import abandoned_scratch
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, TABLE = ROOT / "runs" / "faults", ROOT / "benchmarks" / "faults.md"
-RECOVERED = RUNS / "recovered.json"  # for each fault, the seconds until a new step
+RECOVERED = ROOT / "benchmarks" / "results" / "faults.json"  # for each fault, the seconds until a new step
 KINDS = {  # a part of the command line of such a process
     "verl's driver": "verl.trainer.main_ppo",
     "trainer": "ray::TaskRunner",
@@ -69,7 +69,6 @@ OWN_LOOP += ["reward.num_workers=1"]
 
 def start(run_dir: Path, steps: int, *overrides: str, **environment: str) -> psutil.Popen:
     """A run's command."""
-    run_dir.parent.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable,
         "-m",
@@ -82,6 +81,7 @@ def start(run_dir: Path, steps: int, *overrides: str, **environment: str) -> psu
 
 def launched(command: list[str], run_dir: Path, environment: dict[str, str]) -> psutil.Popen:
     """A command in a process group of its own, with what it prints added to the run's log."""
+    log_of(run_dir).parent.mkdir(parents=True, exist_ok=True)
     with log_of(run_dir).open("a") as log:
         return psutil.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 
@@ -161,13 +161,16 @@ def kill(command: psutil.Popen) -> None:
     command.wait()
 
 
-def ends_whole(command: psutil.Popen, run_dir: Path, steps: int, prompts: bool = True) -> None:
+def ends_whole(
+    command: psutil.Popen, run_dir: Path, steps: int, undisturbed: Path | None = RUNS / "undisturbed"
+) -> None:
     """Assert that the run ends at its last step, with every step once and the prompts of the undisturbed run."""
     assert command.wait() == 0, f"see {log_of(run_dir)}"
     lines = [line["step"] for line in read_lines(run_dir / "metrics.jsonl") if "training/global_step" in line["data"]]
     assert lines == list(range(1, steps + 1)), "a step is missing or there twice"
     for step in range(1, steps + 1):
-        assert not prompts or prompts_of(run_dir, step) == prompts_of(RUNS / "undisturbed", step), f"prompts of {step}"
+        same = undisturbed is None or prompts_of(run_dir, step) == prompts_of(undisturbed, step)
+        assert same, f"prompts of step {step}"
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == steps
     assert not (left := abandoned_scratch()), f"scratch folders are left: {left}"
     left = [process for process in psutil.process_iter(["environ"]) if is_of(process, run_dir)]
@@ -184,29 +187,42 @@ def prompts_of(run_dir: Path, step: int) -> list[str]:
     return sorted({row["prompt"] for row in read_lines(run_dir / "samples" / "train" / f"{step}.jsonl")})
 
 
+def strike(
+    kind: str, command: psutil.Popen, run_dir: Path, steps: int, begin: Callable[[], psutil.Popen]
+) -> tuple[psutil.Popen, float]:
+    """Kill a process of this kind in a run of so many steps; `begin` types the command again if it is that one.
+
+    Returns:
+        The command that runs then, and the seconds until a new step.
+    """
+    for again in range(1 + kind.endswith("starts")):
+        time.sleep(again * random.uniform(0, 25))
+        starts = starts_of(run_dir)
+        if kind.startswith("command"):
+            kill(command)
+            command = begin()
+        else:
+            wait_until(partial(of_kind, command, kind), command, run_dir).kill()
+    killed = time.time()
+    wait_until(lambda: starts_of(run_dir) > starts, command, run_dir)
+    wait_for_step(command, run_dir, min(steps, last_step(run_dir) + 1))
+    return command, time.time() - killed
+
+
 def kills(faults: list[str], name: str, *overrides: str) -> list[tuple[str, float]]:
     """Kill processes of one run; returns the kind and the seconds until a new step for each."""
     steps, run_dir, recovered = APART * (len(faults) + 1), fresh(name), []
-    command = start(run_dir, steps, RESTARTS, *overrides)
+    begin = partial(start, run_dir, steps, RESTARTS, *overrides)
+    command = begin()
     for number, kind in enumerate(faults):
         wait_for_step(command, run_dir, last_step(run_dir) + random.randint(1, APART - 2))
         if kind.endswith("saves"):
             wait_until(lambda: is_saving(run_dir), command, run_dir)
         else:
             time.sleep(random.uniform(0, 3))
-        for again in range(1 + kind.endswith("starts")):
-            time.sleep(again * random.uniform(0, 25))
-            starts = starts_of(run_dir)
-            if kind.startswith("command"):
-                kill(command)
-                command = start(run_dir, steps, RESTARTS, *overrides)
-            else:
-                wait_until(partial(of_kind, command, kind), command, run_dir).kill()
-        killed = time.time()
-        wait_until(lambda starts=starts: starts_of(run_dir) > starts, command, run_dir)
-        wait_for_step(command, run_dir, min(steps, last_step(run_dir) + 1))
-        recovered.append((kind, time.time() - killed))
-        print(f"{number + 1} of {len(faults)}: {kind}, {recovered[-1][1]:.0f} s until a new step", flush=True)
+        command, seconds = strike(kind, command, run_dir, steps, begin)
+        recovered.append((kind, seconds))
+        print(f"{number + 1} of {len(faults)}: {kind}, {seconds:.0f} s until a new step", flush=True)
     ends_whole(command, run_dir, steps)
     right = [
         [line["data"]["reward/acc"] for line in read_lines(each / "metrics.jsonl") if "reward/acc" in line["data"]]
@@ -340,15 +356,13 @@ def clock_back(steps: int = 6) -> None:
     assert min(b - a for a, b in pairwise(times)) < -3000, "the clock was not set back"
 
 
-def last_evaluation(steps: int = 4) -> float:
+def last_evaluation(steps: int = 4) -> None:
     """The command is killed between its last step and the end of the evaluation that follows."""
     run_dir = fresh("last_evaluation")
     command = start(run_dir, steps)
     wait_until(lambda: last_step(run_dir) >= 1 and is_measuring(run_dir, steps), command, run_dir)
     kill(command)
-    again = time.time()
     ends_whole(start(run_dir, steps), run_dir, steps)
-    return time.time() - again
 
 
 def more_steps(steps: int = 4) -> None:
@@ -365,7 +379,7 @@ def epoch_end() -> None:
     wait_for_step(command, run_dir, 3)
     kill(command)
     assert last_checkpoint(run_dir / "checkpoints") == 2
-    ends_whole(start(run_dir, 6, few), run_dir, 6, prompts=False)
+    ends_whole(start(run_dir, 6, few), run_dir, 6, undisturbed=None)
     epochs = [prompts_of(run_dir, step) + prompts_of(run_dir, step + 1) for step in (1, 3, 5)]
     assert [len(set(epoch)) for epoch in epochs] == [16, 16, 16], "a prompt is missing in an epoch"
     assert len({tuple(sorted(epoch)) for epoch in epochs}) == 1

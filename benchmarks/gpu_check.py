@@ -27,13 +27,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from reward_score.figures import interval
 from verl_recipes.measure.intervals import figure
 from verl_recipes.measure.problems import by_problem
 from verl_recipes.planning.estimate import estimate
 from verl_recipes.planning.memory import GIB, shape_of
-from verl_recipes.reporting.metrics import AGREEMENT, read_metrics
-from verl_recipes.reporting.text import interval
-from verl_recipes.run.folder import RunFolder, read_json, read_lines, write_json, write_whole
+from verl_recipes.reporting.metrics import AGREEMENT
+from verl_recipes.run.folder import RunFolder, read_json, read_lines, read_metrics, write_json, write_whole
 from verl_recipes.run.supervise import size_of
 
 START = 400  # seconds until the first rollouts; 165 and 190 were seen

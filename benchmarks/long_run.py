@@ -70,7 +70,7 @@ def main(hours: float = 2) -> None:
     assert segments() <= before, "segments are left"
     steps = [line["step"] for line in read_lines(RUN / "metrics.jsonl") if "training/global_step" in line["data"]]
     assert steps == list(range(1, steps[-1] + 1))
-    kept = samples[WARM_UP:]
+    kept = samples[WARM_UP:] or samples
     quarter = max(1, len(kept) // 4)
     text = f"{hours:g} hours, {steps[-1]} steps.\n\n| | first quarter | last quarter |\n| --- | --- | --- |\n"
     for name in kept[0]:

@@ -70,7 +70,7 @@ def main(names: list[str], as_on_gpus: bool) -> None:
         [sys.executable, "-m", "data_prep", f"out={data}", "train_size=512", "test_size=8"], cwd=ROOT, check=True
     )
     path = ROOT / "benchmarks" / f"{kind}.md"
-    cells = [line.strip("| ").split(" | ") for line in path.read_text().splitlines()[2:]] if path.exists() else []
+    cells = [line[2:-2].split(" | ") for line in path.read_text().splitlines()[2:]] if path.exists() else []
     table = {each[0]: each for each in cells}
     for name in track(names or list(ROWS), "recipes"):
         run_dir = ROOT / "runs" / kind / name.replace(" ", "-").replace("=", "-")

@@ -19,10 +19,10 @@ from typing import Any
 
 import jinja2
 
+from reward_score.figures import interval
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.intervals import figure
 from verl_recipes.reporting.metrics import response_tokens
-from verl_recipes.reporting.text import interval
 from verl_recipes.run.folder import RunFolder, samples_of
 
 ROOT = Path(__file__).resolve().parent.parent

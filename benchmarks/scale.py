@@ -1,10 +1,11 @@
 """python benchmarks/scale.py: how a step grows, and rollouts inside verl compared with direct calls of vLLM.
 
 The tiny run has a learning rate of almost 0, so that its responses keep their length: eight steps with the recipe's 32
-prompts, and six with 128. After each run, as many vLLM engines as it had ranks, each in its own process, answer the
-same prompts with the same sampling at the same time. This is done three times, and the median counts. Then come models
-of three sizes with random weights, which write until they are cut, and three lengths. Prints and writes the tables of
-benchmarks/scale.md. Takes about twenty minutes on two cores, with nothing else running.
+prompts, three times, of which the median counts, and six with 128, once. After each run of 32, as many vLLM engines as
+it had ranks, each in its own process, answer the same prompts with the same sampling at the same time, and return only
+tokens and plain log-probabilities, as those of the run do. Then come models of three sizes with random weights, which
+write until they are cut, and three lengths. Prints and writes the tables of benchmarks/scale.md. Takes about twenty
+minutes on two cores, with nothing else running.
 """
 
 import multiprocessing
@@ -75,6 +76,8 @@ def engine(rank: int, ranks: int, batches: int, cfg: Any, together: Any, answers
     from transformers import AutoTokenizer
     from vllm import LLM, SamplingParams
 
+    from verl_recipes.cpu.vllm_server import CHEAP
+
     model, rollout, count = cfg.actor_rollout_ref.model, cfg.actor_rollout_ref.rollout, cfg.data.train_batch_size
     tokenizer = AutoTokenizer.from_pretrained(model.path)
     rows = load_dataset("parquet", data_files=cfg.data.train_files, split="train").select(range(batches * count))
@@ -93,7 +96,9 @@ def engine(rank: int, ranks: int, batches: int, cfg: Any, together: Any, answers
         max_num_seqs=rollout.max_num_seqs,
         kv_cache_memory_bytes=2**30,
     )
-    sampling = SamplingParams(n=rollout.n, temperature=1.0, max_tokens=cfg.data.max_response_length, logprobs=0)
+    sampling = SamplingParams(
+        n=rollout.n, temperature=1.0, max_tokens=cfg.data.max_response_length, logprobs=0, **CHEAP
+    )
     for batch in range(batches):
         share = prompts[batch * count : (batch + 1) * count][rank::ranks]
         together.wait()
