@@ -143,10 +143,9 @@ def checkout(tmp_path):
     return tmp_path / "checkout"
 
 
-def setup(checkout, **environment):
+def setup(checkout, command=("bash", "launch/setup.sh"), **environment):
     environment = {"PATH": f"{checkout.parent / 'bin'}:{os.environ['PATH']}", "STACK": "gpu", **environment}
     environment = {key: value for key, value in os.environ.items() if key != "FLASH_ATTN"} | environment
-    command = ["bash", "launch/setup.sh"]
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, encoding="utf-8", timeout=120)
 
 
@@ -182,6 +181,16 @@ def test_a_disk_too_small_is_named_with_what_is_written_to_it(checkout):
     assert (result.returncode, notes.exists()) == (1, False)
     assert line.startswith("error: making .venv-gpu needs 18000 MB of free disk at . ")
     assert line.endswith("where 9000 are free")
+
+
+def test_an_installation_that_fails_is_said_by_every_script(checkout):
+    """They end at the first command that fails, pip's too."""
+    venv_of_nothing(checkout)
+    program(checkout.parent, "pip", "echo 'ERROR: no such package'; exit 1")
+    program(checkout.parent / "bin", "nvidia-smi", "echo no device; exit 9")
+    result = setup(checkout, command=["bash", "-c", "source launch/common.sh"])
+    assert result.returncode == 1
+    assert result.stderr.startswith("ERROR: no such package\nerror: installation failed; the whole output is in")
 
 
 def test_flash_attn_is_installed_if_it_is_asked_for_and_only_once(checkout):
