@@ -41,7 +41,7 @@ WITH_SEVERAL_UPDATES = (
     "kl_cov",
 )
 ON_POLICY = ("tiny", "mini_r1", "datawhale_r1", "datawhale_r1_article", "rloo", "gpg", "opo")
-ON_POLICY += ("reinforce_plus_plus", "reinforce_plus_plus_baseline")
+ON_POLICY += ("reinforce_plus_plus", "reinforce_plus_plus_baseline", "minrl", "warm_rloo", "middle")
 
 
 def config_of(recipe):
@@ -204,6 +204,16 @@ def on_policy(case, advantage):
     return -mean_over_tokens((case.now - case.now.detach()).exp() * advantage)
 
 
+def minrl(case):
+    """GRPO without the division by the standard deviation."""
+    return on_policy(case, over_groups(lambda r: r - r.mean()))
+
+
+def warm_rloo(case):
+    """RLOO with an entropy bonus, summed over a response as its loss is."""
+    return rloo(case) - 0.001 * (case.entropy * MASK).sum(1).mean()
+
+
 def reinforce_plus_plus(case):
     """The rewards to come of each token, less the KL divergence of each, whitened over the batch."""
     return on_policy(case, whitened(rewards_with_kl(case).flip(1).cumsum(1).flip(1)))
@@ -287,7 +297,12 @@ FORMULAS = {
 }
 FORMULAS |= {f.__name__: f for f in (reinforce_plus_plus, reinforce_plus_plus_baseline, opo, grpo_passk)}
 FORMULAS |= {f.__name__: f for f in (dppo_tv, dppo_kl, clip_cov, kl_cov)}
+FORMULAS |= {"minrl": minrl, "warm_rloo": warm_rloo, "middle": tiny}
 FORMULAS |= dict.fromkeys(("mini_r1", "datawhale_r1", "datawhale_r1_article"), trl_grpo)
+
+
+def test_every_recipe_has_its_formula():
+    assert {*WITH_SEVERAL_UPDATES, *ON_POLICY} == {*FORMULAS} == {*options("recipe")}
 
 
 # What verl computes.
