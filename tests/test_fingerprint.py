@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 
 from data_prep.cli import UserError, quoted
 from verl_recipes.run import fingerprint
-from verl_recipes.run.fingerprint import MAY_CHANGE, check_unchanged, comparable, differences, flat
+from verl_recipes.run.fingerprint import MAY_CHANGE, check_unchanged, comparable, differences, facts_of, flat
 from verl_recipes.run.folder import RunFolder, write_whole
+from verl_recipes.run.preflight import DataFiles, Inputs
 
 FACTS = {
     "train_files": {"a": "1"},
@@ -166,3 +167,14 @@ def test_the_recorded_commit_is_this_checkouts_and_no_surrounding_repositorys(tm
     assert len(fingerprint.provenance()["git_commit"]) >= 40
     monkeypatch.setenv("PATH", "/nowhere")
     assert fingerprint.provenance()["git_commit"] is None
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_users_own_reward_that_was_edited_is_another_run(config, tmp_path, scheme):
+    own, inputs = tmp_path / "my.py", Inputs(DataFiles(1, {"a": "1"}), DataFiles(1, {"b": "2"}), FACTS["model"])
+    own.write_text("one", encoding="utf-8")
+    config = copy.deepcopy(config)
+    config["reward"]["custom_reward_function"]["path"] = f"{scheme}{own}"
+    before = facts_of(config, inputs)
+    own.write_text("two", encoding="utf-8")
+    assert before["reward"] != facts_of(config, inputs)["reward"] != {}

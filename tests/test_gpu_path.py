@@ -1,14 +1,18 @@
 """What a run on GPUs does differently from one on a CPU, as far as no GPU is needed to see it."""
 
+import asyncio
 import os
 import subprocess
 import sys
 import tempfile
 import time
 
+import hydra
 import pytest
 from configurations import compose
+from omegaconf import OmegaConf
 
+from data_prep.cli import CONFIGS
 from verl_recipes.run import start, supervise
 from verl_recipes.run.folder import RunFolder
 
@@ -108,3 +112,22 @@ def test_rank_and_engine_meet_at_a_socket_in_the_runs_own_folder_if_both_are_thi
     assert object.__new__(weight_socket.WorkerExtension)._get_zmq_handle() == own
     # With stock verl's configuration the engine's end is verl's, and so is the rank's.
     assert weight_socket.OwnServerAdapter(RolloutConfig(name="vllm")).zmq_handle == handle
+
+
+@pytest.mark.slow
+def test_a_row_may_set_its_own_sampling_and_changes_that_of_no_other(monkeypatch):
+    """Each row of an evaluation has a seed, and a greedy one temperature 0."""
+    from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+
+    from verl_recipes.in_verl.row_sampling import RowSampling
+
+    async def given(self, sampling_params, **kwargs):
+        return sampling_params
+
+    monkeypatch.setattr(SingleTurnAgentLoop, "run", given)
+    loop, common = RowSampling.__new__(RowSampling), {"temperature": 1.0, "top_p": 1.0}
+    own = {"seed": 7, "temperature": 0.0}
+    assert asyncio.run(loop.run(common, extra_info={"sampling": own})) == {"top_p": 1.0} | own
+    assert asyncio.run(loop.run(common, extra_info={})) == common == {"temperature": 1.0, "top_p": 1.0}
+    (entry,) = OmegaConf.load(CONFIGS / "evaluate" / "agent_loop.yaml")
+    assert hydra.utils.get_class(entry._target_) is RowSampling

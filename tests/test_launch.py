@@ -159,6 +159,23 @@ def test_data_outside_the_folder_that_is_sent_is_refused(tmp_path):
         submit.staged(cfg, tmp_path / "stage")
 
 
+def test_a_job_is_sent_its_data_with_the_manifest_and_not_without(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/mine/train.parquet", "data/mine/test.parquet", "data/mine/manifest.json"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(name, encoding="utf-8")
+    cfg = OmegaConf.create(
+        {"data": {"train_files": "data/mine/train.parquet", "val_files": ["data/mine/test.parquet"]}}
+    )
+    submit.staged(cfg, tmp_path / "stage")
+    sent = {str(path.relative_to(tmp_path / "stage")) for path in (tmp_path / "stage" / "data").rglob("*.*")}
+    assert sent == {"data/mine/train.parquet", "data/mine/test.parquet", "data/mine/manifest.json"}
+    assert {*submit.PACKAGES, *submit.BESIDE} <= {path.name for path in (tmp_path / "stage").iterdir()}
+    cfg.data.update({"val_files": "data/none.parquet", "made_by": "make it"})
+    with pytest.raises(UserError, match=r"data/none.parquet does not exist"):
+        submit.staged(cfg, tmp_path / "again")
+
+
 def test_a_job_gets_the_full_paths_of_what_it_is_not_sent(tmp_path, monkeypatch):
     here = {
         "actor_rollout_ref.model.path": "models/x",
