@@ -2,8 +2,7 @@
 
 A Qwen2 of five million parameters that stands to the game as a pretrained model does: it reads the prompt in full, word
 by word, can calculate, and has read searches, but never after the prompt: there it has seen only problems that were
-solved at once. A warm start teaches it to search there, or reinforcement learning has to find that out
-(docs/warm_start.md).
+solved at once. Most of its responses to a prompt search all the same (docs/warm_start.md).
 
     bash launch/middle.sh                                                       the problems, the traces, and the rest
     python -m verl_recipes.middle_base                                          an hour on two cores
