@@ -38,11 +38,11 @@ def smollm2(tmp_path_factory):
 
 def test_a_pretrained_model_climbs_the_ladder_from_its_weights_to_a_game(smollm2, tmp_path):
     data, traces, warm, trained = (tmp_path / name for name in ("data", "traces", "warm", "trained"))
-    model, short = f"actor_rollout_ref.model.path={smollm2}", ["hardware=cpu", "data.max_response_length=96"]
+    model, short = f"actor_rollout_ref.model.path={smollm2}", ["hardware=cpu", "data.max_response_length=128"]
     files = [f"data.train_files={data}/train.parquet", f"data.val_files={data}/test.parquet"]
     choice = ["model=smollm2_135m_instruct", "recipe=mini_r1", *short, *files]
     run("data_prep", f"out={data}", "prompt=mini_r1", "train_size=1024", "test_size=8", f"tokenizer={smollm2}")
-    run("data_prep.traces", f"data={data}", f"out={traces}", f"tokenizer={smollm2}", "count=400", "max_tokens=96")
+    run("data_prep.traces", f"data={data}", f"out={traces}", f"tokenizer={smollm2}", "count=400", "max_tokens=128")
 
     run(
         "verl_recipes.evaluate",
