@@ -7,7 +7,6 @@ what the two learned, and where their time went. No step and no prompt may be lo
 not end worse. Needs two idle cores, and the base model of `bash launch/middle.sh`.
 """
 
-import os
 import random
 import sys
 import time
@@ -15,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-import psutil
-from faults import KINDS, MARK, RESTARTS, RUNS, ends_whole, last_step, launched, strike
+from faults import KINDS, RESTARTS, RUNS, ends_whole, last_step, strike, typed
+from middle import RUN
 
 from reward_score.figures import interval
 from verl_recipes.measure.comparison import compare
@@ -25,25 +24,19 @@ from verl_recipes.run.folder import RunFolder, append_line, read_json, read_line
 ROOT = Path(__file__).resolve().parent.parent
 KILLS = RUNS / "endure-kills.jsonl"  # of each kill the kind, and the seconds until a new step
 APART, STEPS = 600, 600  # seconds between kills, steps of a run
-OPTIONS = ["model=middle", "recipe=middle", RESTARTS, f"trainer.total_training_steps={STEPS}", "trainer.test_freq=100"]
-OPTIONS += ["actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16"]
-
-
-def begin(run_dir: Path) -> psutil.Popen:
-    """Type the command of a run."""
-    command = [sys.executable, "-m", "verl_recipes.train", f"run_dir={run_dir}", *OPTIONS]
-    return launched(command, run_dir, os.environ | {MARK: str(run_dir)})
+OPTIONS = [*RUN, RESTARTS, f"trainer.total_training_steps={STEPS}", "trainer.test_freq=100"]
 
 
 def go_on(run_dir: Path, beside: Path | None, hours: float, kills: bool) -> None:
     """Continue a run for so many hours or to its end, where its prompts must be those of the run beside it."""
     began, struck = time.time(), 0
-    command = begin(run_dir)
+    begin = partial(typed, run_dir, *OPTIONS)
+    command = begin()
     while command.poll() is None and time.time() < began + hours * 3600:
         time.sleep(1)
         if kills and time.time() > began + (struck + 1) * APART and last_step(run_dir) < STEPS:
             struck, kind = struck + 1, random.choice(list(KINDS))
-            command, seconds = strike(kind, command, run_dir, STEPS, partial(begin, run_dir))
+            command, seconds = strike(kind, command, run_dir, STEPS, begin)
             append_line(KILLS, {"kind": kind, "seconds": seconds})
             print(f"step {last_step(run_dir)}: killed {kind}, {seconds:.0f} s until a new step", flush=True)
     if command.poll() is None:

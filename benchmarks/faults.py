@@ -68,15 +68,14 @@ OWN_LOOP += ["reward.num_workers=1"]
 
 
 def start(run_dir: Path, steps: int, *overrides: str, **environment: str) -> psutil.Popen:
-    """A run's command."""
-    command = [
-        sys.executable,
-        "-m",
-        "verl_recipes.train",
-        f"run_dir={run_dir}",
-        f"trainer.total_training_steps={steps}",
-    ]
-    return launched([*command, *SHORT, *overrides], run_dir, os.environ | {MARK: str(run_dir)} | environment)
+    """The command of a short run."""
+    return typed(run_dir, f"trainer.total_training_steps={steps}", *SHORT, *overrides, **environment)
+
+
+def typed(run_dir: Path, *overrides: str, **environment: str) -> psutil.Popen:
+    """The command of a run in this folder."""
+    command = [sys.executable, "-m", "verl_recipes.train", f"run_dir={run_dir}", *overrides]
+    return launched(command, run_dir, os.environ | {MARK: str(run_dir)} | environment)
 
 
 def launched(command: list[str], run_dir: Path, environment: dict[str, str]) -> psutil.Popen:

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from data_prep.clean import Batch
 from data_prep.cli import UserError
+from data_prep.hub import in_one_clause
 from data_prep.solver import Array
 from data_prep.steps import ROW, SOLVED, Task, first_step, range_of, second_step
 
@@ -144,8 +145,9 @@ class OnRay:
             try:
                 ray.init(log_to_driver=False, logging_level="error")
             except (ConnectionError, RuntimeError, ValueError) as error:
-                fault = (str(error).splitlines() or [type(error).__name__])[0]
-                raise UserError(f"engine=ray: {fault}; RAY_ADDRESS names the cluster, or use engine=local") from None
+                raise UserError(
+                    f"engine=ray: {in_one_clause(error)}; RAY_ADDRESS names the cluster, or use engine=local"
+                ) from None
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
 

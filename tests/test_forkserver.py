@@ -47,9 +47,8 @@ def serving():
     assert driver.stdout.readline() == f"{driver.pid} ['-c', 'a b'] {folder / 'python'}\n"
     code = "import time; print('started', flush=True); time.sleep(600)"
     service = subprocess.Popen([folder / "python", "-c", code], env=ENVIRONMENT, stdout=pipe, text=True)
-    assert (
-        service.stdout.readline() == "started\n"
-    )  # a worker that comes first loads Ray, and the service would live on
+    # If a worker came first, it would load Ray, and the service would live on.
+    assert service.stdout.readline() == "started\n"
     try:
         yield folder / "python", driver, psutil.Process(driver.pid).children()[0], service
     finally:

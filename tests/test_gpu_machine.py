@@ -156,9 +156,8 @@ def venv_of_nothing(checkout):
     make = f'mkdir -p "$3/bin"; cp \'{pip}\' "$3/bin/pip"; cp /bin/true "$3/bin/python"; exit'
     rest = f"exec '{sys.executable}' \"$@\""
     program(checkout.parent / "bin", "python3", f'[ "$1 $2" != "-m venv" ] || {{ {make}; }}\n{rest}')
-    program(
-        checkout.parent / "bin", "df", "echo; echo disk 99999999 0 99999999 1% /"
-    )  # room, however full this disk is
+    # Room, however full this disk is.
+    program(checkout.parent / "bin", "df", "echo; echo disk 99999999 0 99999999 1% /")
     return notes
 
 
