@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from data_prep.folder import replaced
-from data_prep.manifest import write_manifest, written_manifest
+from data_prep.manifest import is_made, write_manifest, written_manifest
 from data_prep.prompts import to_table
 from data_prep.solver import MAX_COUNT
 from data_prep.steps import ROW, unsolved
@@ -24,8 +24,7 @@ def write_bench(prompt: dict[str, Any], out: Path) -> None:
     """
     about = {"source": {"name": "bench"} | identity(), "configuration": {"prompt": prompt}}
     problems = read_problems()
-    written = written_manifest(out)
-    if written and {key: written.get(key) for key in about} == about:
+    if is_made(out, written_manifest(out), about):
         return
     rows, solved = np.zeros(len(problems), ROW), unsolved(len(problems))  # the evaluation asks the solver
     rows["count"] = [len(row["numbers"]) for row in problems]
@@ -35,4 +34,4 @@ def write_bench(prompt: dict[str, Any], out: Path) -> None:
     table = to_table(prompt, rows, solved, "test", 0, "bench")
     with replaced(out) as folder:
         pq.write_table(table, folder / "test.parquet", compression="zstd")
-        write_manifest(folder, about)
+        write_manifest(folder, out, about)

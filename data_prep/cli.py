@@ -263,6 +263,9 @@ def _set_own_folders(folders: Sequence[str]) -> None:
     for folder in folders:
         if not folder or not Path(folder).is_dir():
             raise UserError(f"--config-dir {folder}: there is no such folder")
+        for file in Path(folder).rglob("*.yaml"):
+            if (CONFIGS / file.relative_to(folder)).is_file():
+                raise UserError(f"{file} has the name of a shipped file, which would be taken instead: rename it")
     _OWN[:] = folders
     if folders:
         _register_own_folders()
@@ -316,6 +319,12 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
 
 def _key(override: str) -> str:
     return override.lstrip("+~").partition("=")[0]
+
+
+def refuse(overrides: Iterable[str], keys: Iterable[str], advice: str) -> None:
+    """Raise UserError if an override sets one of these keys, which the command sets itself."""
+    if taken := set(map(_key, overrides)) & set(keys):
+        raise UserError(f"{min(taken)}= is set by this command; {advice}")
 
 
 @contextmanager

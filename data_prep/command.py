@@ -17,7 +17,7 @@ from data_prep import datasheet
 from data_prep.cli import command
 from data_prep.engines import Engine, Local, OnRay
 from data_prep.folder import replaced
-from data_prep.manifest import write_manifest, written_manifest
+from data_prep.manifest import is_made, write_manifest, written_manifest
 from data_prep.prepare import RESERVED, most, prepare
 from data_prep.schema import PrepareKeys
 from data_prep.sources import ROWS, open_source
@@ -51,7 +51,7 @@ def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -
     written = written_manifest(out)
     source = open_source(config)
     about = {"source": source.about, "configuration": config, "bench": identity()}
-    if written and {key: written.get(key) for key in about} == about:
+    if is_made(out, written, about):
         return None
     with replaced(out) as folder, progress_bars() as progress:
         if source.rows <= ROWS and not config["ood"]["names"]:
@@ -62,7 +62,7 @@ def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -
         with closing(runner):
             result = prepare(config, source, runner, folder, progress)
         datasheet.write(folder, result, config, source.about)
-        write_manifest(folder, about)
+        write_manifest(folder, out, about)
     return result
 
 

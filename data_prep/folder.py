@@ -64,19 +64,35 @@ def remove_leftovers(out: Path) -> None:
             with (folder / LOCK).open("r+", encoding="utf-8") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
-        except (BlockingIOError, FileNotFoundError):
+        except (BlockingIOError, FileNotFoundError, NotADirectoryError, PermissionError):  # in use, or not ours
             continue
 
 
+def keep_beside(new: Path, out: Path) -> None:
+    """Rename `new` to `out`, or to a name beside it if `out` has appeared; then raise UserError."""
+    try:
+        new.rename(out)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        kept = new.rename(tempfile.mkdtemp(prefix=f"{out.name}-", dir=out.parent))
+        raise UserError(f"{out} appeared meanwhile, and stays as it is; what was made is in {kept}") from None
+
+
 @contextmanager
-def replaced(out: Path) -> Iterator[Path]:
+def replaced(out: Path, new_only: bool = False) -> Iterator[Path]:
     """A folder to write to. It becomes `out` at the end of the block; if the block raises, it is removed.
 
     If `out` is a symbolic link, the folder that it names is replaced, and not the link.
 
+    Args:
+        new_only: nothing is replaced: `out` must not exist.
+
     Raises:
-        UserError: the disk is full, or not writable.
+        UserError: the disk is full, or not writable, or `out` exists.
     """
+    if new_only and os.path.lexists(out):
+        raise UserError(f"out={out} exists; name a new folder, or move that one away")
     out = out.resolve()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +106,7 @@ def replaced(out: Path) -> Iterator[Path]:
             new.mkdir()
             new.chmod(0o755)
             yield new
-            publish(new, out)
+            (keep_beside if new_only else publish)(new, out)
     except OSError as error:
         if error.filename and out.parent not in (place := Path(os.fsdecode(error.filename)).absolute(), *place.parents):
             raise  # the error is about another file, which the block reads

@@ -1,4 +1,4 @@
-"""manifest.json: what a folder of this package was made from and holds, and by which it is known as one."""
+"""manifest.json: what a folder was made from and what it holds. It marks the folder as one that this package wrote."""
 
 import json
 import platform
@@ -43,8 +43,22 @@ def written_manifest(out: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def write_manifest(folder: Path, about: dict[str, Any]) -> None:
-    """Write `about`, the rows and the SHA-256 of every file in the folder, and the versions."""
+def is_made(out: Path, written: dict[str, Any] | None, about: dict[str, Any]) -> bool:
+    """Whether `written`, the manifest of `out`, has all of `about`, and every file is as it records."""
+    return (
+        written is not None
+        and {key: written.get(key) for key in about} == about
+        and all((out / name).is_file() for name in written["files"])
+        and all(file_sha256(out / name) == file["sha256"] for name, file in written["files"].items())
+    )
+
+
+def write_manifest(folder: Path, out: Path, about: dict[str, Any]) -> None:
+    """Write `about`, the rows and the SHA-256 of every file in the folder, and the versions.
+
+    The folder is about to become `out`, which may hold other files by now: see `written_manifest`.
+    """
+    written_manifest(out)
     files = {
         path.name: {"sha256": file_sha256(path)}
         | ({"rows": pq.read_metadata(path).num_rows} if path.suffix == ".parquet" else {})

@@ -163,7 +163,7 @@ class Preparation:
             preset = config["preset"] | ood["sets"][name] | {"name": f"ood.sets.{name}"}
             tasks.append((preset, ood["size"], config["seed"], self.task, config["held_out_share"]))
         for name, (rows, solved) in zip(ood["names"], engine.call(ood_rows, tasks), strict=True):
-            out = self.writer(f"ood_{name}", "test", name)
+            out = self.writer(f"ood_{name}", f"ood_{name}", name)
             out.add(rows, solved)
             out.close()
             self.leaks.test(f"ood_{name}", rows)

@@ -31,12 +31,6 @@ def steps_between(a: int, b: int, max_value: int) -> list[Whole]:
     return [(a, operator, b, value) for operator, value in results.items() if 0 <= value <= max_value]
 
 
-def quotient(a: Number, b: Number) -> Number:
-    """a / b, exactly; an integer if it is one."""
-    value = Fraction(a) / b
-    return value.numerator if value.denominator == 1 else value
-
-
 def key_of(step: Step) -> Key:
     """What two steps have in common if they differ at most by the order of a sum or a product."""
     a, operator, b, _ = step
@@ -119,7 +113,7 @@ def _chain(plain: list[Number], inverted: list[Number], signs: str, steps: list[
         else:
             inverted.remove(undo)
             other, sign = undo, signs[1]
-            result = value - other if sign == "-" else quotient(value, other)
+            result = value - other if sign == "-" else Fraction(value) / other
         if isinstance(result, Fraction) and result.denominator == 1:
             result = result.numerator
         steps.append((value, sign, other, result))

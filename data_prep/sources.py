@@ -150,7 +150,7 @@ def fetch(config: dict[str, Any], download: Callable[[], str], errors: tuple[typ
         "files": [
             {"path": path_text(path.relative_to(folder)), "sha256": file_sha256(path)}
             for path in sorted(folder.rglob("*"))
-            if format_of(path) in FORMATS
+            if is_data(path)
         ],
     }
     data = load(folder, config["subset"], label)

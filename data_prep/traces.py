@@ -31,7 +31,7 @@ from data_prep.cli import CONFIGS, UserError, command
 from data_prep.command import progress_bars
 from data_prep.engines import Local
 from data_prep.folder import file_sha256, replaced
-from data_prep.manifest import read_manifest, write_manifest, written_manifest
+from data_prep.manifest import is_made, read_manifest, write_manifest, written_manifest
 from data_prep.prepare import ROW_GROUP
 from data_prep.render import load_tokenizer, render, response_begins
 from data_prep.schema import TracesKeys
@@ -344,7 +344,7 @@ def write_traces(config: dict[str, Any], data: Path, out: Path, workers: int) ->
     source = {"folder": str(data), "files": {name: file for name, file in files.items() if name.endswith(".parquet")}}
     written = check_out(out, data)
     about = {"source": source, "configuration": config}
-    if written and {key: written.get(key) for key in about} == about:
+    if is_made(out, written, about):
         return None
     before = opening(config["prompt"], config["tokenizer"])
     if config["tokenizer"]:
@@ -368,7 +368,7 @@ def write_traces(config: dict[str, Any], data: Path, out: Path, workers: int) ->
         )
         skipped = Counter(unsolvable=int(reasons[UNSOLVABLE]), in_a_test_set=int(reasons[IN_A_TEST_SET]))
         about["traces"] = write_all(folder, pool.map(trace_chunk, chosen), skipped, job.total)
-        write_manifest(folder, about)
+        write_manifest(folder, out, about)
     return read_manifest(out)
 
 

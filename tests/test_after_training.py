@@ -140,6 +140,26 @@ def test_a_command_that_makes_what_is_missing_keeps_the_model_and_the_seconds_of
     assert train.is_complete(cfg, run)
 
 
+def test_more_steps_replace_a_model_that_is_a_link(run, tmp_path):
+    cfg, run = run
+    shutil.copytree(CONFIGS.parent / "tests" / "fuzz_corpus", tmp_path / "other disk")
+    run.model.symlink_to(tmp_path / "other disk")
+    assert finish(cfg, run)[0]
+    assert (tmp_path / "other disk" / "config.json").is_file()
+
+
+def test_a_run_whose_checkpoints_are_gone_is_complete_or_refused_and_never_trained_again(run):
+    cfg, run = run
+    append_line(run.metrics, {"step": 2, "data": {"timing_s/save_checkpoint": 0.1}})
+    assert finish(cfg, run)[0]
+    shutil.rmtree(run.checkpoints)
+    train.check_last(cfg, run, 0)
+    assert train.is_complete(cfg, run)
+    cfg.trainer.total_training_steps = 4
+    with pytest.raises(UserError, match=r"saved a checkpoint at step 2, and .*checkpoints holds none: put it back"):
+        train.check_last(cfg, run, 0)
+
+
 @pytest.mark.usefixtures("without_matplotlib")
 def test_a_warm_start_ends_without_matplotlib_too(run):
     cfg, run = run

@@ -22,7 +22,20 @@ from data_prep.cli import CONFIGS, UserError
 from data_prep.help import did_you_mean
 from data_prep.schema import RenderKeys
 from verl_recipes import __main__ as entry
-from verl_recipes import doctor, evaluate, export, fetch, middle_base, plan, play, runs, tiny_base, train, warm_start
+from verl_recipes import (
+    bench,
+    doctor,
+    evaluate,
+    export,
+    fetch,
+    middle_base,
+    plan,
+    play,
+    runs,
+    tiny_base,
+    train,
+    warm_start,
+)
 from verl_recipes.report import ReportKeys
 from verl_recipes.run.evaluation import SamplingKeys
 
@@ -60,6 +73,30 @@ def test_every_commands_help_shows_at_least_two_ways_to_type_it():
         (train.main, ["--sed=3"], "there is no option --sed; .*; did you mean seed=?"),
         (train.main, ["--hlep"], "did you mean --help?"),
         (train.main, ["--config-dir", "nowhere"], "--config-dir nowhere: there is no such folder"),
+        (
+            evaluate.main,
+            ["model=assets/tiny_base", "run_dir=runs/x"],
+            "run_dir= is set by this command; its own keys",
+        ),
+        (evaluate.main, ["model=assets/tiny_base", "seeds=[0,1]"], "seeds= is set by this command"),
+        (evaluate.main, ["model=assets/tiny_base", "++data.val_files=x"], "data.val_files= is set by this command"),
+        (bench.main, ["model=assets/tiny_base", "warm_start=x"], "warm_start= is set by this command"),
+        (warm_start.main, ["seeds=[0,1]"], "seeds= is set by this command; seed=N is the one of a warm start"),
+        (
+            tiny_base.main,
+            ["out=x", "prompt=mini_r1"],
+            "prompt=mini_r1: a prompt of one message with the problem",
+        ),
+        (
+            tiny_base.main,
+            ["out=x", "preset=3to4"],
+            "preset=3to4: problems of three numbers with a max",
+        ),
+        (
+            play.main,
+            ["model=assets/tiny_base", "numbers=[3,-4]", "target=7"],
+            "numbers.1=-4: should be greater",
+        ),
         (plan.main, ["plan.swep=true"], "did you mean plan.sweep=?"),
         (evaluate.main, ["modl=assets/tiny_base"], "there is no key 'modl'; did you mean model=?"),
         (evaluate.main, ["model=assets/tiny_base", "temprature=0"], "did you mean temperature=?"),
@@ -83,6 +120,12 @@ def test_a_misspelt_word_is_answered_with_the_one_that_was_meant(monkeypatch, ma
     text, *parts = str(error.value), *advice.split(".*")
     assert all(part in text for part in parts), text
     assert len(text.splitlines()) == 1
+
+
+def test_a_file_of_your_own_with_a_shipped_name_is_refused_and_not_silently_left_out(monkeypatch, own):
+    (own / "recipe" / "mine.yaml").rename(own / "recipe" / "tiny.yaml")
+    with pytest.raises(UserError, match=r"recipe/tiny\.yaml has the name of a shipped file, .*: rename it"):
+        typed(monkeypatch, train.main, "--config-dir", own, "recipe=tiny", "--cfg", "job")
 
 
 def test_a_word_that_resembles_nothing_gets_no_advice():

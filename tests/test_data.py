@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -573,6 +574,49 @@ def test_a_folder_that_data_prep_did_not_write_is_not_replaced(tmp_path):
     with pytest.raises(UserError, match="was not written by data_prep"):
         prepare(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_of_which_a_file_is_missing_or_damaged_is_made_again(tmp_path):
+    prepare(tmp_path / "out", "train_size=64", "test_size=8")
+    before, inode = hashes(tmp_path / "out"), (tmp_path / "out").stat().st_ino
+    prepare(tmp_path / "out", "train_size=64", "test_size=8")
+    assert (tmp_path / "out").stat().st_ino == inode  # nothing to do
+    for harm in (Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])):
+        harm(tmp_path / "out" / "train.parquet")
+        prepare(tmp_path / "out", "train_size=64", "test_size=8")
+        assert hashes(tmp_path / "out") == before
+        assert whole(tmp_path / "out")
+
+
+def test_what_appears_while_a_folder_is_made_is_not_replaced(tmp_path):
+    from data_prep.folder import replaced
+    from data_prep.manifest import write_manifest
+
+    out = tmp_path / "out"
+
+    def make():
+        with replaced(out, new_only=True) as folder:
+            (folder / "model").write_text("half an hour of training")
+            out.mkdir()
+            (out / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(UserError, match="out appeared meanwhile, and stays as it is; what was made is in ") as error:
+        make()
+    kept = Path(error.value.message.rpartition(" is in ")[2])
+    assert (kept / "model").read_text() == "half an hour of training"
+    assert (out / "thesis.txt").read_text() == "years of work"
+    with pytest.raises(UserError, match="exists; name a new folder"), replaced(out, new_only=True):
+        pass
+    with pytest.raises(UserError, match="was not written by data_prep"), replaced(out) as folder:
+        write_manifest(folder, out, {})
+    assert [path.name for path in out.iterdir()] == ["thesis.txt"]
+
+
+def test_a_hidden_file_beside_the_folder_is_nobodys_leftover(tmp_path):
+    (tmp_path / ".out-notes").write_text("mine")
+    prepare(tmp_path / "out", "train_size=64", "test_size=8")
+    assert whole(tmp_path / "out")
+    assert (tmp_path / ".out-notes").read_text() == "mine"
 
 
 def whole(folder):

@@ -212,6 +212,17 @@ def test_a_model_that_brings_code_is_not_evaluated_unless_it_is_trusted(data, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_a_checkpoints_run_and_step_are_found_from_within_it_and_through_a_link(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path / "run")
+    (checkpoint := run.checkpoints / "global_step_20").mkdir(parents=True)
+    run.write_mark("run")
+    (tmp_path / "best").symlink_to(checkpoint)
+    monkeypatch.chdir(checkpoint)
+    for path in (Path(), tmp_path / "best", checkpoint):
+        found, step = export.find_run(path)
+        assert (found.path.resolve(), step) == (run.path.resolve(), 20)
+
+
 @pytest.mark.slow
 def test_other_mistakes_are_one_line_too(tmp_path, run_dir):
     with pytest.raises(UserError, match=r"holds no test.parquet and no ood_\*.parquet"):

@@ -42,7 +42,7 @@ def test_what_no_source_has_is_one_line_and_leaves_nothing(tmp_path):
     done = run("model=qwen3_0.6b", f"out={tmp_path}/model", HF_ENDPOINT="http://127.0.0.1:1", HF_HOME=str(tmp_path))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert all(source in line for source in ("Qwen/Qwen3-0.6B cannot be had", "hub:", "modelscope:", "pypi:"))
+    assert all(source in line for source in ("Qwen/Qwen3-0.6B could not be fetched", "hub:", "modelscope:", "pypi:"))
     assert not list(tmp_path.glob("*model*"))
 
 

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 
 from data_prep.cli import UserError, quoted
 from verl_recipes.run import fingerprint
+from verl_recipes.run.checkpoints import TRACKER
 from verl_recipes.run.fingerprint import MAY_CHANGE, check_unchanged, comparable, differences, facts_of, flat
-from verl_recipes.run.folder import RunFolder, write_whole
+from verl_recipes.run.folder import RunFolder, append_line, write_whole
 from verl_recipes.run.preflight import DataFiles, Inputs
 
 FACTS = {
@@ -141,6 +142,55 @@ def test_a_run_with_a_curriculum_goes_on_with_more_steps_unless_its_order_follow
             check_unchanged(run, OmegaConf.to_container(cfg, resolve=True), FACTS)
         cfg.data.curriculum.steps = steps  # the line's advice
     check_unchanged(run, OmegaConf.to_container(cfg, resolve=True), FACTS)
+
+
+def begun(run, *overrides, check=lambda step: None, files=()):
+    """`begin` of a run in this folder with these overrides."""
+    cfg = compose("train", f"run_dir={quoted(run.path)}", *overrides)
+    inputs = Inputs(DataFiles(1, dict.fromkeys(files, "1")), DataFiles(1, {}), {})
+    fingerprint.begin("run", cfg, run, inputs, print, check)
+
+
+@pytest.mark.parametrize("inside", ["model", "data/train.parquet"])
+def test_fresh_does_not_delete_what_the_command_reads(tmp_path, inside):
+    run = RunFolder(tmp_path / "run")
+    begun(run)
+    read = run.path / inside
+    read.mkdir(parents=True)
+    model = [f"actor_rollout_ref.model.path={quoted(read)}"] if inside == "model" else []
+    files = [] if model else [str(read)]
+    with pytest.raises(UserError, match=f"holds {read}, which this command reads; nothing was deleted"):
+        begun(run, "fresh=true", *model, files=files)
+    assert read.is_dir()
+
+
+def test_a_command_that_may_not_go_on_changes_nothing_in_the_folder(tmp_path):
+    run = RunFolder(tmp_path)
+    begun(run)
+    before = run.config.read_bytes(), run.mark.read_bytes()
+
+    def refuses(step):
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        begun(run, "trainer.save_freq=7", check=refuses)
+    assert (run.config.read_bytes(), run.mark.read_bytes()) == before
+
+
+def test_a_run_does_not_lose_checkpoints_that_it_was_to_keep(tmp_path):
+    run, keep_all = RunFolder(tmp_path), "trainer.max_actor_ckpt_to_keep=null"
+    begun(run, "keep=best")
+    for step in (2, 4, 6):
+        (run.checkpoints / f"global_step_{step}" / "actor").mkdir(parents=True)
+        right = {"val-core/countdown/acc/mean@8": 1 / step}
+        append_line(run.metrics, {"step": step, "data": right})
+    (run.checkpoints / TRACKER).write_text("6")
+    begun(run, "keep=best")
+    with pytest.raises(UserError, match=r"would remove those of steps 2\. Set it back"):
+        begun(run)
+    begun(run, keep_all)
+    with pytest.raises(UserError, match=r"kept by keep=last, trainer\.max_actor_ckpt_to_keep=None"):
+        begun(run)
 
 
 @pytest.mark.slow

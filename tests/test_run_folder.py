@@ -138,11 +138,44 @@ def test_a_run_whose_checkpoints_lie_elsewhere_is_not_emptied(tmp_path):
     assert mark_of(run.path)
 
 
+def test_a_run_whose_deletion_was_interrupted_is_no_other_commands(tmp_path, monkeypatch):
+    run, deleted = RunFolder(tmp_path), []
+    for name in ("checkpoints", "samples", "model"):
+        (tmp_path / name).mkdir()
+    run.config.write_text("seed: 0")
+    run.write_mark("run")
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: deleted.append(path.name))
+    run.empty(print)
+    assert deleted == ["config.yaml", MARK]
+
+
+def test_checkpoints_that_lie_elsewhere_have_one_command_at_a_time(tmp_path):
+    one, other = (RunFolder(tmp_path / name, tmp_path / "elsewhere") for name in "ab")
+    with one.locked(), pytest.raises(UserError, match=r"another command is using .*elsewhere"), other.locked():
+        pass
+
+
+def test_a_folder_in_which_the_first_write_was_cut_short_is_still_new(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    run.mark.with_name(f".{MARK}.partial").write_text("{")  # as a kill leaves it
+    with run.locked():
+        assert run.is_new()
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        run.write_mark("run")
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize("fresh", [False, True])
 @pytest.mark.parametrize(("there", "asked"), permutations(["run", "evaluation", "warm_start"], 2))
-def test_a_folder_of_one_kind_is_taken_for_no_other(tmp_path, there, asked):
+def test_a_folder_of_one_kind_is_taken_for_no_other(tmp_path, there, asked, fresh):
     RunFolder(tmp_path).write_mark(there)
-    cfg, run = OmegaConf.create({"fresh": False}), RunFolder(tmp_path)
-    begin = partial(fingerprint.begin, asked, cfg, run, Inputs(None, None, {}), print)
+    cfg, run = OmegaConf.create({"fresh": fresh}), RunFolder(tmp_path)
+    begin = partial(fingerprint.begin, asked, cfg, run, Inputs(None, None, {}), print, print)
     if asked == "evaluation":
         begin = partial(evaluation.begin, cfg, run, {}, Console())
     with pytest.raises(UserError, match=f"holds no {asked}, its run.json says: {there}".replace("_", " ")):

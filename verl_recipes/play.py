@@ -16,7 +16,7 @@ from typing import Annotated
 from omegaconf import DictConfig
 from pydantic import Field
 
-from data_prep.cli import CONFIGS, Checked, Count, Integer, Number, Seed, Text, UserError, command
+from data_prep.cli import CONFIGS, Checked, Count, Integer, Number, PathText, Seed, Size, Text, UserError, command
 from data_prep.prompts import messages_for
 from data_prep.render import load_tokenizer, render
 from data_prep.solver import solve
@@ -27,13 +27,13 @@ from verl_recipes.run.weights import find_prompt, find_weights, hugging_face
 
 
 class Keys(Checked):
-    model: Text = Field(
+    model: PathText = Field(
         description="an exported folder, a run's folder, a checkpoint of verl's, a Hugging Face folder or name"
     )
     prompt: Text | None = Field(
         description="of configs/prompt; null: that of the export or the run, else tinyzero_base"
     )
-    numbers: list[Integer] | None = Field(description="of one problem; null asks")
+    numbers: Annotated[list[Size], Field(min_length=1)] | None = Field(description="of one problem; null asks")
     target: Integer | None = Field(description="of one problem")
     temperature: Annotated[Number, Field(ge=0)] | None = Field(
         description="null: the model's own; 0: always the likeliest token"

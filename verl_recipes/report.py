@@ -27,8 +27,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from data_prep.cli import Checked, Integer, Text, UserError, command
-from verl_recipes.reporting.page import apart, write_report
+from data_prep.cli import Checked, Integer, PathText, Text, UserError, command
+from verl_recipes.reporting.page import apart, check_out, write_report
 from verl_recipes.reporting.watch import EVERY, HOST, serve, watch
 from verl_recipes.settings.schema import Price
 
@@ -37,7 +37,7 @@ class ReportKeys(Checked):
     """Keys of configs/report.yaml."""
 
     runs: list[Text] = Field(description="folders of runs, or one and evaluations, named without `runs=`")
-    out: Text | None = Field(description="the file to write; null: in the run's folder report.html, or ladder.html")
+    out: PathText | None = Field(description="the file to write; null: in the run's folder report.html, or ladder.html")
     price: Price = Field(
         description="of a GPU-hour, a number or [low,high]; null: plan.price of the run's configuration"
     )
@@ -54,6 +54,8 @@ def main(cfg: Any) -> None:
     folders, measured = apart([Path(each) for each in cfg.runs])
     if len(folders) > 1 and cfg.out is None:
         raise UserError("a page of several runs needs a name: out=FILE")
+    if cfg.out:
+        check_out(Path(cfg.out))
     out = Path(cfg.out or folders[0] / ("ladder.html" if measured else "report.html"))
     price = list(cfg.price) if isinstance(cfg.price, Sequence) else cfg.price
 

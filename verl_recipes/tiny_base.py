@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
-from data_prep.cli import Checked, Count, PathText, Positive, Seed, Share, Text, UserError, command
+from data_prep.cli import Checked, Count, PathText, Positive, Seed, Share, UserError, command
 from data_prep.generate import Problem, as_problems, distinct
 from data_prep.prompts import fill
 from data_prep.search import Whole, expression, steps_between
@@ -67,7 +67,7 @@ class Stage(Checked):
 
 class Keys(Checked):
     out: PathText = Field(description="the model's folder, a new one; the shipped model is assets/tiny_base")
-    init: Text | None = Field(description="a tiny base to continue from, instead of an untrained model")
+    init: PathText | None = Field(description="a tiny base to continue from, instead of an untrained model")
     seed: Seed = Field(description="of the problems, the traces and the training")
     problems: Count = Field(description="problems of the preset, from the training side")
     held_out_share: Annotated[Share, Field(lt=1)] = Field(
@@ -191,6 +191,10 @@ def make(cfg: DictConfig, folder: Path) -> None:
 def main(cfg: DictConfig) -> None:
     if cfg.init and not (Path(cfg.init) / "config.json").is_file():
         raise UserError(f"init={cfg.init} holds no model: a folder that this command wrote is expected")
+    if len(cfg.prompt.messages) > 1 or "{numbers}" not in cfg.prompt.messages[0].content:
+        raise UserError(f"prompt={cfg.prompt.name}: a prompt of one message with the problem is needed")
+    if list(cfg.preset.count) != [3] or cfg.preset.max_intermediate is None:
+        raise UserError(f"preset={cfg.preset.name}: problems of three numbers with a max_intermediate are needed")
     make_new(cfg.out, partial(make, cfg))
 
 

@@ -41,7 +41,15 @@ from verl_recipes.run.best import best_step, early_end, evaluations, last_step
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.cluster import RETURN, check_nodes, in_job
 from verl_recipes.run.fingerprint import begin, provenance
-from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_lines, read_object, write_json
+from verl_recipes.run.folder import (
+    RunFolder,
+    cut_half_line,
+    read_json,
+    read_lines,
+    read_metrics,
+    read_object,
+    write_json,
+)
 from verl_recipes.run.goodput import goodput
 from verl_recipes.run.preflight import check_resume, preflight
 from verl_recipes.run.start import VerlStoppedError, say, start_verl
@@ -153,13 +161,15 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[f
         run.curves: lambda: write_curves(cfg, run, console),
         run.report: lambda: write_report([run.path], run.report),
     }
-    if read_object(run.summary).get("steps") != last_step(cfg, run):  # a failure must leave nothing of an earlier step
+    stale = read_object(run.summary).get("steps") != last_step(cfg, run)
+    if stale:  # a failure must leave nothing of an earlier step
         shutil.rmtree(run.model, ignore_errors=True)
         for old in (run.summary, run.curves, run.report):
             old.unlink(missing_ok=True)
     failed = False
     for made, stage in stages.items():
-        if made in (run.model, run.summary) and made.exists():  # the summary's seconds are those of the training
+        # The summary's seconds are those of the training. An earlier model/ may be a link, which is still there.
+        if made in (run.model, run.summary) and made.exists() and not stale:
             continue
         try:
             stage()
@@ -195,7 +205,8 @@ def is_complete(cfg: DictConfig, run: RunFolder) -> bool:
     step = last_step(cfg, run)
     made = [run.summary, run.model, run.report, run.samples_of("validation", step)]
     made += [run.curves] if find_spec("matplotlib") else []
-    if last_checkpoint(run.checkpoints) < step or not all(path.exists() for path in made):
+    # Whoever has removed all checkpoints wants their room, and not the training once more.
+    if 0 < last_checkpoint(run.checkpoints) < step or not all(path.exists() for path in made):
         return False
     return bool(read_json(run.summary, "delete it, and the same command writes it again").get("steps") == step)
 
@@ -217,6 +228,20 @@ def page_of_seeds(cfg: DictConfig, folder: Path) -> Path:
     return folder / f"{named.replace('seedseeds', 'seeds')}.html"
 
 
+def check_last(cfg: DictConfig, run: RunFolder, step: int) -> None:
+    """Raise UserError if the run is not complete and cannot go on from its last checkpoint, of this step or of none."""
+    saved = max((each for each, data in read_metrics(run).items() if "timing_s/save_checkpoint" in data), default=0)
+    if is_complete(cfg, run):
+        return
+    if step:
+        check_resume(cfg, run, step)
+    elif saved:
+        raise UserError(
+            f"{run.path} saved a checkpoint at step {saved}, and {run.checkpoints} holds none: put it back, name its "
+            "folder by trainer.default_local_dir=, or fresh=true starts the run anew"
+        )
+
+
 def run_once(cfg: DictConfig, console: Console) -> None:
     """One run, from where it stands to its report."""
     run = RunFolder(cfg.run_dir, cfg.trainer.default_local_dir)
@@ -224,15 +249,13 @@ def run_once(cfg: DictConfig, console: Console) -> None:
     if in_job():
         check_nodes(cfg)
     with run.locked():
-        begin("run", cfg, run, inputs, partial(say, console))
+        begin("run", cfg, run, inputs, partial(say, console), partial(check_last, cfg, run))
         if is_complete(cfg, run):
             longer = "a larger patience" if early_end(cfg, run) else "trainer.total_training_steps=N"
             say(console, f"{run.path} is complete; fresh=true starts it anew, {longer} goes on")
             show(run, console)
             return
         started, earlier, resumed_from = time.time(), cut_half_line(run.events), last_checkpoint(run.checkpoints)
-        if resumed_from:
-            check_resume(cfg, run, resumed_from)
         train(cfg, run, console, inputs.val.rows)
 
         def spent(trained: float) -> dict[str, Any]:

@@ -25,7 +25,20 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from rich.console import Console
 
-from data_prep.cli import CONFIGS, Checked, Count, PathText, Positive, Seed, Text, UserError, command, compose, quoted
+from data_prep.cli import (
+    CONFIGS,
+    Checked,
+    Count,
+    PathText,
+    Positive,
+    Seed,
+    Text,
+    UserError,
+    command,
+    compose,
+    quoted,
+    refuse,
+)
 from verl_recipes.run.best import best_step, is_enough
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.fingerprint import begin, provenance
@@ -56,6 +69,7 @@ class Keys(Checked):
 
 def run_config(cfg: DictConfig) -> DictConfig:
     """The configuration of a run of the same model, hardware and lengths; `sft` has the keys of this command."""
+    refuse(cfg.overrides, ["seeds"], "seed=N is the one of a warm start")
     named = [f"{key}={quoted(cfg[key])}" for key in ("name", "run_dir", "seed", "fresh")]
     training = compose("train", [*named, *cfg.overrides], TrainKeys)
     own = {key: cfg[key] for key in ("traces", "steps", "batch", "lr", "every", "patience")}
@@ -102,6 +116,8 @@ def sft_config(cfg: DictConfig) -> dict[str, Any]:
 def check_traces(cfg: DictConfig) -> Inputs:
     """Raise UserError for what would fail later; what the warm start reads."""
     folder, found = cfg.sft.traces, []
+    if cfg.sft.batch % (ranks := gpus_of(cfg)[0]):
+        raise UserError(f"batch={cfg.sft.batch} cannot be shared evenly by {ranks} ranks: choose a multiple of {ranks}")
     made_by = f"python -m data_prep.traces out={folder}"
     for name in ("train.parquet", "held_out.parquet"):
         file = f"{folder}/{name}"
@@ -163,8 +179,9 @@ def show(run: RunFolder, console: Console) -> None:
     )
 
 
-def check_ranks(cfg: DictConfig, checkpoint: Path) -> None:
-    """Raise UserError if other ranks saved the checkpoint: each has its own place in the traces."""
+def check_ranks(cfg: DictConfig, run: RunFolder, step: int) -> None:
+    """Raise UserError if other ranks saved the checkpoint of a step: each has its own place in the traces."""
+    checkpoint = run.checkpoints / f"global_step_{step}"
     if before := other_ranks(cfg, checkpoint):
         raise UserError(f"{checkpoint} was saved by {before} ranks, and here are {gpus_of(cfg)[0]}: go on with as many")
 
@@ -176,7 +193,7 @@ def main(keys: DictConfig) -> None:
     check_trackers(cfg.trackers)
     inputs = check_traces(cfg)
     with run.locked():
-        begin("warm_start", cfg, run, inputs, partial(say, console))
+        begin("warm_start", cfg, run, inputs, partial(say, console), partial(check_ranks, cfg, run))
         if run.summary.exists():
             say(console, f"{run.path} is complete; fresh=true starts it anew")
             show(run, console)
@@ -185,8 +202,6 @@ def main(keys: DictConfig) -> None:
         cut_half_line(run.metrics_part)
         if done:
             say(console, f"continuing {run.path} after step {done}")
-            check_ranks(cfg, run.checkpoints / f"global_step_{done}")
-
         earlier = losses(run)
 
         def enough(since: dict[int, float]) -> bool:

@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.cli import UserError
 from data_prep.folder import replaced
+from data_prep.render import TAGS
 
 if TYPE_CHECKING:  # these imports take seconds, and only training needs them
     from torch import Tensor
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
 def make_tokenizer(
@@ -91,9 +90,7 @@ def make_new(out: str, make: Callable[[Path], None]) -> None:
     Raises:
         UserError: it exists, or cannot be written; then nothing is made.
     """
-    if Path(out).exists():
-        raise UserError(f"out={out} exists; name a new folder, or move that one away")
-    with replaced(Path(out)) as folder:
+    with replaced(Path(out), new_only=True) as folder:
         make(folder)
     print(f"wrote {out}")
 

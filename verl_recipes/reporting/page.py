@@ -20,7 +20,7 @@ from verl_recipes.reporting.run import BEHAVIOUR_ROWS, Run, duration, lookup
 from verl_recipes.reporting.story import example, stories
 from verl_recipes.reporting.terms import terms
 from verl_recipes.run.fingerprint import flat
-from verl_recipes.run.folder import RunFolder, mark_of, write_whole
+from verl_recipes.run.folder import MADE_BY, RunFolder, mark_of, write_whole
 
 HERE = Path(__file__).parent
 PAGE_BYTES = 4_000_000  # of samples on a page, before they are compressed
@@ -153,6 +153,7 @@ def render(runs: Sequence[Run], price: Any, currency: str | None, refresh: int =
     script = (HERE / "report.js").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page.filters["visible"] = visible
+    page.globals["made_by"] = MADE_BY
     plain = [{key: value for key, value in each.items() if key not in ("svg", "description")} for each in drawn]
     return page.from_string((HERE / "report.html").read_text(encoding="utf-8")).render(
         runs=runs,
@@ -220,6 +221,14 @@ def apart(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
             f"{measured[0]} is compared with nothing; name the evaluation of another model too, or leave it out"
         )
     return runs, measured
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError if there is something that is no page of this project's."""
+    if out.is_dir():
+        raise UserError(f"out={out} is a folder: name a file in it")
+    if out.exists() and f'content="{MADE_BY}"' not in out.read_text("utf-8", "replace")[:1000]:
+        raise UserError(f"out={out} exists and is no report of this project: name another file, or move that one away")
 
 
 def write_report(

@@ -13,6 +13,7 @@ from verl_recipes.run.folder import read_json
 from verl_recipes.run.hashes import SUMS, changed, compared, seal
 
 LOOK = 1.0  # seconds between two looks for a new checkpoint
+RESHARDED = ".resharded-"  # begins the name of a rank's part of a checkpoint of another number of ranks
 TRACKER = "latest_checkpointed_iteration.txt"  # verl writes the step into it when a checkpoint is whole
 
 
@@ -94,17 +95,29 @@ def last_checkpoint(checkpoints: Path) -> int:
     return int(text)
 
 
-def remove_old(checkpoints: Path, keep: int | None, best: int = 0) -> None:
-    """Remove the checkpoints up to the last whole one, but for the newest `keep` and that of step `best`.
+def old_steps(checkpoints: Path, keep: int | None, best: int = 0) -> list[int]:
+    """The steps of the checkpoints up to the last whole one, but for the newest `keep` and that of step `best`.
 
-    Without `keep`, null or 0, all stay. verl would remove only checkpoints that the same process wrote, and the last
-    one's actor before the next one is whole.
+    Without `keep`, null or 0, all are to stay.
     """
     last = last_checkpoint(checkpoints)
     older = [step for step in checkpoint_steps(checkpoints) if step <= last]
-    for step in older[keep:] if keep and keep > 0 else []:
-        if step != best:
-            shutil.rmtree(checkpoints / f"global_step_{step}", ignore_errors=True)
+    return [step for step in older[keep:] if step != best] if keep and keep > 0 else []
+
+
+def remove_old(checkpoints: Path, keep: int | None, best: int = 0) -> None:
+    """Remove the checkpoints of `old_steps`.
+
+    verl would remove only those that the same process wrote, and the last one's actor before the next one is whole.
+    """
+    for step in old_steps(checkpoints, keep, best):
+        shutil.rmtree(checkpoints / f"global_step_{step}", ignore_errors=True)
+
+
+def remove_resharded(checkpoints: Path) -> None:
+    """Remove what a start that was killed while it took up a checkpoint of another number of ranks left behind."""
+    for folder in checkpoints.glob(f"{RESHARDED}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def unsealed(checkpoints: Path) -> list[int]:

@@ -1,5 +1,6 @@
 """Samples a model by verl's own validation, and measures it: what `evaluate` and `bench` share (evaluate.py)."""
 
+import re
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -15,7 +16,21 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from pydantic import Field
 from rich.console import Console
 
-from data_prep.cli import CONFIGS, Checked, Count, Number, PathText, Seed, Text, UserError, as_list, compose, quoted
+from data_prep.cli import (
+    CONFIGS,
+    Checked,
+    Count,
+    Number,
+    PathText,
+    Seed,
+    Text,
+    UserError,
+    as_list,
+    check,
+    compose,
+    quoted,
+    refuse,
+)
 from data_prep.render import load_tokenizer, render
 from reward_score.figures import CONFIDENCE
 from verl_recipes.measure.evaluation import measure, summarize, what_is_missing
@@ -38,19 +53,40 @@ from verl_recipes.run.start import say, start_verl
 from verl_recipes.run.trackers import check_trackers
 from verl_recipes.run.weights import find_weights, hugging_face, run_of
 from verl_recipes.settings.configuration import check_ranks  # the module also registers the resolvers
-from verl_recipes.settings.schema import Name
+from verl_recipes.settings.schema import Name, TrainKeys
 
 PENDING, ANSWERED = "pending.parquet", "answered.jsonl"
 PROMPT_LENGTH, RESPONSE_LENGTH = "data.max_prompt_length", "data.max_response_length"
 TEMPLATE, OPTIONS = "actor_rollout_ref.model.custom_chat_template", "data.apply_chat_template_kwargs"
 RESPONSE = 1024  # tokens of the longest response, if neither a run nor generation_config.json sets it
 Row = dict[str, Any]
+# Keys of training that an evaluation sets itself, or that would make it another one's.
+SET_HERE = (
+    *(
+        "run_dir",
+        "seeds",
+        "warm_start",
+        "eval_n",
+        "trainer.default_local_dir",
+        "trainer.restarts",
+        "trainer.resume_mode",
+    ),
+    *(
+        "actor_rollout_ref.model.path",
+        "data.train_files",
+        "data.val_files",
+        "data.val_batch_size",
+        "data.custom_cls.path",
+    ),
+    *(f"actor_rollout_ref.rollout.val_kwargs.{key}" for key in ("n", "temperature", "do_sample")),
+    *(f"trainer.v1.sampler.sampler_kwargs.{key}" for key in ("samples_dir", "checkpoints_dir")),
+)
 
 
 class SamplingKeys(Checked):
     """The keys of a command that samples a model."""
 
-    model: Text = Field(description="a Hugging Face folder or name, a run's folder, or a checkpoint of verl's")
+    model: PathText = Field(description="a Hugging Face folder or name, a run's folder, or a checkpoint of verl's")
     n: Count = Field(description="samples a problem")
     temperature: Number = Field(ge=0, description="of the samples")
     greedy: bool = Field(description="also one response to each problem at temperature 0")
@@ -64,6 +100,15 @@ class SamplingKeys(Checked):
     fresh: bool = Field(description="empty that folder first")
     hardware: Text | None = Field(description="null: the CPU, if the machine has no GPU")
     overrides: list[Text] = Field(description="keys and groups of training; those of the command line are added")
+
+
+def name_of(model: str, what: str, seed: int) -> str:
+    """The name of an evaluation's folder: of each part letters, digits and underscores.
+
+    >>> name_of("runs/tiny-seed0/", "test", 0)
+    'tiny_seed0-test-seed0'
+    """
+    return "-".join(re.sub(r"\W+", "_", part.removeprefix("runs/").strip("/")) for part in (model, what, f"seed{seed}"))
 
 
 def find_data(data: str | ListConfig) -> list[Path]:
@@ -134,6 +179,7 @@ def training_config(cfg: DictConfig, weights: Path, files: Sequence[Path], out: 
 
     Unless they are set, the prompt comes from the data, and the lengths from the model's run or the model itself.
     """
+    refuse(cfg.overrides, SET_HERE, "its own keys are model=, data=, n=, temperature=, greedy=, seed=, batch= and out=")
     agent = "actor_rollout_ref.rollout.agent"
     overrides = [
         "model=tiny" if "recipe=tiny" in cfg.overrides else "model=local",  # configs/model/tiny.yaml sets its lengths
@@ -168,6 +214,7 @@ def training_config(cfg: DictConfig, weights: Path, files: Sequence[Path], out: 
     for key in values.keys() - named:
         OmegaConf.update(training, key, values[key], merge=False)
     training.data.max_prompt_length = max(training.data.max_prompt_length, cfg.max_prompt_length)
+    check(training, TrainKeys)
     return training
 
 
@@ -198,9 +245,9 @@ def seconds_of_sampling(out: RunFolder) -> float:
 
 def begin(cfg: DictConfig, out: RunFolder, wanted: Row, console: Console) -> None:
     """Mark the folder as this evaluation's, or check that it already is."""
-    if cfg.fresh:
-        out.empty(partial(say, console))
     out.check_kind("evaluation")
+    if cfg.fresh:
+        out.empty(partial(say, console), [cfg.model, *wanted["files"]])
     if before := mark_of(out.path):
         found = differences(*(dict(flat({key: side.get(key) for key in wanted})) for side in (before, wanted)))
         if found:
@@ -251,14 +298,13 @@ def finish(cfg: DictConfig, out: RunFolder, responses: list[Row]) -> Row:
         row |= {"set": name, "prompt_id": f"{name}-{index}"}
     samples = [row for row in responses if row["extra_info"]["sample"]]
     greedy = [row for row in responses if not row["extra_info"]["sample"]]
-    inside = [row for row in samples if not row["set"].startswith(OUT)] or samples
     seconds, tokens = seconds_of_sampling(out), sum(row["response_tokens"] for row in responses)
     summary = {
         "model": cfg.model,
         "data": OmegaConf.to_container(cfg)["data"],  # type: ignore[index,call-overload]
         "seed": cfg.seed,
         "temperature": cfg.temperature,
-        **summarize(inside),
+        **summarize(samples),
         **measure(samples, greedy),
         "missing": what_is_missing(samples),
         "confidence": CONFIDENCE,

@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
 from data_prep.folder import file_sha256
+from verl_recipes.run.best import best_step, evaluations
+from verl_recipes.run.checkpoints import last_checkpoint, old_steps
 from verl_recipes.run.folder import RunFolder, mark_of, write_whole
 from verl_recipes.run.preflight import Inputs
 
@@ -104,6 +106,12 @@ def depends_on_steps(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
+def removed_by(config: dict[str, Any], folder: RunFolder) -> set[int]:
+    """The steps of the checkpoints that a run with this configuration, by dotted key, would remove."""
+    best = best_step(evaluations(folder)) if config.get("keep") == "best" else 0
+    return set(old_steps(folder.checkpoints, config.get("trainer.max_actor_ckpt_to_keep"), best))
+
+
 def shortened(value: Any) -> str:
     """A value as text, without its middle if it is longer than 60 characters."""
     text = repr(value) if isinstance(value, str) and not value.strip() else str(value)
@@ -128,14 +136,28 @@ def facts_of(config: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def begin(kind: str, cfg: DictConfig, run: RunFolder, inputs: Inputs, say: Callable[[str], None]) -> None:
-    """Mark the folder as one of this kind and this command's, or check that it is; fresh=true empties it first."""
-    if cfg.fresh:
-        run.empty(say)
+def begin(
+    kind: str,
+    cfg: DictConfig,
+    run: RunFolder,
+    inputs: Inputs,
+    say: Callable[[str], None],
+    check: Callable[[int], None],
+) -> None:
+    """Mark the folder as one of this kind and this command's, or check that it is; fresh=true empties it first.
+
+    Args:
+        check: raises UserError if the run cannot go on from its last checkpoint, whose step it gets (0 for none). The
+            folder keeps what it recorded then.
+    """
     run.check_kind(kind)
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     facts = facts_of(config, inputs)
+    if cfg.fresh:
+        files = (facts[name] for name in ("train_files", "val_files", "reward"))
+        run.empty(say, [cfg.actor_rollout_ref.model.path, *(name for each in files for name in each)])
     check_unchanged(run, config, facts)
+    check(last_checkpoint(run.checkpoints))
     run.write_mark(kind, **facts)
     write_whole(run.config, OmegaConf.to_yaml(config))
 
@@ -155,6 +177,11 @@ def check_unchanged(folder: RunFolder, config: dict[str, Any], facts: dict[str, 
         facts = {name: value for name, value in facts.items() if name != "model"}
     found += differences(*(dict(flat({name: side.get(name, {}) for name in facts})) for side in (mark, facts)))
     found += depends_on_steps(before, now)
+    if fewer := removed_by(now, folder) - removed_by(before, folder):
+        keys = ("keep", "trainer.max_actor_ckpt_to_keep")
+        were, are = (", ".join(f"{key}={side.get(key)}" for key in keys) for side in (before, now))
+        steps = ", ".join(map(str, sorted(fewer)))
+        found.append(f"its checkpoints were kept by {were}, and {are} would remove those of steps {steps}")
     if found:
         more = f" and {len(found) - 6} more" if len(found) > 6 else ""
         raise UserError(

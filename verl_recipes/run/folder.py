@@ -20,7 +20,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +95,25 @@ def cut_half_line(path: Path) -> int:
     return content.count(b"\n")
 
 
+def partial_of(path: Path) -> Path:
+    """Where `write_whole` writes before it renames; a kill may leave it there."""
+    return path.with_name(f".{path.name}.partial")
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Replace a file. At every moment, even after a crash of the machine, either the old or the new one is there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial = partial_of(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -132,13 +142,17 @@ def read_object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def not_writable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write the folder {folder}: {error.strerror}; choose another with run_dir= or out=")
+
+
 def mark_of(path: Path) -> dict[str, Any]:
     """The mark of a folder: its kind (run, evaluation or warm_start) and facts; empty if it is not this project's."""
     mark = read_object(path / MARK)
     return mark if mark.get("made_by") == MADE_BY else {}
 
 
-def why_not_emptied(path: Path) -> str:
+def why_not_emptied(path: Path, read: Iterable[str] = ()) -> str:
     """Why a folder must not be emptied, as the end of a sentence; "" if it may be (`RunFolder.empty`)."""
     if not mark_of(path):
         return f"holds no {MARK} of this project, so it is no run folder"
@@ -147,6 +161,8 @@ def why_not_emptied(path: Path) -> str:
         return "is the current folder or holds it"
     if real in (home, *home.parents):
         return "is your home or holds it"
+    if inside := next((each for each in read if Path(each).resolve().is_relative_to(real)), ""):
+        return f"holds {inside}, which this command reads"
     for folder, folders, files in os.walk(real):
         folders[:] = [name for name in folders if not (Path(folder) / name).is_symlink()]
         if Path(folder) != real and MARK in files and mark_of(Path(folder)):
@@ -183,12 +199,15 @@ class RunFolder:
         return {step: self.samples_of(split, step) for step in sorted(int(name) for name in names if name.isdecimal())}
 
     def is_new(self) -> bool:
-        """Whether the folder is missing, or empty but for the lock."""
-        return not self.path.exists() or all(entry.name == "lock" for entry in self.path.iterdir())
+        """Whether the folder is missing, or empty but for the lock and what a kill left of the mark."""
+        ours = ("lock", partial_of(self.mark).name)
+        return not self.path.exists() or all(entry.name in ours for entry in self.path.iterdir())
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Lock the folder, so that a second command fails at once. The lock ends with the process that holds it.
+
+        Checkpoints that lie elsewhere have a lock of their own.
 
         Raises:
             UserError: another command holds the lock, the folder is not writable, or it is no run's.
@@ -199,19 +218,20 @@ class RunFolder:
                     f"{self.path} holds files that are not of a run (no {MARK} of this project); choose another with "
                     "run_dir= or out="
                 )
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / "lock").open("a", encoding="utf-8")
         except OSError as error:
-            raise UserError(
-                f"cannot write the folder {self.path}: {error.strerror}; choose another with run_dir= or out="
-            ) from None
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(
-                    f"another command is using {self.path}; wait for it, or choose another folder"
-                ) from None
+            raise not_writable(self.path, error) from None
+        with ExitStack() as held:
+            for folder in (self.path, self.checkpoints) if self.are_elsewhere else (self.path,):
+                try:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    handle = held.enter_context((folder / "lock").open("a", encoding="utf-8"))
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(
+                        f"another command is using {folder}; wait for it, or choose another folder"
+                    ) from None
+                except OSError as error:
+                    raise not_writable(folder, error) from None
             yield
 
     def is_locked(self) -> bool:
@@ -238,28 +258,29 @@ class RunFolder:
         place = str(self.checkpoints.absolute()) if self.are_elsewhere else None
         write_json(self.mark, {"made_by": MADE_BY, "kind": kind, "checkpoints": place} | facts)
 
-    def empty(self, say: Callable[[str], None]) -> None:
+    def empty(self, say: Callable[[str], None], read: Iterable[str] = ()) -> None:
         """Delete everything in the folder except the lock. Links are removed, never followed.
 
         Args:
             say: gets one line, before anything is deleted.
+            read: the files and folders that the command reads.
 
         Raises:
-            UserError: the folder is not marked, holds another run or another file system, is the current folder, the
-                home or the root or a parent of one, or has its checkpoints elsewhere.
+            UserError: the folder is not marked, holds another run, another file system or what the command reads, is
+                the current folder, the home or the root or a parent of one, or has its checkpoints elsewhere.
         """
         if self.is_new():
             return
         checkpoints = len(list(self.checkpoints.glob("global_step_*")))
-        reason = why_not_emptied(self.path)
+        reason = why_not_emptied(self.path, read)
         if checkpoints and self.are_elsewhere:
             reason = reason or f"has its checkpoints in {self.checkpoints}: remove them yourself first"
         if reason:
             raise UserError(f"{self.path} {reason}; nothing was deleted")
         names = ", ".join(sorted(entry.name for entry in self.path.iterdir() if entry.name != "lock"))
         say(f"fresh=true: deleting everything in {self.path}, {checkpoints} checkpoints included: {names}")
-        # The mark goes last, so that the same command can delete the rest if this one is interrupted.
-        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == MARK):
+        # If this is interrupted, the same command must be able to delete the rest, and no other one may continue it.
+        for entry in sorted(self.path.iterdir(), key=lambda entry: (entry == self.mark, entry == self.config)):
             if entry.name == "lock":
                 continue
             if entry.is_dir() and not entry.is_symlink():

@@ -62,6 +62,8 @@ def check_parquet(
     rows, sha256 = 0, {}
     for name in as_list(files):
         path = Path(name)
+        if path.is_dir():
+            raise UserError(f"{key}: {path} is a folder; name its parquet files")
         if not path.is_file():
             command = command_that_makes(name, made_by)
             make = f"; make it with `{command}`" if command else f", and `{made_by}` makes other files"

@@ -17,7 +17,7 @@ from rich.console import Console
 from data_prep.cli import UserError, as_list
 from verl_recipes.measure.batch import component_metrics
 from verl_recipes.run.best import best_step, early_end, evaluations
-from verl_recipes.run.checkpoints import last_checkpoint, remove_old, sealing
+from verl_recipes.run.checkpoints import last_checkpoint, remove_old, remove_resharded, sealing
 from verl_recipes.run.cluster import in_job, join_cluster
 from verl_recipes.run.folder import RunFolder, append_line, as_lines, cut_half_line, read_lines, write_whole
 from verl_recipes.run.log import last_error
@@ -134,16 +134,23 @@ def run_until_end(run: RunFolder, console: Console, *args: Any, **options: Any) 
 
 
 @contextmanager
-def start_of(cfg: DictConfig, run: RunFolder, config: dict[str, Any]) -> Iterator[dict[str, str]]:
-    """Write what verl gets, yield the environment of all its processes, and record when it began and ended."""
+def start_of(
+    cfg: DictConfig, run: RunFolder, config: dict[str, Any], tidy: Callable[[], None] = lambda: None
+) -> Iterator[dict[str, str]]:
+    """Write what verl gets, yield the environment of all its processes, and record when it began and ended.
+
+    Meanwhile finished checkpoints are sealed, and `tidy` is called.
+    """
     environment = environment_of(cfg, run)
+    remove_resharded(run.checkpoints)
     if in_job():
         join_cluster(config, environment)
     write_whole(run.verl_config, OmegaConf.to_yaml(config))
     facts = {"command": typed(), "machine": hardware(cfg.trainer.device != "cpu")}
     append_line(run.starts, {"event": "began", "time": time.time()} | facts)
     try:
-        yield environment
+        with sealing(run.checkpoints, tidy):
+            yield environment
     finally:
         append_line(run.starts, {"event": "ended", "time": time.time()})
         merge_metrics(run)
@@ -175,8 +182,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     first, steps = last_checkpoint(run.checkpoints), cfg.trainer.total_training_steps
     try:
         with (
-            start_of(cfg, run, config) as environment,
-            sealing(run.checkpoints, tidy),
+            start_of(cfg, run, config, tidy) as environment,
             Progress(console, run, first, steps, batches) as progress,
         ):
 
@@ -223,7 +229,6 @@ def start_sft(
     try:
         with (
             start_of(cfg, run, config) as environment,
-            sealing(run.checkpoints),
             Losses(console, run, first, steps) as progress,
         ):
 

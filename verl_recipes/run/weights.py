@@ -1,5 +1,6 @@
 """A model's weights and prompt: found in a Hugging Face folder, a run or a checkpoint of verl's; weights converted."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -19,10 +20,16 @@ from verl_recipes.run.log import last_error
 
 def run_of(path: Path) -> RunFolder | None:
     """The run that a path belongs to (its folder, its model or one of its checkpoints), or None."""
-    for folder in (path, *path.absolute().parents):
+    for folder in (path, *path.absolute().parents, *path.resolve().parents):  # a link's place, and its target's
         if mark_of(folder) or ((folder / "config.yaml").is_file() and (folder / "samples").is_dir()):
             return RunFolder(folder)
     return None
+
+
+def step_of(path: Path) -> int | None:
+    """The step of the checkpoint that a path names or lies in, also through a link; None if there is none."""
+    steps = re.findall(r"/global_step_(\d+)(?=/|$)", str(path.resolve()))
+    return int(steps[-1]) if steps else None
 
 
 def find_weights(path: Path) -> Path:
@@ -46,16 +53,16 @@ def to_hugging_face(actor: Path, model: Path, log: Path) -> None:
     """Write the actor of a checkpoint of verl's to the folder `model` in Hugging Face's format, whole or not at all."""
     actor_identity(actor)
     with replaced(model) as folder:
-        if (actor / "lora_train_meta.json").exists() or not list((actor / "huggingface").glob("*.safetensors")):
-            merge(actor, folder, log)
+        lora = (actor / "lora_train_meta.json").exists()
+        if lora or not list((actor / "huggingface").glob("*.safetensors")):
+            merge(actor, folder, log, lora)
         else:  # save_contents has hf_model
             shutil.copytree(actor / "huggingface", folder, dirs_exist_ok=True)
         write_sums(folder, deciding_files(folder))
 
 
-def merge(actor: Path, folder: Path, log: Path) -> None:
+def merge(actor: Path, folder: Path, log: Path, lora: bool) -> None:
     """Fill a folder with the merged weights of all ranks, and of a LoRA adapter and its base."""
-    lora = (actor / "lora_train_meta.json").exists()
     calls = [["verl.model_merger", "merge", "--backend=fsdp", f"--local_dir={actor}", f"--target_dir={folder}"]]
     calls += [["verl_recipes.run.merge_lora", str(folder)]] if lora else []
     for call in calls:

@@ -24,6 +24,7 @@ def _with_model(folder: str) -> str:
 
 
 Name = Annotated[Text, AfterValidator(_one_component)]
+Dtype = Literal["float32", "fp32", "bfloat16", "bf16", "float16", "fp16"]
 Price = Annotated[list[Positive], Field(min_length=2, max_length=2)] | Positive | None
 
 
@@ -41,6 +42,7 @@ class Data(Checked):
     val_files: list[Text] | Text = Field(description="parquet files with the test problems")
     train_batch_size: Count = Field(description="prompts a step")
     val_batch_size: Count | None = Field(description="test problems generated at once; null: all")
+    train_max_samples: Integer = Field(-1, description="rows of the training files that are used; -1: all")
     max_prompt_length: Count = Field(description="tokens")
     max_response_length: Count = Field(description="tokens")
 
@@ -49,19 +51,28 @@ class Optim(Checked):
     lr: Positive = Field(description="learning rate")
 
 
+class Fsdp(Checked):
+    model_dtype: Dtype | None = Field(None, description="of the weights that train")
+
+
 class Actor(Checked):
     optim: Optim
+    fsdp_config: Fsdp
     ppo_mini_batch_size: Count = Field(description="prompts an update")
+    ppo_max_token_len_per_gpu: Count = Field(description="tokens of a micro-batch")
 
 
 class Rollout(Checked):
     n: Count = Field(description="responses to a prompt")
     temperature: Positive = Field(description="of sampling in training")
     top_p: Annotated[Share, Field(gt=0)] = Field(description="of sampling in training")
+    tensor_model_parallel_size: Count = Field(description="GPUs that share one vLLM engine")
+    dtype: Dtype = Field(description="of vLLM's weights")
 
 
 class Model(Checked):
     path: Text | None = Field(None, description="of the model: a folder, or a name on the hub")
+    lora_rank: Size = Field(0, description="0: all weights train")
 
 
 class Models(Checked):
@@ -89,6 +100,8 @@ class V1(Checked):
 
 class Trainer(Checked):
     total_training_steps: Count = Field(description="steps of the run")
+    total_epochs: Count = Field(description="passes over the data at most; the steps decide")
+    max_actor_ckpt_to_keep: Integer | None = Field(description="the newest checkpoints that stay; null or 0: all")
     save_freq: Count = Field(description="steps between checkpoints")
     test_freq: Integer = Field(description="steps between evaluations; -1: before and after training alone")
     restarts: Size = Field(description="how often a run that stopped early goes on by itself")
