@@ -1,10 +1,9 @@
-"""python benchmarks/endure.py killed|undisturbed [hours]: six hours of training with a kill every ten minutes.
+"""python benchmarks/endure.py [hours]: six hours of training with a kill every ten minutes.
 
-GRPO on the middle rung for 600 steps, from the base model. In the run `killed`, `kill -9` ends one of its processes
-every ten minutes, of a random kind of benchmarks/faults.py; `undisturbed` is the same run left alone. After `hours` (2)
-SIGTERM ends the command, and the same command continues. When both runs are complete, this writes benchmarks/endure.md:
-what the two learned, and where their time went. No step and no prompt may be lost or repeated, and the killed run may
-not end worse. Needs two idle cores, and the base model of `bash launch/middle.sh`.
+The tiny recipe with 128 prompts a step, twice, side by side. In the run `killed`, `kill -9` ends one of its processes
+every ten minutes, of a random kind of benchmarks/faults.py; `undisturbed` is left alone. After `hours` (2) SIGTERM ends
+both, and the same command continues them. When both are complete, this writes benchmarks/endure.md: what the two
+learned, and where their time went. No step and no prompt may be lost or repeated, and the killed run may not end worse.
 """
 
 import random
@@ -15,36 +14,38 @@ from pathlib import Path
 from statistics import median
 
 from faults import KINDS, RESTARTS, RUNS, ends_whole, last_step, strike, typed
-from middle import RUN
 
 from reward_score.figures import interval
 from verl_recipes.measure.comparison import compare
 from verl_recipes.run.folder import RunFolder, append_line, read_json, read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
+UNDISTURBED, KILLED = RUNS / "endure-undisturbed", RUNS / "endure-killed"
 KILLS = RUNS / "endure-kills.jsonl"  # of each kill the kind, and the seconds until a new step
-APART, STEPS = 600, 600  # seconds between kills, steps of a run
-OPTIONS = [*RUN, RESTARTS, f"trainer.total_training_steps={STEPS}", "trainer.test_freq=100"]
+APART, STEPS = 600, 1500  # seconds between kills, steps of a run
+OPTIONS = [RESTARTS, "prompts=128", f"trainer.total_training_steps={STEPS}", "trainer.test_freq=100"]
 
 
-def go_on(run_dir: Path, beside: Path | None, hours: float, kills: bool) -> None:
-    """Continue a run for so many hours or to its end, where its prompts must be those of the run beside it."""
+def go_on(hours: float) -> None:
+    """Continue both runs for so many hours, or to their end."""
     began, struck = time.time(), 0
-    begin = partial(typed, run_dir, *OPTIONS)
-    command = begin()
-    while command.poll() is None and time.time() < began + hours * 3600:
+    begin = partial(typed, KILLED, *OPTIONS)
+    undisturbed, killed = typed(UNDISTURBED, *OPTIONS), begin()
+    while time.time() < began + hours * 3600 and {undisturbed.poll(), killed.poll()} != {0}:
         time.sleep(1)
-        if kills and time.time() > began + (struck + 1) * APART and last_step(run_dir) < STEPS:
+        if time.time() > began + (struck + 1) * APART and last_step(KILLED) < STEPS:
             struck, kind = struck + 1, random.choice(list(KINDS))
-            command, seconds = strike(kind, command, run_dir, STEPS, begin)
+            killed, seconds = strike(kind, killed, KILLED, STEPS, begin)
             append_line(KILLS, {"kind": kind, "seconds": seconds})
-            print(f"step {last_step(run_dir)}: killed {kind}, {seconds:.0f} s until a new step", flush=True)
-    if command.poll() is None:
-        command.terminate()
+            print(f"step {last_step(KILLED)}: killed {kind}, {seconds:.0f} s until a new step", flush=True)
+    for run_dir, command in ((UNDISTURBED, undisturbed), (KILLED, killed)):
+        if command.poll() is None:
+            command.terminate()
         command.wait()
-    else:
-        ends_whole(command, run_dir, STEPS, beside)
-    print(f"{run_dir.name}: step {last_step(run_dir)} of {STEPS}", flush=True)
+        print(f"{run_dir.name}: step {last_step(run_dir)} of {STEPS}", flush=True)
+    if {undisturbed.returncode, killed.returncode} == {0}:
+        ends_whole(undisturbed, UNDISTURBED, STEPS, undisturbed=None)
+        ends_whole(killed, KILLED, STEPS, UNDISTURBED)
 
 
 def table(undisturbed: RunFolder, killed: RunFolder) -> str:
@@ -63,13 +64,11 @@ def table(undisturbed: RunFolder, killed: RunFolder) -> str:
     return text + f"| goodput | {spent[0]['share']:.3f} | {spent[1]['share']:.3f} | | |\n"
 
 
-def main(name: str, hours: str = "2") -> None:
-    folders = {each: RUNS / f"endure-{each}" for each in ("undisturbed", "killed")}
-    (other,) = (folder for each, folder in folders.items() if each != name)
-    whole = RunFolder(other).summary.exists()
-    go_on(folders[name], other if whole else None, float(hours), name == "killed")
-    if whole and RunFolder(folders[name]).summary.exists():
-        text = table(*map(RunFolder, folders.values()))
+def main(hours: str = "2") -> None:
+    go_on(float(hours))
+    runs = RunFolder(UNDISTURBED), RunFolder(KILLED)
+    if all(run.summary.exists() for run in runs):
+        text = table(*runs)
         (ROOT / "benchmarks" / "endure.md").write_text(text)
         print(text)
 

@@ -48,12 +48,19 @@ KINDS = {  # a part of the command line of such a process
     "fork server": "forkserver.py --serve",
     "raylet": "raylet/raylet ",
     "Ray's head (GCS)": "gcs/gcs_server",
+    "TransferQueue's controller": "ray::TransferQueueController",
+    "TransferQueue's storage": "ray::SimpleStorageUnit",
+    "Ray's runtime agent": "ray::RuntimeEnvAgent",
     "command": "",
     "verl's driver, and again while it starts": "verl.trainer.main_ppo",
     "command, and again while it starts": "",
 }
-LOOP_KINDS = {"reward worker": "ray::RewardLoopWorker", "agent loop worker": "ray::AgentLoopWorker"}
-APART = 4  # steps for each kill
+LOOP_KINDS = {
+    "reward worker": "ray::RewardLoopWorker",
+    "agent loop worker": "ray::AgentLoopWorker",
+    "load balancer": "ray::GlobalRequestLoadBalancer",
+}
+APART = 8  # steps for each kill
 MARK = "COUNTDOWN_ZERO_FAULTS"  # in the environment of a run's processes
 PATIENCE = 600  # seconds without a new step after which a run counts as hung
 # Adam, because its state must survive too.
@@ -478,8 +485,9 @@ def record(name: str, seconds: float | None) -> None:
 def main(times: int = 3, *names: str) -> None:
     asked = names or (*KINDS, *LOOP_KINDS, *CASES)
     rounds = [[name for name in kinds if name in asked] for kinds in (KINDS, LOOP_KINDS)]
-    command = start(RUNS / "undisturbed", APART * (len(KINDS) + 1))
-    assert command.wait() == 0, f"see {log_of(RUNS / 'undisturbed')}"
+    undisturbed = RUNS / "undisturbed"  # there may be a longer one
+    command = start(undisturbed, max(APART * (len(KINDS) + 1), last_step(undisturbed)))
+    assert command.wait() == 0, f"see {log_of(undisturbed)}"
     for name in asked:
         if name in CASES:
             record(name, CASES[name]())

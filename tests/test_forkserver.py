@@ -126,6 +126,16 @@ def test_the_server_survives_callers_that_are_killed_and_ends_their_forks(server
         time.sleep(0.1)
 
 
+def test_a_fork_ends_when_its_executable_is_killed(server):
+    """Ray kills an agent by its executable, and then waits until the agent's pipes are closed."""
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+    executable = subprocess.Popen([server[0], "-c", code], env=WORKER, stdout=subprocess.PIPE, text=True)
+    fork = psutil.Process(int(executable.stdout.readline()))
+    executable.kill()
+    assert executable.communicate(timeout=60)[0] == ""  # nobody holds the pipe any more
+    assert not fork.is_running() or fork.status() == psutil.STATUS_ZOMBIE
+
+
 def test_without_its_server_the_executable_is_python(tmp_path):
     """Where the server ends before it has answered, and where nobody listens."""
     folder = Path(tempfile.mkdtemp(dir="/tmp"))

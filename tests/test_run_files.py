@@ -150,10 +150,10 @@ def test_what_a_killed_run_left_goes_at_the_next_start_and_no_live_runs_folder(m
 
 
 @pytest.mark.slow
-def test_a_dead_process_that_verl_would_wait_for_is_noticed(monkeypatch):
+@pytest.mark.parametrize("name", supervise.WATCHED)
+def test_a_dead_process_that_verl_would_wait_for_is_noticed(monkeypatch, name):
     monkeypatch.setattr(supervise, "DEAD", 0.5)
-    name = supervise.WATCHED[0]
-    process = subprocess.Popen([name, "600"], executable="sleep")
+    process = subprocess.Popen([f"{name}.method", "600"], executable="sleep")
     watched = {}
     try:
         assert supervise.who_died(watched) == ""

@@ -103,7 +103,7 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def end_with_parent() -> None:
-    """A fork does not have this of its parent."""
+    """End this process when its parent ends; a fork does not inherit that."""
     import ctypes
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG (linux/prctl.h)
@@ -196,13 +196,20 @@ def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
     selector.register(server, selectors.EVENT_READ)
     while True:
         for key, _ in selector.select():
-            if key.fileobj is not server:  # a child has ended: send its status to the caller
+            if isinstance(key.fileobj, int):  # a child has ended: send its status to the caller
                 child, connection = key.data
                 selector.unregister(key.fileobj)
                 os.close(key.fd)
                 _, status = os.waitpid(child, 0)
+                if connection in selector.get_map():
+                    selector.unregister(connection)
                 with connection, suppress(OSError):  # the caller may have been killed
                     connection.sendall(HEADER.pack(status))
+                continue
+            if key.fileobj is not server:  # a caller was killed, and Ray waits until what its child holds is closed
+                if key.fileobj.fileno() >= 0:  # not of a child that has just ended
+                    selector.unregister(key.fileobj)
+                    os.kill(key.data, signal.SIGKILL)
                 continue
             connection, _ = server.accept()
             try:
@@ -226,6 +233,7 @@ def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
             except OSError:  # the caller was killed, as Ray does with workers that take too long to start
                 os.kill(child, signal.SIGKILL)
             selector.register(os.pidfd_open(child), selectors.EVENT_READ, (child, connection))
+            selector.register(connection, selectors.EVENT_READ, child)
 
 
 def fork_server(server: socket.socket, python: str, arguments: list[str]) -> None:

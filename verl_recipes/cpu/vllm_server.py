@@ -1,5 +1,6 @@
 """verl's vLLM server and replica, with the engine arguments that a CPU needs."""
 
+import asyncio
 import multiprocessing
 import os
 from typing import Any
@@ -13,6 +14,7 @@ from verl_recipes.planning.memory import kv_bytes_a_token
 from verl_recipes.settings.configuration import PYTHON
 
 Responses = list[tuple[list[int], list[float]]]  # to one prompt: token ids, and their log-probabilities
+ANSWER = 60  # seconds for an engine to take requests; if it dies meanwhile, vLLM waits for its answer for ever
 BLOCK = 128  # tokens of a block of vLLM's KV cache on a CPU
 # Only tokens and their log-probabilities, and only at the end.
 CHEAP = {"detokenize": False, "flat_logprobs": True, "output_kind": RequestOutputKind.FINAL_ONLY}
@@ -64,18 +66,19 @@ class CPUServer(vLLMHttpServer):
         they arrive.
         """
         self.batches = getattr(self, "batches", 0) + 1
-        await self.engine.pause_generation(mode="keep", clear_cache=False)
-        try:
-            waiting = [
-                await self.engine.add_request(
-                    f"{self.batches}-{i}",
-                    {"type": "token", "prompt_token_ids": prompt},
-                    SamplingParams(**sampling, **CHEAP),
-                )
-                for i, (prompt, sampling) in enumerate(requests)
-            ]
-        finally:
-            await self.engine.resume_generation()
+        async with asyncio.timeout(ANSWER):
+            await self.engine.pause_generation(mode="keep", clear_cache=False)
+            try:
+                waiting = [
+                    await self.engine.add_request(
+                        f"{self.batches}-{i}",
+                        {"type": "token", "prompt_token_ids": prompt},
+                        SamplingParams(**sampling, **CHEAP),
+                    )
+                    for i, (prompt, sampling) in enumerate(requests)
+                ]
+            finally:
+                await self.engine.resume_generation()
         return [
             [(list(output.token_ids), output.logprobs.logprobs) for output in (await each.get()).outputs]
             for each in waiting

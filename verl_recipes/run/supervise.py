@@ -39,8 +39,12 @@ LOCK, NOTED = "lock", "segments"  # files in it: locked as long as the run goes 
 # Ray starts a cluster of its own instead of joining one that runs on this machine, and listens on the loopback address
 # alone, as it does on Windows and macOS.
 LOCAL = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-# verl waits for ever for an engine that died while it received weights, and for the responses of a dead agent loop.
-WATCHED = ("VLLM::EngineCore", "ray::AgentLoopWorker")
+# verl waits for ever for some processes that die at the wrong moment: an engine that receives weights, or its server
+# before it asks for them, an agent loop that answers, the stores of the batch.
+WATCHED = (
+    *("VLLM::EngineCore", "ray::CPUServer", "ray::vLLMHttpServer", "ray::CheckpointEngineWorker"),
+    *("ray::AgentLoopWorker", "ray::TransferQueueController", "ray::SimpleStorageUnit"),
+)
 DEAD = 60  # seconds; at a normal end they stop only some seconds before verl
 # It waits for ever for room in Ray as well. A start on two cores takes half of this, so Ray is rarely asked.
 ROOM = 90  # seconds from the start until Ray is asked what is pending; the same answer twice, so far apart, ends verl
@@ -169,10 +173,10 @@ def wait_for_end(
     for look in count():
         if verl.poll() is not None or is_late():
             break
+        if look % 5 == 0 and (died := who_died(watched)):  # every second, as one that was never seen is not missed
+            return f"{died} died, and verl would wait for it for ever"
         if look % 25 == 0:
             note_segments(scratch)
-            if died := who_died(watched):
-                return f"{died} died, and verl would wait for it for ever"
             if not is_going() and (lack := what_lacks(asked)):
                 return lack
         end_services(verl.pid)
