@@ -13,7 +13,7 @@ case " $* " in *" hardware=cpu "*) STACK=cpu ;; *) STACK=gpu ;; esac
 export STACK
 . "$(dirname "$0")/common.sh"
 
-OUT=${OUT:-runs/gpu_check/results} STAGES=${STAGES:-0 1 2 3 4 report} work=runs/gpu_check
+OUT=${OUT:-runs/gpu_check/results} STAGES=${STAGES:-0 1 2 3 4 report} work=${WORK:-runs/gpu_check}
 pretrained=smollm2_135m_instruct MODEL=${MODEL:-models/smollm2_135m_instruct}
 [ "$STACK" = gpu ] || pretrained=tiny MODEL=assets/tiny_base
 for stage in $STAGES; do # now, as the stages before a wrong one take half an hour
@@ -67,7 +67,9 @@ for stage in $STAGES; do
         2) # 0.5B, random weights, the recipe's batch: memory of every phase and seconds, beside plan's
             step "${check[@]}" model "$work/model" "${shape[@]}" || failed+=(model)
             for recipe in tinyzero_grpo tinyzero_ppo; do
-                run "$recipe" 180 3 "recipe=$recipe" "model=${shape[0]}" "actor_rollout_ref.model.path=$work/model" \
+                seconds=180 # for three steps; those of GRPO, with five times the responses, took 80 each on an H100
+                [ "$recipe" = tinyzero_ppo ] || seconds=420
+                run "$recipe" "$seconds" 3 "recipe=$recipe" "model=${shape[0]}" "actor_rollout_ref.model.path=$work/model" \
                     "${answers[@]}" "${few[@]}" "${small[@]}" "$@"
             done ;;
         3) # LoRA: a step and a save, then a resume, a step and an export
@@ -82,8 +84,10 @@ for stage in $STAGES; do
             { step python -m data_prep "out=$data" "tokenizer=$MODEL" "${problems[@]}" &&
                 step python -m data_prep.traces "data=$data" "out=$work/traces" "tokenizer=$MODEL" max_tokens=256; } ||
                 failed+=(problems)
-            COMMAND=warm_start run warm 300 0 "${of_model[@]}" "traces=$work/traces" "${warm[@]}" "$@"
-            run pretrained 240 "$steps" "${of_model[@]}" "warm_start=$work/warm" prompts=128 actor_rollout_ref.rollout.n=8 \
+            COMMAND=warm_start run warm 600 0 "${of_model[@]}" "traces=$work/traces" "${warm[@]}" "$@"
+            start=("warm_start=$work/warm")
+            [ "$DRY_RUN" = 1 ] || [ -d "$work/warm/model" ] || start=() # it was ended before it had one
+            run pretrained 240 "$steps" "${of_model[@]}" "${start[@]}" prompts=128 actor_rollout_ref.rollout.n=8 \
                 learning_rate=3e-5 actor_rollout_ref.actor.use_kl_loss=false trainer.test_freq=10 "${small[@]}" "$@" ;;
         report) step "${check[@]}" report "$OUT" ;;
     esac

@@ -90,6 +90,10 @@ if [ "$(cat "$VENV/pins.sha256" 2>/dev/null)" != "$(sum_of "${PINS[@]}")" ]; the
         die "nothing was fetched yet: fix what is wrong above first, or set SETUP=0 to use an environment of your own"
     python3 -c 'import ensurepip, venv' 2>/dev/null ||
         die "python3 has no venv module (Debian, Ubuntu: apt install python3-venv)"
+    for process in /proc/[0-9]*; do
+        program="" && { IFS= read -rd '' program < "$process/cmdline"; } 2>/dev/null || : # its command line, up to a zero
+        [[ $program != "$PWD/$VENV/bin/"* ]] || die "$VENV has to be made anew, and process ${process#/proc/} uses it"
+    done
     echo "Making $VENV (about $GB GB, some minutes; log: $VENV/install.log)"
     rm -rf "$VENV"
     python3 -m venv "$VENV" || die "python3 could not make $VENV; it says why above"
@@ -108,6 +112,7 @@ fi
 if [ -n "${FLASH_ATTN:-}" ] && [ "$(cat "$VENV/flash_attn.txt" 2>/dev/null)" != "$FLASH_ATTN" ]; then
     may_write "$VENV"
     count=1
+    [[ $FLASH_ATTN == *.whl ]] || install --no-deps wheel # its setup.py imports it
     install --no-deps --no-build-isolation "$FLASH_ATTN"
     echo "$FLASH_ATTN" > "$VENV/flash_attn.txt"
 fi

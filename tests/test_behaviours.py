@@ -109,4 +109,6 @@ def test_twice_the_hostile_text_takes_twice_the_steps(unit):
 @pytest.mark.parametrize("unit", HOSTILE)
 @pytest.mark.parametrize("characters", [200_000, pytest.param(1_000_000, marks=pytest.mark.long)])
 def test_a_megabyte_of_hostile_text_is_read(unit, characters):
-    behaviours(unit * (characters // len(unit)), [3, 4, 9], 81)
+    found = behaviours(unit * (characters // len(unit)), [3, 4, 9], 81)
+    assert found.keys() == behaviours("", [3, 4, 9], 81).keys()
+    assert all(isinstance(count, int) and 0 <= count <= characters for count in found.values())

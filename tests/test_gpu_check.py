@@ -160,7 +160,8 @@ def test_random_weights_have_a_tokenizer_as_large_as_their_vocabulary(tmp_path):
 def test_the_check_goes_to_its_last_line_on_the_cpu_platform(tmp_path):
     """Each stage in its CPU form: verl's own agent loop with eight workers, packed sequences, fused kernels."""
     command = ["bash", "launch/gpu_check.sh", "hardware=cpu"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OUT": str(tmp_path)}, capture_output=True, text=True)
+    environment = os.environ | {"OUT": str(tmp_path), "WORK": str(tmp_path / "work")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert {file.stem for file in tmp_path.glob("*.json")} == set(STAGES)
     assert (tmp_path / "report.md").exists()

@@ -46,6 +46,14 @@ def test_doctor_finds_cards_too_few_and_memory_in_use(tmp_path, monkeypatch):
     assert next(line for text, line in lines.items() if "other programs" in text).state == "warning"
 
 
+def test_only_the_cards_that_may_be_used_are_counted(tmp_path, monkeypatch):
+    program(tmp_path, "nvidia-smi", f"echo \"$@\" > '{tmp_path / 'log'}'; echo '{A800}'")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    assert len(machine.nvidia_smi()[1]) == 1
+    assert (tmp_path / "log").read_text(encoding="utf-8").startswith("-i 2 --query")
+
+
 def test_nvidia_smi_is_asked_once_for_all_that_is_said_of_the_machine(tmp_path, monkeypatch):
     program(tmp_path, "nvidia-smi", f"echo asked >> '{tmp_path / 'log'}'; echo '{A800}'")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -212,6 +220,25 @@ def test_flash_attn_is_installed_if_it_is_asked_for_and_only_once(checkout):
     assert asked() == ["flash.whl"]
     assert setup(checkout, FLASH_ATTN="flash.whl").returncode == 0
     assert asked() == []
+    assert setup(checkout, FLASH_ATTN="flash-attn==2.8.3").returncode == 0
+    assert asked() == ["wheel", "flash-attn==2.8.3"]
+
+
+def test_an_environment_that_a_run_uses_is_not_made_anew(checkout):
+    notes = venv_of_nothing(checkout)
+    program(checkout.parent / "bin", "nvidia-smi", "echo no device; exit 9")
+    assert setup(checkout).returncode == 0
+    (checkout / "requirements" / "gpu.txt").write_text("numpy==1.0\n", encoding="utf-8")
+    notes.unlink()
+    with subprocess.Popen([str(checkout / ".venv-gpu" / "bin" / "python"), "600"], executable="sleep") as run:
+        try:
+            refused = setup(checkout)
+        finally:
+            run.kill()
+    assert f"error: .venv-gpu has to be made anew, and process {run.pid} uses it" in refused.stderr
+    assert (refused.returncode, notes.exists()) == (1, False)
+    assert setup(checkout).returncode == 0
+    assert notes.exists()
 
 
 def test_what_is_installed_unasked_comes_as_wheels():

@@ -191,6 +191,8 @@ def test_a_job_gets_the_full_paths_of_what_it_is_not_sent(tmp_path, monkeypatch)
         OmegaConf.update(cfg, key, path)
         assert submit.of_this_machine(cfg)[key] == submit.quoted(tmp_path / path)
     assert "actor_rollout_ref.model.path" not in submit.of_this_machine(cfg)  # the warm start's model
+    cfg.trainer.default_local_dir = "disk/checkpoints"
+    assert submit.of_this_machine(cfg)["trainer.default_local_dir"] == submit.quoted(tmp_path / "disk/checkpoints")
 
 
 def test_submission_plans_first_and_follows_no_address_but_its_own():

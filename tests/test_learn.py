@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -185,6 +186,9 @@ def test_the_recorded_curves_of_verl_lie_within_noise_of_the_last_scripts_as_the
 @pytest.mark.end_to_end
 def test_the_last_script_trains_in_verl():
     subprocess.run([sys.executable, "-m", "data_prep"], cwd=ROOT, check=True)
+    shutil.rmtree(
+        ROOT / "runs" / "learn" / "6_in_verl-steps=2.verl", ignore_errors=True
+    )  # the script would go on with it
     command = Command(sys.executable, "learn/6_in_verl.py", "steps=2")
     assert command.wait() == 0, command.output
     *steps, last = [json.loads(line) for line in command.output.splitlines() if line.startswith('{"')]

@@ -182,7 +182,7 @@ def test_too_much_is_named_by_phase_and_every_advice_is_a_key_of_the_configurati
     memory = plan_memory.phases(cfg, 79.1 * GIB)
     assert {"generate", "old log-probabilities", "reference", "update critic", "update actor"} <= memory.keys()
     grown = {phase: parts | {"logits": 100.0 * GIB} for phase, parts in memory.items()}
-    lines = estimate.misfits(cfg, grown, model.facts("gpus")["a800"])
+    lines = estimate.misfits(cfg, grown, model.facts("gpus")["a800"], sequences=1.0)
     assert [line.split(":")[0] for line in lines] == list(memory)
     for key in re.findall(r"(?:actor_rollout_ref|critic)\.[\w.]+\w", " ".join(lines)):
         assert OmegaConf.select(cfg, key, default="absent") != "absent", key
@@ -400,3 +400,28 @@ def test_the_page_repeats_the_published_times_and_the_measured_table(name):
         assert f"| {computed:.0f} |" in row
         assert said is None or f"{computed / (sum(said) / 2) - 1:+.0%}" in row
     assert repeats(name, text, (ROOT / "benchmarks" / "plan_memory.md").read_text(encoding="utf-8"))
+
+
+def test_memory_is_what_a_container_or_a_job_may_still_use(tmp_path):
+    everything, own = space.free_memory(tmp_path), tmp_path / "own"
+    (job := tmp_path / "slurm" / "job_1").mkdir(parents=True)
+    own.write_text("0::/slurm/job_1\n")
+    for folder, limit in ((job, "max"), (job.parent, str(3 * 2**20))):
+        (folder / "memory.max").write_text(limit + "\n")
+        (folder / "memory.current").write_text(f"{2 * 2**20}\n")
+        (folder / "memory.stat").write_text(f"anon 5\ninactive_file {2**20}\n")
+    assert everything > 2**27
+    assert space.free_memory(tmp_path, own) == 2 * 2**20  # the limit, without what is held but for droppable pages
+    (old := tmp_path / "memory").mkdir()
+    for name, value in (("limit_in_bytes", 2**20), ("usage_in_bytes", 2**19)):
+        (old / f"memory.{name}").write_text(f"{value}\n")
+    (old / "memory.stat").write_text("total_inactive_file 1\n")
+    assert space.free_memory(tmp_path, own) == 2**19 + 1
+
+
+def test_passes_that_differ_in_nothing_that_counts_are_tracked_once():
+    fused = plan_memory.passes(compose("train", *SMALL, "recipe=tinyzero_grpo"))
+    assert fused["log_probs"] == fused["reference"]
+    whole = ["recipe=tinyzero_grpo", "actor_rollout_ref.model.use_fused_kernels=false"]
+    apart = plan_memory.passes(compose("train", *SMALL, *whole))
+    assert apart["log_probs"] != apart["reference"]  # the entropy

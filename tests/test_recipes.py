@@ -133,6 +133,21 @@ def test_a_topology_has_verls_trainer_its_sampler_and_its_bound_of_staleness(top
     assert refusal(cfg) is None
 
 
+@pytest.mark.parametrize("hardware", ["a800_x4", "l40s gpus=4", "rtx4090 gpus=4"])
+def test_with_several_updates_a_split_keeps_the_weights_that_train_on_the_gpu(hardware):
+    """verl's copy of a step's first weights is none of offloaded ones, and all updates but the last would be lost."""
+    name, *gpus = hardware.split()
+    cfg = of("tinyzero_grpo", "qwen2.5_1.5b", name, "topology=split", "updates=2", "tuning=full", *gpus)
+    assert not cfg.actor_rollout_ref.actor.fsdp_config.param_offload
+    assert refusal(cfg) is None
+    for key in ("param_offload", "offload_policy"):
+        cfg = of("tinyzero_grpo", "qwen2.5_1.5b", name, "topology=split", "updates=2", "tuning=full", *gpus)
+        cfg.actor_rollout_ref.actor.fsdp_config[key] = True
+        assert "cannot keep the weights of a step's beginning on offloaded weights" in refusal(cfg)
+        cfg.algorithm.rollout_correction.bypass_mode = True
+        assert refusal(cfg) is None
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -45,7 +45,12 @@ PACKAGES = ("data_prep", "reward_score", "verl_recipes")
 BESIDE = ("configs", "assets", "requirements")  # in a checkout; an installed package has them inside
 OWN = "own_configurations_"  # in the job's folder: the folders of --config-dir
 PATIENCE = 600  # seconds without the cluster before the command gives up; the job goes on
-ENVIRONMENT = ("HF_ENDPOINT", "HF_HUB_OFFLINE", "WANDB_API_KEY", "WANDB_MODE", "SWANLAB_API_KEY", "SWANLAB_MODE")
+ENVIRONMENT = (
+    *("HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN", "VERL_USE_MODELSCOPE"),
+    *("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE"),
+    *("SWANLAB_API_KEY", "SWANLAB_API_HOST", "SWANLAB_MODE"),
+    *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+)
 STATUS_OF = {"SUCCEEDED": 0, "FAILED": 1, "STOPPED": 130}
 
 
@@ -57,7 +62,10 @@ def of_this_machine(cfg: Any) -> dict[str, str]:
     read = ["warm_start" if cfg.warm_start else "actor_rollout_ref.model.path", "reward.custom_reward_function.path"]
     paths = {key: Path(str(OmegaConf.select(cfg, key))) for key in read}
     sent = {key: path for key, path in paths.items() if path.exists() and path.parts[0] not in (*PACKAGES, *BESIDE)}
-    return {key: quoted(path.resolve()) for key, path in ({"run_dir": Path(cfg.run_dir)} | sent).items()}
+    sent["run_dir"] = Path(cfg.run_dir)
+    if not (checkpoints := Path(cfg.trainer.default_local_dir)).is_relative_to(cfg.run_dir):
+        sent["trainer.default_local_dir"] = checkpoints
+    return {key: quoted(path.resolve()) for key, path in sent.items()}
 
 
 def staged(cfg: Any, folder: Path) -> None:

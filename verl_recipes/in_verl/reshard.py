@@ -15,7 +15,7 @@ import torch
 from torch.distributed.tensor import DTensor, Shard
 
 from verl_recipes.in_verl.agreement import Engine
-from verl_recipes.run.checkpoints import ranks_of
+from verl_recipes.run.checkpoints import RESHARDED, ranks_of
 
 
 def whole(parts: Sequence[Any]) -> Any:
@@ -78,6 +78,7 @@ class Resharding(Engine):
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         if not local_path or ranks_of(Path(local_path)) in (0, ranks):
             return super().load_checkpoint(local_path, *args, **kwargs)
-        with TemporaryDirectory() as folder:
+        # Where a checkpoint has room; a run's temporary folder may be in memory.
+        with TemporaryDirectory(dir=Path(local_path).parent.parent, prefix=RESHARDED) as folder:
             reshard(Path(local_path), Path(folder), self.module, self.optimizer, rank, ranks)
             return super().load_checkpoint(folder, *args, **kwargs)

@@ -6,7 +6,7 @@ tests/test_trainer_link.py fails if verl changes one of these names.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-OURS = ("console", "file")  # verl's own, which a run cannot do without
+UNSHIELDED = ("console", "file")  # verl's own, which a run cannot do without
 
 
 class Tracker:
@@ -46,7 +46,7 @@ class TrainerLink:
         """Let no tracker end the run."""
         trackers: dict[str, Any] = self.trainer.logger.logger
         for name, tracker in trackers.items():
-            if name not in OURS and not isinstance(tracker, Tracker):
+            if name not in UNSHIELDED and not isinstance(tracker, Tracker):
                 trackers[name] = Tracker(name, tracker)
 
     def learn(self, rows: list[dict[str, Any]]) -> None:

@@ -49,7 +49,7 @@ def advice(cfg: DictConfig, phase: str) -> str:
     return "; ".join([text for useful, text in settings if useful] + ["more GPUs, or a smaller model"])
 
 
-def misfits(cfg: DictConfig, memory: dict[str, dict[str, float]], gpu: dict[str, Any]) -> list[str]:
+def misfits(cfg: DictConfig, memory: dict[str, dict[str, float]], gpu: dict[str, Any], sequences: float) -> list[str]:
     """One line for each thing that does not fit."""
     lines = []
     try:
@@ -60,8 +60,7 @@ def misfits(cfg: DictConfig, memory: dict[str, dict[str, float]], gpu: dict[str,
         need = sum(parts.values()) / GIB
         if need > gpu["memory_gib"]:
             lines.append(f"{phase}: {need:.1f} GiB of {gpu['memory_gib']}; change: {advice(cfg, phase)}")
-    held = vllm(cfg, gpu["memory_gib"] * GIB)["sequences"]
-    if held < 1:
+    if sequences < 1:  # at once in vLLM
         lines.append(
             f"generate: the KV cache does not hold one sequence of {longest(cfg)} tokens; change: "
             "actor_rollout_ref.rollout.gpu_memory_utilization or tensor_model_parallel_size higher"
@@ -98,5 +97,5 @@ def estimate(cfg: DictConfig) -> dict[str, Any]:
         "hours": hours,
         "gpu_hours": gpu_hours,
         "price": [f"{gpu_hours * each:.0f}" for each in price[0]] + [price[1]] if price else None,
-        "problems": misfits(cfg, memory, gpu),
+        "problems": misfits(cfg, memory, gpu, cache["sequences"]),
     }

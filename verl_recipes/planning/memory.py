@@ -6,6 +6,7 @@ the GPU minus the weights and the needs of a step.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -94,7 +95,9 @@ def one_pass(
         "fused": bool(model.use_fused_kernels),
         "flash": packed,
     }
-    return Pass(**(defaults | settings))
+    work = Pass(**(defaults | settings))
+    # Then the loss has none of these, and passes that differ in nothing else are tracked once.
+    return replace(work, scaled=False, entropy=False, flash=False) if work.fused or work.value_head else work
 
 
 def passes(cfg: DictConfig) -> dict[str, Pass]:
@@ -203,7 +206,8 @@ def weights_to_vllm(cfg: DictConfig, engine: dict[str, float]) -> dict[str, floa
     """Bytes that the transfer of weights adds to the idle models: the largest tensor, vLLM, a bucket each side."""
     bucket = cfg.actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes * 2**20
     shape = shape_of(cfg)
-    embedding = shape["vocab_size"] * shape["hidden_size"] * BYTES[passes(cfg)["actor"].model_dtype]
+    width = BYTES[cfg.actor_rollout_ref.actor.fsdp_config.model_dtype or "fp32"]
+    embedding = shape["vocab_size"] * shape["hidden_size"] * width
     return {
         "gathered": float(embedding + bucket),
         "vllm weights": engine["weights"],

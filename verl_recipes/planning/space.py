@@ -1,8 +1,10 @@
 """The memory and disk that a run needs, compared with what is free. Both train and doctor use this estimate."""
 
 import math
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,9 +31,25 @@ class Need(NamedTuple):
         return f"{free}, and this run needs about {self.need / GIB:.1f}{of}"
 
 
-def free_memory() -> int:
-    """Bytes that programs can still allocate, by the kernel's estimate."""
-    return int(psutil.virtual_memory().available)
+def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes that programs can still allocate: by the kernel's estimate, and the limits of a container or a job.
+
+    Args:
+        groups: where the control groups are, version 2, or in memory/ version 1.
+        own: names this process's group of version 2 (0::/path).
+    """
+    free = int(psutil.virtual_memory().available)
+    path = re.search(r"^0::/(.*)$", own.read_text(encoding="utf-8") if own.exists() else "", re.M)
+    mine = groups / (path[1] if path else "")
+    names = ("memory.max", "memory.current", "inactive_file")
+    limits = [(each, *names) for each in (mine, *mine.parents) if each.is_relative_to(groups)]
+    limits.append((groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"))
+    for group, limit, used, cache in limits:
+        with suppress(OSError, ValueError):  # there is no such file, or "max" in it: no limit
+            most, held = (int((group / name).read_text(encoding="utf-8")) for name in (limit, used))
+            droppable = re.search(rf"^{cache} (\d+)$", (group / "memory.stat").read_text(encoding="utf-8"), re.M)
+            free = min(free, most - held + (int(droppable[1]) if droppable else 0))
+    return free
 
 
 def free_disk(folder: Path) -> int:
@@ -102,15 +120,12 @@ def disks(cfg: DictConfig, run_dir: Path, count: int, trains: bool) -> list[Need
     systems: dict[int, list[tuple[Path, float, str]]] = {}
     for each in wanted:
         systems.setdefault(_existing(each[0]).stat().st_dev, []).append(each)
-    return [
-        Need(
-            f"disk at {_existing(parts[0][0])}",
-            sum(size for _, size, _ in parts),
-            free_disk(parts[0][0]),
-            ", ".join(text for *_, text in parts if text),
-        )
-        for parts in systems.values()
-    ]
+    result = []
+    for parts in systems.values():
+        folders, sizes, texts = zip(*parts, strict=True)
+        where, text = f"disk at {_existing(folders[0])}", ", ".join(filter(None, texts))
+        result.append(Need(where, sum(sizes), free_disk(folders[0]), text))
+    return result
 
 
 def memory(cfg: DictConfig, count: int, trains: bool) -> Need:

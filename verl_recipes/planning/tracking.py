@@ -41,7 +41,7 @@ class Pass:
     scaled: bool  # logits are divided by a temperature other than 1
     entropy: bool
     fused: bool  # verl's fused kernels in torch: logits of PIECE tokens at a time
-    flash: bool  # if not, flash-attn's cross entropy and a compiled entropy; else what verl does without them
+    flash: bool  # without `fused`: flash-attn's cross entropy and a compiled entropy; if false, what verl does instead
 
 
 def cached(work: Pass) -> dict[str, float]:

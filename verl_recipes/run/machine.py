@@ -121,8 +121,10 @@ Smi = Tuple[str, List[List[str]]]  # noqa: UP006
 
 
 def nvidia_smi() -> Smi:
-    """What is wrong with nvidia-smi, "" for nothing; and of each GPU name, MiB, MiB in use, driver."""
-    status, text = run("nvidia-smi", QUERY, "--format=csv,noheader,nounits", timeout=30)
+    """What is wrong with nvidia-smi, "" for nothing; and of each GPU that may be used name, MiB, MiB in use, driver."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    which = ["-i", chosen] if chosen else []
+    status, text = run("nvidia-smi", *which, QUERY, "--format=csv,noheader,nounits", timeout=30)
     if status:
         return text.splitlines()[0] if text else "failed", []
     return "", [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
@@ -209,7 +211,7 @@ def imports(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
         return
     loads = {
         "torch sees the GPUs": "import torch; assert torch.cuda.is_available(), 'torch.cuda is not available'",
-        "vllm loads": "import vllm",
+        "vllm loads": "import vllm.platforms.cuda",  # its compiled part, which `import vllm` leaves out
     }
     if needs_cupy(gpu, cfg):
         loads["cupy loads"] = "from cupy.cuda import nccl; nccl.get_version()"

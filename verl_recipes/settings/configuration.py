@@ -222,10 +222,13 @@ def check_choice(cfg: DictConfig) -> None:
             "verl cannot train a critic beside a LoRA adapter whose base is the reference: set tuning=full, or leave "
             "the KL out (algorithm.use_kl_in_reward=false)"
         )
-    if split and cfg.updates > 1 and trainer.device == "cpu" and not cfg.algorithm.rollout_correction.bypass_mode:
-        raise UserError(  # verl's `tensor.cpu()` is no copy on a CPU
-            "verl cannot keep the weights of a step's beginning on a CPU: with topology=split add "
+    offloads = actor.fsdp_config.param_offload or actor.fsdp_config.offload_policy
+    on_cpu = "a CPU" if trainer.device == "cpu" else "offloaded weights" if offloads else ""
+    if split and cfg.updates > 1 and on_cpu and not cfg.algorithm.rollout_correction.bypass_mode:
+        raise UserError(  # verl's `tensor.cpu()` is no copy there
+            f"verl cannot keep the weights of a step's beginning on {on_cpu}: with topology=split set "
             "algorithm.rollout_correction.bypass_mode=true, or updates=1"
+            + (", or actor_rollout_ref.actor.fsdp_config.{param_offload,offload_policy}=false" if offloads else "")
         )
     check_attention(cfg)
     if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < longest(cfg):
