@@ -3,7 +3,7 @@
 run   Trains each algorithm (default: all) on the tiny base at an equal budget: the same problems, 32 prompts x 8
       responses a step, 30 steps, AdamW. First each learning rate of RATES with the first seed; then the one with the
       largest mean training reward, which is a choice without the test problems, with the other seeds. One run after
-      another, each five to eight minutes on two cores; each leaves a file in benchmarks/results/arena, and what has a
+      another, each three to eight minutes on two cores; each leaves a file in benchmarks/results/arena, and what has a
       file is not run again. The control (GRPO with a coin for a reward) and the levers (GRPO with one thing changed)
       run at GRPO's learning rate.
 page  Writes docs/arena.md, docs/zh/arena.md and assets/arena.svg from those files. A test compares them.

@@ -3,7 +3,8 @@
 Compares them with the labels of tests/behaviour_traces.jsonl. These are thoughts in English and Chinese, most of them
 written to mislead the rules, and labelled by the definitions before there was a rule. The rules were made on the part
 `tuning`; the part `held_out` was used for the figures alone. Writes the table of benchmarks/behaviours.md, which
-docs/behaviours.md and docs/zh/behaviours.md repeat. With -v, prints each trace that a rule gets wrong.
+docs/behaviours.md and docs/zh/behaviours.md repeat. With -v, prints each trace of the part
+`tuning` that a rule gets wrong.
 """
 
 import json
@@ -40,7 +41,7 @@ def main() -> None:
     lines = (ROOT / "tests" / "behaviour_traces.jsonl").read_text(encoding="utf-8").splitlines()
     traces = [json.loads(line) for line in lines]
     if "-v" in sys.argv:
-        for trace in traces if "--all" in sys.argv else [t for t in traces if t["part"] == "tuning"]:
+        for trace in (each for each in traces if each["part"] == "tuning"):
             counts = behaviours(trace["text"], trace["numbers"], trace["target"])
             for name in BEHAVIOURS:
                 if (counts[name] > 0) != (name in trace["shows"]):

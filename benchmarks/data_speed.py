@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from peak_memory import held
 
+from data_prep.datasheet import table
 from data_prep.generate import distinct
 from data_prep.solver import solve_many
 from data_prep.split import as_lists
@@ -106,10 +107,6 @@ def timed(command: list[str], home: Path, weigh: bool = False) -> tuple[float, f
 def ours(source: Path, out: Path, annotate: bool) -> list[str]:
     sizes = ["train_size=null", "test_size=null", f"annotate={str(annotate).lower()}"]
     return [sys.executable, "-c", OURS, "source=local", f"source.paths={source}", f"out={out}", *sizes]
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in [header, ["---"] * len(header), *rows])
 
 
 def speed(scratch: Path, problems: tuple[np.ndarray, ...]) -> str:

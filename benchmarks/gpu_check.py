@@ -36,7 +36,7 @@ from verl_recipes.reporting.metrics import AGREEMENT
 from verl_recipes.run.folder import RunFolder, read_json, read_lines, read_metrics, write_json, write_whole
 from verl_recipes.run.supervise import size_of
 
-START = 400  # seconds until the first rollouts; 165 and 190 were seen
+START = 400  # seconds until the first rollouts; 99 to 190 were seen
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "vllm", "verl", "transformers", "ray", "flash-attn", "triton")
 HEADS = {"0.5B": (14, 2, 64), "1.5B": (12, 2, 128), "3B": (16, 2, 128), "7B": (28, 4, 128)}  # Qwen2.5's: q, kv, width

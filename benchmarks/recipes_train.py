@@ -8,7 +8,6 @@ two cores.
 sequences (benchmarks/as_on_gpus.txt). Its table is benchmarks/recipes_train_as_on_gpus.md.
 """
 
-import json
 import math
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 from rich.progress import track
 
 from verl_recipes.reporting.metrics import AGREEMENT
+from verl_recipes.run.folder import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ("tiny", "tinyzero_grpo", "mini_r1", "datawhale_r1", "datawhale_r1_article", "dapo", "dr_grpo", "rloo")
@@ -55,7 +55,7 @@ def row(name: str, overrides: list[str], data: Path, run_dir: Path) -> list[str]
     done = subprocess.run([*command, *files, f"run_dir={run_dir}"], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         return [name, done.stderr.strip().splitlines()[-1], *[""] * (len(COLUMNS) - 1)]
-    lines = [json.loads(line)["data"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines = [line["data"] for line in read_lines(run_dir / "metrics.jsonl")]
     metrics = [line for line in lines if "training/global_step" in line][-1]
     assert all(math.isfinite(value) for value in metrics.values()), metrics
     metrics |= {"agreement": next(metrics[key] for key in AGREEMENT if key in metrics)}

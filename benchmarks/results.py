@@ -73,8 +73,8 @@ def run(module: str, arguments: list[str]) -> float:
 def training_cost(folder: Path) -> dict[str, Any]:
     """Steps, seconds by stage and generated tokens of a run."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    tokens = response_tokens(RunFolder(folder))
-    return {"steps": summary["steps"], "seconds": summary["seconds"], "response tokens": tokens}
+    kept = {name: summary[name] for name in ("git_commit", "steps", "seconds")}
+    return kept | {"response tokens": response_tokens(RunFolder(folder))}
 
 
 def measure(runs: str) -> None:
@@ -137,6 +137,7 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     made.filters["figure"] = interval
+    made.filters["commit"] = lambda commit: commit[:10] + commit[40:]  # `-dirty` of a tree with changes stays
     return made
 
 

@@ -12,7 +12,6 @@ Each figure is a median: of 21 rounds for 1, of 11 calls for 2, of 11 processes 
 for 4.
 """
 
-import json
 import random
 import re
 import subprocess
@@ -147,7 +146,7 @@ def imports(console: Console) -> None:
 
 
 def share(run: Path, console: Console) -> None:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    lines = read_lines(run / "metrics.jsonl")
     steps = {line["step"]: line["data"]["timing_s/step"] for line in lines if "timing_s/step" in line["data"]}
     shares = []
     for step, spent in sorted(steps.items())[1:]:

@@ -90,8 +90,8 @@ def listed(numbers: list[int]) -> str:
     return quote(", ".join(map(str, numbers)))[1:-1]
 
 
-def read(path: Path, *fields: str) -> Iterator[tuple[Any, ...]]:
-    """Line number and fields of each line in a file, compressed if its name says so; `response` as text."""
+def read(path: Path, *fields: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and content of each line in a file, compressed if its name says so. All `fields` are there."""
     packed = path.with_name(f"{path.name}.gz")
     if packed.exists() and not path.exists():
         raise ValueError(f"{path} does not exist, but {packed} does")
@@ -99,7 +99,7 @@ def read(path: Path, *fields: str) -> Iterator[tuple[Any, ...]]:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                yield number, *(str(row[name]) if name == "response" else row[name] for name in fields)
+                yield number, row | {name: row[name] for name in fields} | {"response": str(row["response"])}
             except (ValueError, TypeError, KeyError) as error:
                 expected = " and ".join(f"`{name}`" for name in fields)
                 fault = f"{type(error).__name__}: {error}"
@@ -111,10 +111,10 @@ def read(path: Path, *fields: str) -> Iterator[tuple[Any, ...]]:
 def score_bench(path: Path, options: Mapping[str, bool]) -> None:
     """The table of responses to the frozen test set."""
     answers: dict[str, list[str]] = {}
-    for number, name, response in read(path, "id", "response"):
-        if not isinstance(name, str) or name not in bench.problems():
+    for number, row in read(path, "id", "response"):
+        if not isinstance(name := row["id"], str) or name not in bench.problems():
             raise ValueError(f"{path}, line {number}: {bench.unknown(name)}")
-        answers.setdefault(name, []).append(response)
+        answers.setdefault(name, []).append(row["response"])
     print(*bench.table(bench.measure(bench.judge_all(answers, **options))), sep="\n")
     if widened := [name for name, value in options.items() if value]:
         print(f"the grammar was widened by {', '.join(widened)}: no row for the board")
@@ -122,16 +122,23 @@ def score_bench(path: Path, options: Mapping[str, bool]) -> None:
 
 def score_file(path: Path, profile: str, options: Mapping[str, bool]) -> None:
     """A line for each response of a file, and the shares of all reasons."""
-    reasons, total = Counter[str](), 0.0
-    for line, response, row_truth in read(path, "response", "ground_truth"):
+    reasons, total, others = Counter[str](), 0.0, 0
+    for line, row in read(path, "response", "ground_truth"):
+        response, row_truth = row["response"], row["ground_truth"]
         score = compute_score(str(path), response, row_truth, {"index": line}, profile=profile, **options)
         reasons[score["reason"]] += 1
         total += score["score"]
+        others += (
+            row.get("reason", score["reason"]) != score["reason"]
+            or row.get("reward_score", score["score"]) != score["score"]
+        )
         print(f"{line}: {score['score']:g} {score['reason']}: {explain(response, row_truth, **options)}")
     count = reasons.total()
     if not count:
         raise ValueError(f"{path} is empty")
     print(f"{count} responses, mean score {total / count:.3f}")
+    if others:
+        print(f"{others} of them were recorded with another reward: name the run's --profile and options")
     for reason in ("right", *REASONS):
         print(f"  {reason:17}{reasons[reason]:7} {reasons[reason] / count:7.1%}")
 

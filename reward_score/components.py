@@ -102,8 +102,8 @@ def distance(value: int | Fraction | None, target: int) -> float:
 def closeness(value: int | Fraction | None, target: int) -> float:
     """How near an expression's value comes to the target: 1 for the target, 1/2 if it is 10 off, 1/3 if 20.
 
-    Falls with every step away and never reaches 0, so that all wrong values of a group differ. The distance is exact,
-    and an expression that breaks a rule has no value.
+    Falls with every step away and never reaches 0, so that wrong values at different distances differ. The distance is
+    exact, and an expression that breaks a rule has no value.
 
     >>> [closeness(value, 98) for value in (98, 88, Fraction(197, 2), 1098, None)]
     [1.0, 0.5, 0.9523809523809523, 0.009900990099009901, 0.0]

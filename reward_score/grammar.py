@@ -240,6 +240,7 @@ def judge(
     except ExpressionError:
         return Verdict("syntax", thought_end, answer)
     used = sorted(item for item in postfix if isinstance(item, int))
+    numbers = sorted(numbers)
     if used != numbers and not (subset and Counter(used) <= Counter(numbers)):
         return Verdict("wrong_numbers", thought_end, answer)
     value = evaluate(postfix)

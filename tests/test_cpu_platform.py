@@ -190,6 +190,32 @@ def test_the_guard_knows_that_top_p_makes_probabilities_larger():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("silent", ["pause_generation", "resume_generation"])
+def test_an_engine_that_dies_while_it_is_paused_is_not_waited_for_for_ever(monkeypatch, silent):
+    import asyncio
+    from types import SimpleNamespace
+
+    from verl_recipes.cpu import vllm_server
+
+    async def answers(*_, **__):
+        pass
+
+    async def never(*_, **__):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(vllm_server, "ANSWER", 0.1)
+    server = vllm_server.CPUServer.__new__(vllm_server.CPUServer)
+    names = ("pause_generation", "add_request", "resume_generation")
+    server.engine = SimpleNamespace(**{name: never if name == silent else answers for name in names})
+
+    async def ended():
+        (task,), _ = await asyncio.wait([asyncio.ensure_future(server.together([]))], timeout=60)
+        return task.exception()
+
+    assert isinstance(asyncio.run(ended()), TimeoutError)
+
+
+@pytest.mark.slow
 def test_the_guard_gets_top_p_and_top_k_from_verls_own_configuration(monkeypatch):
     """By what sends weights in its process, as the stock command sets no environment variable for it."""
     from verl.workers.config import RolloutConfig

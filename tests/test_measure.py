@@ -41,6 +41,13 @@ def lines(sizes):
     return st.lists(line, min_size=1, max_size=5)
 
 
+def test_a_runs_figures_are_of_its_problems_in_distribution():
+    rows, far = rows_of([[True, False], [False, False]]), {"extra_info": {"split": "ood_tv"}}
+    figures = summarize([*rows, *(row | far for row in rows_of([[True, True]] * 2))])
+    assert figures == summarize(rows)
+    assert summarize([row | far for row in rows]) == figures  # if there are no others
+
+
 equal = st.integers(1, 5).flatmap(lambda n: lines(st.just(n)))
 ragged = lines(st.integers(1, 5))
 

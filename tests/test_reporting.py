@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import re
 import shutil
 import socket
@@ -23,6 +24,7 @@ from verl_recipes.reporting import watch as watching
 from verl_recipes.reporting.charts import charts, recipe_of
 from verl_recipes.reporting.draw import picture
 from verl_recipes.reporting.listing import listing
+from verl_recipes.reporting.metrics import seconds_of
 from verl_recipes.reporting.page import PAGE_BYTES, as_script_data, write_report
 from verl_recipes.reporting.run import Run, marked
 from verl_recipes.reporting.story import example, story
@@ -218,6 +220,39 @@ def test_the_headline_is_right_for_samples_in_any_order_and_for_some_more_of_one
     assert headline["pass@3"].startswith(f"{100 * (3 / 4 + 1) / 2:.1f} ")
 
 
+def test_problems_out_of_distribution_are_not_in_the_first_sentence(tmp_path):
+    run = make_run(tmp_path / "run", steps=2)
+    for step, right in ((0, 1), (2, 3)):
+        rows = [sample(step, problem, 0) | {"acc": float(problem < right)} for problem in range(4)]
+        far = {"data_source": "countdown/tv", "extra_info": {"split": "ood_tv"}, "acc": 0.0}
+        write_samples(run, "validation", step, [*rows, *(row | far for row in rows)])
+    sentences, _ = story(run_of(run))
+    assert sentences[0].startswith("From 25 to 75 of 100 test problems right")
+    assert len(run_of(run).tests) == 2  # the chart shows each
+
+
+@pytest.mark.parametrize(
+    ("total", "goodput", "expected"),
+    [
+        (22.0, {"share": 0.5, "steps": 30.0, "start": 14.0}, 44.0),  # of all starts
+        (60.0, {"share": 0.5, "steps": 30.0, "start": 14.0}, 60.0),  # the command, with the export
+        (-3600.0, {"share": 1.0, "steps": -10.0, "start": 0.0}, None),  # the clock was set back
+        (22.0, {}, 22.0),
+        (None, None, None),
+    ],
+)
+def test_a_run_took_the_time_of_all_its_starts(total, goodput, expected):
+    assert seconds_of({"seconds": {"total": total}, "goodput": goodput}) == expected
+
+
+def test_a_checkpoint_cost_the_steps_up_to_it(tmp_path):
+    run = run_of(make_run(tmp_path / "run", steps=4))
+    run.curves["timing_s/step"], run.curves["timing_s/testing"] = {1: 10.0, 2: 20.0, 3: 40.0}, {2: 3.0, 4: 5.0}
+    run.seconds = 100.0
+    hours = [run.cost(until=until)["hours"] * 3600 / run.devices() for until in (2, 3, 4, math.inf)]
+    assert hours == pytest.approx([33, 73, 100, 100])
+
+
 def test_a_problem_of_two_test_sets_has_two_names_on_the_page(tmp_path):
     run = make_run(tmp_path / "run", steps=1)
     rows = [sample(0, problem, 0) | {"data_source": name} for problem, name in ((0, "a"), (0, "b"), (1, "b"))]
@@ -279,7 +314,9 @@ def test_what_is_rounding_or_nothing_or_one_point_is_said_and_not_drawn(tmp_path
     found = {chart["title"]: chart for chart in charts([run_of(run)], [])}
     said = {
         "KL divergence": "from the base model, in the loss: 0 at every step (below 0.000001, which is rounding)",
-        "Disagreement of rollout engine and trainer": "rollout engine and trainer agree to 11 digits at every step",
+        "Disagreement of rollout engine and trainer": (
+            "the probabilities of rollout engine and trainer correlate at 1 to within 2e-12, at every step"
+        ),
         "Responses cut off": "cut off: 0 at every step",
         "Gradient norm": "policy: 0.25 at step 2, the only value",
     }
@@ -571,3 +608,16 @@ def test_several_runs_go_to_one_file_with_a_range_of_prices(monkeypatch, capsys,
     call(monkeypatch, *runs, f"out={out}", "price=[1,2.5]")
     assert capsys.readouterr().out == f"{out}\n"
     assert "at 1 to 2.5 an hour" in out.read_text("utf-8")
+
+
+def test_a_page_replaces_pages_alone(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", steps=1)
+    (tmp_path / "thesis.md").write_text("years of work")
+    for name, message in (("thesis.md", "is no report of this project"), ("run", "is a folder: name a file in it")):
+        monkeypatch.setattr(sys, "argv", ["report", str(run), f"out={tmp_path / name}"])
+        with pytest.raises(UserError, match=message):
+            report.main()
+    assert (tmp_path / "thesis.md").read_text() == "years of work"
+    monkeypatch.setattr(sys, "argv", ["report", str(run), f"out={tmp_path / 'page.html'}"])
+    for _ in range(2):
+        report.main()

@@ -25,7 +25,7 @@ from data_prep.solver import reachable, solve
 from reward_score import components, random_control
 from reward_score.components import closeness
 from reward_score.countdown import check_options, compute_score
-from reward_score.grammar import MAX_EXPRESSION, REASONS, ExpressionError, evaluate, parse
+from reward_score.grammar import MAX_EXPRESSION, REASONS, ExpressionError, evaluate, judge, parse
 from reward_score.profiles import PROFILES
 
 TRUTH = {"numbers": [11, 18, 25], "target": 175}
@@ -596,6 +596,21 @@ def test_the_command_scores_a_file_and_names_the_line_that_is_wrong(tmp_path):
         assert message in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
     assert "No such file" in command("nowhere.jsonl").stderr
+
+
+def test_a_file_that_was_scored_otherwise_says_so(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    response = "so (18-11)*25 <answer>(18-11)*25</answer>"  # an answer in the thought: right for TinyZero alone
+    row = {"response": response, "ground_truth": TRUTH, "score": 0.9, "reward_score": 1.0, "reason": "right"}
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    said = "1 of them were recorded with another reward: name the run's --profile and options"
+    assert said in command(str(path)).stdout
+    assert said not in command(str(path), "--profile", "tinyzero").stdout
+
+
+def test_the_order_of_the_numbers_does_not_matter():
+    for numbers in ([25, 18, 11], (11, 18, 25), [11, 25, 18]):
+        assert judge("</think><answer>(18-11)*25</answer>", numbers, 175).reason == "right"
 
 
 def test_errors_of_the_parser_point_at_the_character():

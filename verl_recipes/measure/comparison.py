@@ -58,14 +58,9 @@ def sign_flip_p(differences: np.ndarray[Any, Any]) -> float:
     """p of the two-sided permutation test of differences, shape (problems,): exact for few, else by RESAMPLES draws."""
     from scipy import stats  # slow to import
 
-    if len(differences) < 2:
+    if (size := len(differences)) < 2:
         return 1.0  # both signs are equally extreme; scipy refuses
     test = stats.permutation_test(  # of one sample alone, "samples" flips signs
-        (differences,),
-        np.mean,
-        permutation_type="samples",
-        n_resamples=RESAMPLES,
-        batch=1 + 10**6 // len(differences),
-        rng=0,
+        (differences,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, batch=1 + 10**6 // size, rng=0
     )
     return float(test.pvalue)

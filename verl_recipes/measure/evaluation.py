@@ -19,6 +19,7 @@ from verl_recipes.measure.problems import (
     by_problem,
     finite,
     group_pass_at_k,
+    in_distribution,
     least_samples,
     numbers_and_target,
     set_name,
@@ -102,13 +103,13 @@ def mean_candidates(groups: Groups) -> PerProblem:
 
 
 def summarize(samples: Iterable[Row]) -> dict[str, float]:
-    """The means of an evaluation without intervals, for a run's summary.json.
+    """The means of an evaluation in distribution, without intervals, for a run's summary.json.
 
     Returns:
         `problems`; `mean@n`; `pass@k` for k = 1, 2, 4, ... and n; `format`, `truncated`, `response_tokens` and
         `candidates`. What no sample has is left out. Without any `acc`, `score` replaces `mean@n` and `pass@k`.
     """
-    groups = by_problem(samples)
+    groups = in_distribution(by_problem(samples))
     n = least_samples(groups.values())
     ks = sorted({2**i for i in range(n.bit_length())} | {n})
     figures = accuracies(groups, n, ks) | shape(groups) | mean_candidates(groups)
@@ -126,16 +127,9 @@ def what_is_missing(samples: Iterable[Row]) -> list[str]:
     return [f"no `{name}`: the reward does not say {what}" for name, what in meant.items() if said and name not in said]
 
 
-def solver_knows(numbers: Sequence[int], target: int) -> bool:
-    """Whether the exact solver accepts the problem."""
-    from data_prep.clean import MAX_COUNT, MAX_NUMBER, MAX_TARGET  # imports pyarrow, as `kinds` does
-
-    possible = all(0 < number <= MAX_NUMBER for number in numbers) and 0 < target <= MAX_TARGET
-    return possible and 2 <= len(numbers) <= MAX_COUNT
-
-
 def kinds(groups: Groups) -> list[dict[str, str]]:
     """For each problem its kinds, by name. The solver computes what the data does not record."""
+    from data_prep.clean import fault  # imports pyarrow
     from data_prep.steps import ROW, annotations
 
     result, rows, asked = list[dict[str, str]](), [], []
@@ -147,7 +141,7 @@ def kinds(groups: Groups) -> list[dict[str, str]]:
             continue
         numbers, target = problem
         kind["numbers"] = str(len(numbers))
-        if solver_knows(numbers, target):
+        if fault(numbers, target) is None:
             rows.append(np.zeros((), ROW))
             rows[-1]["count"], rows[-1]["target"] = len(numbers), target
             rows[-1]["numbers"][: len(numbers)] = numbers
@@ -207,7 +201,7 @@ def measure(samples: Iterable[Row], greedy: Iterable[Row] = ()) -> dict[str, Any
         raise UserError("there are no samples to measure")
     n = least_samples(groups.values())
     zero = {"greedy": means(greedy_groups, "acc")}
-    inside = {key: group for key, group in groups.items() if not set_name(group[0]).startswith(OUT)} or groups
+    inside = in_distribution(groups)
     right = accuracies(inside, n, range(1, n + 1))
     if n:
         right[f"majority@{n}"] = {key: majority(group) for key, group in inside.items()}

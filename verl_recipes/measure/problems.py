@@ -8,7 +8,8 @@ target and its test set. The key is defined here and nowhere else:
   problem with twice the samples. Two problems would not be independent of each other, and every interval and test here
   assumes that problems are.
 - The test set is part of it, as the same problem may occur in two sets and each set has its own figures. An evaluation
-  names it (`set`); in a run, `data_source` distinguishes the sets, as in verl's metrics.
+  names it (`set`); in a run, `data_source` distinguishes the sets, as in verl's metrics, and `extra_info.split` says
+  which are out of distribution.
 
 Rows of another task have no numbers and target. The key of their problem is the prompt.
 """
@@ -46,8 +47,10 @@ def numbers_and_target(row: Row) -> tuple[list[int], int] | None:
 
 
 def set_name(row: Row) -> str:
-    """The name of a row's test set; "test" for the rows of a run, which name none."""
-    return str(row.get("set") or "test")
+    """The name of a row's test set. In a run that is "test", or the name of a set out of distribution."""
+    info = row.get("extra_info")
+    split = str(info.get("split")) if isinstance(info, dict) else ""
+    return str(row.get("set") or (split if split.startswith(OUT) else "test"))
 
 
 def problem_key(row: Row) -> Key:
@@ -65,6 +68,11 @@ def by_problem(rows: Iterable[Row]) -> dict[Key, list[Row]]:
     for row in rows:
         groups[problem_key(row)].append(row)
     return dict(groups)
+
+
+def in_distribution(groups: Mapping[Key, list[Row]]) -> dict[Key, list[Row]]:
+    """The problems of the sets that are not out of distribution; all of them if there are no others."""
+    return {key: group for key, group in groups.items() if not set_name(group[0]).startswith(OUT)} or dict(groups)
 
 
 def values(group: Iterable[Row], name: str) -> list[float]:

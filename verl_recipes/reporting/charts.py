@@ -181,8 +181,8 @@ def instead(chart: Chart, each: Line) -> str:
     """What is said of a line that shows nothing; "" if it is worth drawing."""
     most = max(map(abs, each["y"]))
     if most <= chart.floor and chart.term == "agreement":
-        digits = math.floor(-math.log10(most)) if most else 15
-        return f"rollout engine and trainer agree to {digits} digits at every step"
+        within = f"to within {most:.0e}" if most else "exactly"
+        return f"the probabilities of rollout engine and trainer correlate at 1 {within}, at every step"
     if most <= chart.floor:
         rounding = f" (below {chart.floor:.6f}, which is rounding)" if most else ""
         return f"{each['label']}: 0 at every step{rounding}"

@@ -10,7 +10,8 @@ from typing import Any
 
 from verl_recipes.measure.problems import finite
 from verl_recipes.reporting.charts import recipe_of
-from verl_recipes.reporting.run import duration, lookup, read_settings, read_summary
+from verl_recipes.reporting.metrics import seconds_of
+from verl_recipes.reporting.run import duration, read_settings, read_summary
 from verl_recipes.run.best import mean_of_test
 from verl_recipes.run.folder import RunFolder, mark_of, read_metrics
 
@@ -66,7 +67,7 @@ def facts(path: Path) -> Row:
         "before": tests.get(0) if before is None else before,
         "after": next((tests[step] for step in sorted(tests, reverse=True) if step), None) if after is None else after,
         "tried": [finite(side.get("candidates")) for side in sides],
-        "seconds": finite(lookup(summary, "seconds.total")),
+        "seconds": seconds_of(summary),
         "time": max(times, default=None),
         "same": recipe_of(config) if config else str(path.resolve()),
         "unread": unread,

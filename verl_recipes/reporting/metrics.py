@@ -19,6 +19,19 @@ def response_tokens(run: RunFolder) -> int:
     return sum(row["response_tokens"] for file in run.sample_files("train").values() for row in read_lines(file))
 
 
+def seconds_of(summary: dict[str, Any]) -> float | None:
+    """The seconds that a run took: of all its starts, if it was continued. None if they are not known.
+
+    If the clock was set back meanwhile, they may be negative, and then they are not known.
+    """
+    command, starts = (
+        {} if not isinstance(each := summary.get(name), dict) else each for name in ("seconds", "goodput")
+    )
+    of_starts = sum(finite(value) or 0.0 for part, value in starts.items() if part != "share")
+    seconds = max(finite(command.get("total")) or 0.0, of_starts)
+    return seconds if seconds > 0 else None
+
+
 def curves_of(metrics: dict[int, dict[str, Any]]) -> dict[str, Curve]:
     """The finite values of each metric by step; AGREEMENT becomes DISAGREEMENT."""
     curves: dict[str, Curve] = defaultdict(dict)

@@ -18,18 +18,18 @@ from verl_recipes.measure.behaviours import BEHAVIOURS, behaviours, statements
 from verl_recipes.measure.evaluation import NO_SHARES, Groups, PerProblem, accuracies, shape, what_is_missing
 from verl_recipes.measure.intervals import Figure, figure
 from verl_recipes.measure.problems import (
-    OUT,
     Key,
     Row,
     answer_of,
     by_problem,
     finite,
+    in_distribution,
     least_samples,
     numbers_and_target,
     problem_key,
     set_name,
 )
-from verl_recipes.reporting.metrics import Curve, curves_of
+from verl_recipes.reporting.metrics import Curve, curves_of, seconds_of
 from verl_recipes.run.fingerprint import read_config
 from verl_recipes.run.folder import RunFolder, read_lines, read_metrics, read_object, samples_of
 
@@ -113,8 +113,7 @@ def evaluation_figures(groups: Groups) -> PerProblem:
 
 def read_evaluation(path: Path) -> Groups:
     """The samples of a finished evaluation by problem, of the test sets in distribution if it has any."""
-    groups = by_problem(samples_of(path))
-    return {key: rows for key, rows in groups.items() if not set_name(rows[0]).startswith(OUT)} or groups
+    return in_distribution(by_problem(samples_of(path)))
 
 
 def cell(values: Collection[float], name: str, sign: str = "") -> str:
@@ -238,7 +237,7 @@ class Run:
         self.machine = next((str(each["machine"]) for each in reversed(began) if "machine" in each), "")
         times = [at for each in began if (at := finite(each.get("time"))) is not None]
         self.began = time.strftime("%-d %B %Y, %H:%M", time.localtime(times[0])) if times else ""
-        self.seconds = finite(lookup(self.summary, "seconds.total"))
+        self.seconds = seconds_of(self.summary)
         described = str(self.summary.get("git_commit") or "")
         self.commit, self.changed = described.removesuffix("-dirty"), described.endswith("-dirty")
         parts: Any = self.summary.get("goodput")
@@ -323,7 +322,7 @@ class Run:
                     self.behaviours[name][file.step] = value
             elif file in (evaluated[0], evaluated[-1]) and rows:
                 self.evaluated.append(file.step)
-                self.evaluations.append(groups)
+                self.evaluations.append(in_distribution(groups))
                 start = "after the warm start" if self.warm_start else "before training"
                 self.called.append(f"after step {file.step}" if file.step else start)
             if file in on_page:
@@ -400,19 +399,23 @@ class Run:
         ]
         return sum(math.prod(size if isinstance(size, int) else 1 for size in each) for each in sizes)
 
-    def cost(self, price: Any = None, currency: str | None = None) -> dict[str, Any]:
+    def cost(self, price: Any = None, currency: str | None = None, until: float = math.inf) -> dict[str, Any]:
         """Device-hours and money, for a step and in all.
 
         Args:
             price: of a GPU-hour, or [low, high]; None for that of the run's configuration.
             currency: None for that of the run's configuration.
+            until: the last step that counts.
         """
         price = lookup(self.config, "plan.price") if price is None else price
         prices = [each for each in map(finite, price if isinstance(price, list) else [price]) if each is not None]
-        steps, gpus = self.curves.get("timing_s/step", {}), self.devices()
-        seconds, whole = self.seconds, True
-        if seconds is None or self.summary.get("resumed_from"):
-            seconds, whole = sum(steps.values()) + sum(self.curves.get("timing_s/testing", {}).values()), False
+        steps, tests = (
+            {step: value for step, value in self.curves.get(f"timing_s/{name}", {}).items() if step <= until}
+            for name in ("step", "testing")
+        )
+        gpus, seconds, whole = self.devices(), self.seconds, True
+        if seconds is None or until < self.steps or (self.summary.get("resumed_from") and not self.goodput):
+            seconds, whole = sum(steps.values()) + sum(tests.values()), False
         hours, hours_a_step = (gpus * each / 3600 for each in (seconds, fmean(steps.values()) if steps else math.nan))
 
         def money(hours: float) -> str:

@@ -19,9 +19,11 @@ RECIPES = 4  # that a page of several has a sentence for
 def of_100(share: float) -> str:
     """A share as a reader counts it.
 
-    >>> of_100(0.223), of_100(0.004), of_100(0.0)
-    ('22', '0.4', '0')
+    >>> of_100(0.223), of_100(0.004), of_100(0.0), of_100(0.996), of_100(1.0)
+    ('22', '0.4', '0', '99.6', '100')
     """
+    if 0.99 < share < 1:
+        return f"{min(99.9, 100 * share):.1f}"
     return f"{100 * share:.1g}" if 0 < share < 0.01 else f"{100 * share:.0f}"
 
 

@@ -44,7 +44,7 @@ def watch(folders: Sequence[Path], make: Callable[[int], Path]) -> None:
 
 
 class Page(BaseHTTPRequestHandler):
-    """Serves one file, whatever is asked for."""
+    """Serves one file, at `/` alone."""
 
     def __init__(self, file: Path, *arguments: object) -> None:
         self.file = file

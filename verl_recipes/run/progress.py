@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Self
 
 from rich.console import Console
@@ -56,9 +57,8 @@ class Display:
         if not self.console.is_terminal:
             self.console.print(f"{time.strftime('%H:%M:%S')} {what}", highlight=False, soft_wrap=True)
 
-    def step(self, step: int, since: float, what: str) -> None:
-        """Show a step of training, and how long the others will take. `since`: when the first of this start began."""
-        each = (time.monotonic() - since) / (step - self.first_step)
+    def step(self, step: int, each: float, what: str) -> None:
+        """Show a step of training, and how long the others will take, at `each` seconds a step."""
         left = int(each * (self.steps - step))
         self.bar.update(self.task, completed=step)
         self.say(f"step {step} of {self.steps}: {what}, {each:.1f} s a step, {left // 60}:{left % 60:02d} left")
@@ -72,6 +72,10 @@ class Losses(Display):
         self.loss = 0.0
         self.held_out: dict[int, float] = {}  # the losses on held-out traces since this start, by step
 
+    def each(self, step: int) -> float:
+        """The mean seconds of a step since the first that was timed, evaluations included."""
+        return (time.monotonic() - (self.training_since or 0.0)) / (step - self.first_step)
+
     def update(self) -> None:
         """Read the metrics and show what is new: each step on a terminal, elsewhere those with an evaluation."""
         for line in self.metrics.read():
@@ -82,11 +86,11 @@ class Losses(Display):
                     continue
                 self.loss = data["train/loss"]
                 if self.console.is_terminal:
-                    self.step(step, self.training_since, f"loss {self.loss:.3f}")
+                    self.step(step, self.each(step), f"loss {self.loss:.3f}")
             elif "val/loss" in data:
                 self.held_out[step] = data["val/loss"]
                 if self.training_since is not None and step > self.first_step:  # with every=1 the first has no time yet
-                    self.step(step, self.training_since, f"loss {self.loss:.3f}, held out {data['val/loss']:.3f}")
+                    self.step(step, self.each(step), f"loss {self.loss:.3f}, held out {data['val/loss']:.3f}")
 
 
 class Progress(Display):
@@ -97,6 +101,7 @@ class Progress(Display):
     def __init__(self, console: Console, run: RunFolder, first_step: int, steps: int, batches: int = 1) -> None:
         super().__init__(console, run, first_step, steps)
         self.batches, self.events = batches, Tail(run.events)
+        self.seconds: list[float] = []  # of each step of this start
         self.measured: list[float] = []  # when each batch of an evaluation began
         self.done: float | None = None  # when verl logged its last step, the last thing that it does
 
@@ -130,4 +135,5 @@ class Progress(Display):
             if "training/global_step" not in data or self.training_since is None:
                 continue
             what = f"reward {data['critic/score/mean']:.2f}, right {data['reward/acc']:.0%}"
-            self.step(step, self.training_since, f"{what}, {data['response_length/mean']:.0f} tokens")
+            self.seconds.append(data["timing_s/step"])  # without tests, which have a line of their own
+            self.step(step, fmean(self.seconds), f"{what}, {data['response_length/mean']:.0f} tokens")
