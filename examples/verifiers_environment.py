@@ -1,6 +1,6 @@
 """The problems and the reward as an environment of verifiers: a taskset that `vf-eval` and prime-rl load by name.
 
-docs/other_trainers.md says how to make the environment, how to serve the tiny model for it, and the command.
+docs/other_trainers.md says how to install verifiers, how to serve the tiny model for it, and the command.
 """
 
 from collections.abc import Iterable

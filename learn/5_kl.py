@@ -7,8 +7,9 @@ adds to the loss how far the model has moved away from it, on the tokens that we
     kl * min(exp(d) - d - 1, 10)   with d = log p_reference(token) - log p(token)
 
 Its mean over what the model draws is the KL divergence of the model from the reference (Schulman's k3 estimator,
-http://joschu.net/blog/kl-approx.html): never negative, and 0 only if both agree. The bound is for its exponential, that
-a few unlikely tokens can make a million. The price is one more pass over each batch and a second copy of the weights.
+http://joschu.net/blog/kl-approx.html): never negative, and 0 only if both agree. The bound is for its exponential,
+which a few unlikely tokens can drive to a million. The price is one more pass over each batch and a second copy of the
+weights.
 
 What to look at: `kl_to_base` beside the accuracy, for `kl=0`, the default 0.04, and `kl=1`.
 """

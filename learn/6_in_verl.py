@@ -33,7 +33,7 @@ OVERRIDES = [
     "updates=4",
     "actor_rollout_ref.actor.use_kl_loss=true",
     "actor_rollout_ref.actor.kl_loss_coef=0.04",
-    "actor_rollout_ref.actor.clip_ratio_c=1e6",  # a second clip of verl's, which the path does not have
+    "actor_rollout_ref.actor.clip_ratio_c=1e6",  # a second clip of verl's, which script 5 does not have
 ]
 COMMAND = ["-m", "verl_recipes.train", *OVERRIDES]
 

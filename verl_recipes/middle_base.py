@@ -1,7 +1,7 @@
 """python -m verl_recipes.middle_base [traces=FOLDER] [out=models/middle]: makes the base model of the middle rung.
 
-A Qwen2 of five million parameters that stands to the game as a pretrained model does: it reads the prompt in full, word
-by word, can calculate, and has read searches, but never after the prompt: there it has seen only problems that were
+A Qwen2 of five million parameters that comes to the game as a pretrained model would. It reads the prompt in full, word
+by word, can calculate, and has read searches, but never after the prompt, where it has seen only problems that were
 solved at once. Most of its responses to a prompt search all the same (docs/warm_start.md).
 
     bash launch/middle.sh                                                       the problems, the traces, and the rest
