@@ -111,4 +111,4 @@ def test_twice_the_hostile_text_takes_twice_the_steps(unit):
 def test_a_megabyte_of_hostile_text_is_read(unit, characters):
     found = behaviours(unit * (characters // len(unit)), [3, 4, 9], 81)
     assert found.keys() == behaviours("", [3, 4, 9], 81).keys()
-    assert all(isinstance(count, int) and 0 <= count <= characters for count in found.values())
+    assert all(0 <= count <= characters for count in found.values())
