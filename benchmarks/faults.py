@@ -485,8 +485,10 @@ def record(name: str, seconds: float | None) -> None:
 def main(times: int = 3, *names: str) -> None:
     asked = names or (*KINDS, *LOOP_KINDS, *CASES)
     rounds = [[name for name in kinds if name in asked] for kinds in (KINDS, LOOP_KINDS)]
-    undisturbed = RUNS / "undisturbed"  # there may be a longer one
-    command = start(undisturbed, max(APART * (len(KINDS) + 1), last_step(undisturbed)))
+    undisturbed, steps = RUNS / "undisturbed", APART * (len(KINDS) + 1)
+    if last_step(undisturbed) < steps:  # a shorter one is not continued, as a resume samples anew
+        fresh(undisturbed.name)
+    command = start(undisturbed, max(steps, last_step(undisturbed)))
     assert command.wait() == 0, f"see {log_of(undisturbed)}"
     for name in asked:
         if name in CASES:
