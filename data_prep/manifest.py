@@ -2,6 +2,7 @@
 
 import json
 import platform
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,19 @@ def written_manifest(out: Path) -> dict[str, Any] | None:
     return manifest
 
 
+def changed_files(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
+    """The names of the files that are missing, or not as the folder's manifest records them."""
+    for name, file in manifest["files"].items():
+        path = folder / name
+        if not (path.is_file() and file_sha256(path) == file["sha256"]):
+            yield name
+
+
 def is_made(out: Path, written: dict[str, Any] | None, about: dict[str, Any]) -> bool:
     """Whether `written`, the manifest of `out`, has all of `about`, and every file is as it records."""
-    return (
-        written is not None
-        and {key: written.get(key) for key in about} == about
-        and all((out / name).is_file() for name in written["files"])
-        and all(file_sha256(out / name) == file["sha256"] for name, file in written["files"].items())
-    )
+    if written is None or {key: written.get(key) for key in about} != about:
+        return False
+    return not any(changed_files(out, written))
 
 
 def write_manifest(folder: Path, out: Path, about: dict[str, Any]) -> None:

@@ -30,8 +30,8 @@ from omegaconf import DictConfig, OmegaConf
 from data_prep.cli import CONFIGS, UserError, command
 from data_prep.command import progress_bars
 from data_prep.engines import Local
-from data_prep.folder import file_sha256, replaced
-from data_prep.manifest import is_made, read_manifest, write_manifest, written_manifest
+from data_prep.folder import replaced
+from data_prep.manifest import changed_files, is_made, read_manifest, write_manifest, written_manifest
 from data_prep.prepare import ROW_GROUP
 from data_prep.render import load_tokenizer, render, response_begins
 from data_prep.schema import TracesKeys
@@ -273,10 +273,9 @@ def opened(folder: Path) -> dict[str, Any]:
     made_by = manifest.get("configuration", {}) if manifest else {}
     if not manifest or "prompt" not in made_by or "styles" in made_by or "train.parquet" not in manifest["files"]:
         raise UserError(f"data={folder} holds no problems of data_prep; name a folder that python -m data_prep wrote")
-    for name, file in manifest["files"].items():
-        path = folder / name
-        if name.endswith(".parquet") and not (path.is_file() and file_sha256(path) == file["sha256"]):
-            raise UserError(f"{path} is not the file that manifest.json records; make the folder again")
+    for name in changed_files(folder, manifest):
+        if name.endswith(".parquet"):
+            raise UserError(f"{folder / name} is not the file that manifest.json records; make the folder again")
     return manifest
 
 

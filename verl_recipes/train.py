@@ -230,12 +230,13 @@ def page_of_seeds(cfg: DictConfig, folder: Path) -> Path:
 
 def check_last(cfg: DictConfig, run: RunFolder, step: int) -> None:
     """Raise UserError if the run is not complete and cannot go on from its last checkpoint, of this step or of none."""
-    saved = max((each for each, data in read_metrics(run).items() if "timing_s/save_checkpoint" in data), default=0)
     if is_complete(cfg, run):
         return
     if step:
         check_resume(cfg, run, step)
-    elif saved:
+        return
+    saved = max((each for each, data in read_metrics(run).items() if "timing_s/save_checkpoint" in data), default=0)
+    if saved:
         raise UserError(
             f"{run.path} saved a checkpoint at step {saved}, and {run.checkpoints} holds none: put it back, name its "
             "folder by trainer.default_local_dir=, or fresh=true starts the run anew"

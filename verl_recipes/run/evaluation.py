@@ -62,22 +62,9 @@ RESPONSE = 1024  # tokens of the longest response, if neither a run nor generati
 Row = dict[str, Any]
 # Keys of training that an evaluation sets itself, or that would make it another one's.
 SET_HERE = (
-    *(
-        "run_dir",
-        "seeds",
-        "warm_start",
-        "eval_n",
-        "trainer.default_local_dir",
-        "trainer.restarts",
-        "trainer.resume_mode",
-    ),
-    *(
-        "actor_rollout_ref.model.path",
-        "data.train_files",
-        "data.val_files",
-        "data.val_batch_size",
-        "data.custom_cls.path",
-    ),
+    *("run_dir", "seeds", "warm_start", "eval_n", "actor_rollout_ref.model.path"),
+    *(f"trainer.{key}" for key in ("default_local_dir", "restarts", "resume_mode")),
+    *(f"data.{key}" for key in ("train_files", "val_files", "val_batch_size", "custom_cls.path")),
     *(f"actor_rollout_ref.rollout.val_kwargs.{key}" for key in ("n", "temperature", "do_sample")),
     *(f"trainer.v1.sampler.sampler_kwargs.{key}" for key in ("samples_dir", "checkpoints_dir")),
 )
