@@ -294,6 +294,14 @@ def page(template: str, results: list[dict[str, Any]]) -> str:
     environment.filters["figure"] = interval
     base = [each for each in results if "right of 8" in each]
     tables = {"algorithms": table(results, ALGORITHMS), "levers": table(results, LEVERS)}
+    sweep = {
+        name: {
+            each["learning rate"]: training_reward(each)
+            for each in results
+            if (each["algorithm"], each["seed"]) == (name, 0)
+        }
+        for name in ALGORITHMS
+    }
     differ = [row for row in tables["algorithms"] if row.get("p", 1) < 0.05 and row["algorithm"] != CONTROL]
     return environment.get_template(template).render(
         tables=tables,
@@ -303,17 +311,15 @@ def page(template: str, results: list[dict[str, Any]]) -> str:
         steps=STEPS,
         n=N,
         runs=len(results),
-        whole=sum(len(runs) >= 3 for runs in by_algorithm(results).values()),
+        missing=[name for name in NAMES if len(by_algorithm(results).get(name, [])) < 3],
         total=len(NAMES),
         base=figure(of_problems(base[:1], "before")) if base else None,
-        sweep={
-            name: {
-                each["learning rate"]: training_reward(each)
-                for each in results
-                if (each["algorithm"], each["seed"]) == (name, 0)
-            }
-            for name in ALGORITHMS
-        },
+        sweep=sweep,
+        edge=[
+            name
+            for name, areas in sweep.items()
+            if len(areas) == len(RATES) and max(areas, key=lambda rate: areas[rate]) in (RATES[0], RATES[-1])
+        ],
     )
 
 

@@ -151,7 +151,10 @@ def distinct(
             break
         found = len(chosen)
         parts = [(numbers[chosen], count[chosen], target[chosen])]
-    raise UserError(f"preset {preset['name']}: {size} different problems are needed, but it has only about {found}")
+    raise UserError(
+        f"preset {preset['name']}: {size} different problems are needed, but it has only about {found}: widen "
+        "preset.numbers or preset.targets, or ask for fewer"
+    )
 
 
 def as_problems(numbers: Array, count: Array, target: Array) -> list[Problem]:

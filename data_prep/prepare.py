@@ -207,7 +207,10 @@ class Preparation:
             if size is not None and known < size and not at_most:
                 raise too_few(name, size, found, self.config)
             if not found:
-                raise UserError(f"none of the {self.source.rows:,} rows is on the {name} side")
+                raise UserError(
+                    f"none of the {self.source.rows:,} rows is on the {name} side: take more rows, or "
+                    "another held_out_share"
+                )
         for each in [*self.writers, *([self.apart] if self.apart else [])]:
             each.close()
 

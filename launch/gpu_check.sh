@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A check of one card shows what no CPU can: attention, vLLM's sleep mode and CUDA graphs, weights by CUDA IPC, memory,
 # seconds. What matters most comes first. Each run has a time limit, and a JSON file that is whole at every moment, because
-# the machine may go away before the end. The limits are 25 minutes in all, and each of seven starts takes two or three
+# the machine may go away before the end. The limits are 34 minutes in all, and each of seven starts takes two or three
 # more. Once .venv-gpu is there, nothing is downloaded.
 #   bash launch/gpu_check.sh [hardware=h100 | hardware=a800 | hardware=rtx4090 | hardware=cpu] [overrides]
 #   OUT=folder          for the results (runs/gpu_check/results); please open an issue with its report.md

@@ -66,7 +66,9 @@ def options(script: str, **defaults: Any) -> SimpleNamespace:
         raise UserError(f"optimizer={values['optimizer']}: should be one of {', '.join(OPTIMIZERS)}")
     responses = values.get("prompts", 1) * values.get("n", 1)
     if "updates" in values and responses % values["updates"]:
-        raise UserError(f"updates={values['updates']} equal parts cannot be made of {responses} responses, prompts x n")
+        raise UserError(
+            f"updates={values['updates']} does not divide the {responses} responses of a step (prompts x n)"
+        )
     changed = [f"{key}={value}" for key, value in values.items() if value != defaults[key]]
     return SimpleNamespace(**values, name="-".join([script, *changed]))
 

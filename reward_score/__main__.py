@@ -94,7 +94,7 @@ def read(path: Path, *fields: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and content of each line in a file, compressed if its name says so. All `fields` are there."""
     packed = path.with_name(f"{path.name}.gz")
     if packed.exists() and not path.exists():
-        raise ValueError(f"{path} does not exist, but {packed} does")
+        raise ValueError(f"{path} does not exist, but {packed} does: name that file")
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -135,7 +135,7 @@ def score_file(path: Path, profile: str, options: Mapping[str, bool]) -> None:
         print(f"{line}: {score['score']:g} {score['reason']}: {explain(response, row_truth, **options)}")
     count = reasons.total()
     if not count:
-        raise ValueError(f"{path} is empty")
+        raise ValueError(f"{path} holds no response: one JSON object a line is expected")
     print(f"{count} responses, mean score {total / count:.3f}")
     if others:
         print(f"{others} of them were recorded with another reward: name the run's --profile and options")

@@ -47,6 +47,36 @@ def test_ray_itself_says_what_it_has_no_room_for():
     assert said == "Ray has no room for 3 CPU: it has 2 CPU, of which 2 CPU are free"
 
 
+@pytest.mark.slow
+def test_a_process_ends_after_the_death_of_an_actor_that_verl_did_not_end():
+    code = """
+import os, signal, time, ray
+from verl_recipes.in_verl import dead_actors
+
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+
+class Actor:
+    def pid(self):
+        return os.getpid()
+
+kinds = [ray.remote(num_cpus=0)(type(name, (Actor,), {})) for name in ("Alive", "Ended", "Killed")]
+made = [kind.remote() for kind in kinds]
+pids = ray.get([each.pid.remote() for each in made])
+ray.kill(made[1])
+time.sleep(1)
+print(dead_actors.dead_actors())
+os.kill(pids[2], signal.SIGKILL)
+dead_actors.PATIENCE = 0
+dead_actors.wait_for_a_death()
+"""
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        environment = os.environ | {"RAY_TMPDIR": folder}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8", timeout=120)
+    none, *_, why = done.stdout.splitlines()  # between them, Ray says it too
+    assert (done.returncode, none, why) == (1, "[]", "RuntimeError: Killed died, and verl would wait for it for ever")
+
+
 def test_a_start_for_which_ray_has_no_room_ends_once_it_said_so_twice(monkeypatch):
     monkeypatch.setattr(supervise, "ROOM", 0)
     answers = ["A", "", "B", "C", "C"]

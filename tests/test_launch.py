@@ -340,10 +340,12 @@ def test_doctor_counts_warnings_at_the_end_and_they_are_not_wrong(monkeypatch, c
     found = [machine.Line("ok", "a"), machine.Line("warning", "b", "c")]
     monkeypatch.setattr(doctor, "findings", lambda *_: found)
     assert doctor.main([]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("doctor: nothing is wrong; 1 ")
+    assert (
+        capsys.readouterr().out.splitlines()[-1].startswith("doctor: nothing is wrong; warnings, which stop no run: 1")
+    )
     found.append(machine.Line("wrong", "d", "e"))
     assert doctor.main([]) == 1
-    assert capsys.readouterr().out.splitlines()[-1].startswith("doctor: 1 wrong; 1 ")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("doctor: 1 wrong; warnings, which stop no run: 1")
 
 
 def test_doctors_answer_to_a_misspelt_key_is_not_an_installation():

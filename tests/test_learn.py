@@ -104,7 +104,7 @@ def test_a_wrong_option_is_one_line(run, option, message):
     [
         *((f"updates={value}", "1 or more") for value in ("0", "-4")),
         *((f"updates={value}", "a value such as updates=4") for value in ("1.5", "four", "")),
-        *((f"updates={value}", f"updates={value} equal parts cannot be made of 256 responses") for value in (7, 512)),
+        *((f"updates={value}", f"updates={value} does not divide the 256 responses") for value in (7, 512)),
         *((f"{key}={value}", "0 or more") for key in ("lr", "clip") for value in ("-1", "nan", "inf")),
         ("optimizer=zero", "one of SGD, Adam, AdamW"),
     ],

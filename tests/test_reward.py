@@ -580,7 +580,7 @@ def test_the_command_scores_a_file_and_names_the_line_that_is_wrong(tmp_path):
     packed.write_bytes(gzip.compress(path.read_bytes()))
     assert command(str(packed), "--profile", "mini_r1").stdout == result.stdout.replace(str(path), str(packed))
     path.rename(tmp_path / "other")
-    assert command(str(path)).stderr == f"error: {path} does not exist, but {packed} does\n"
+    assert command(str(path)).stderr == f"error: {path} does not exist, but {packed} does: name that file\n"
     assert command("nowhere").stderr == "error: nowhere: No such file or directory\n"
     (tmp_path / "other").rename(path)
     packed.write_bytes(packed.read_bytes()[:-9])

@@ -150,20 +150,19 @@ def test_what_a_killed_run_left_goes_at_the_next_start_and_no_live_runs_folder(m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", supervise.WATCHED)
-def test_a_dead_process_that_verl_would_wait_for_is_noticed(monkeypatch, name):
+def test_a_dead_engine_is_noticed(monkeypatch):
     monkeypatch.setattr(supervise, "DEAD", 0.5)
-    process = subprocess.Popen([f"{name}.method", "600"], executable="sleep")
-    watched = {}
+    process = subprocess.Popen([supervise.ENGINE, "600"], executable="sleep")
+    engines = {}
     try:
-        assert supervise.who_died(watched) == ""
+        assert not supervise.an_engine_died(engines)
         time.sleep(0.6)
-        assert supervise.who_died(watched) == ""  # it is there still
+        assert not supervise.an_engine_died(engines)  # it is there still
     finally:
         process.kill()
         process.wait()
     time.sleep(0.6)
-    assert supervise.who_died(watched) == name
+    assert supervise.an_engine_died(engines)
 
 
 def test_orphans_end_too():

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         show(line)
         states.append(line.state)
     wrong, warnings = states.count("wrong"), states.count("warning")
-    also = f"; {warnings} warned of, which stops no run" if warnings else ""
+    also = f"; warnings, which stop no run: {warnings}" if warnings else ""
     print(f"doctor: {wrong or 'nothing is'} wrong{also}")
     return 1 if wrong else 0
 

@@ -101,7 +101,10 @@ def connect(address: str) -> Any:
     try:
         client = JobSubmissionClient(address)
     except (ConnectionError, RuntimeError) as error:
-        raise UserError(f"no Ray job server answers at {address}: {str(error).splitlines()[0]}") from None
+        raise UserError(
+            f"no Ray job server answers at {address}: {str(error).splitlines()[0]}; was its head started with "
+            "--dashboard-host=0.0.0.0?"
+        ) from None
     logging.getLogger("ray").setLevel(logging.WARNING)
     return client
 

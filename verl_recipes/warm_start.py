@@ -174,7 +174,7 @@ def show(run: RunFolder, console: Console) -> None:
     say(console, f"{run.path}: {pages}model/ (of step {best}) summary.json log.txt")
     say(
         console,
-        f"next: python -m verl_recipes.train warm_start={run.path}, or measure it: "
+        f"next: python -m verl_recipes.train name=after-{run.path.name} warm_start={run.path}, or measure it: "
         f"python -m verl_recipes.evaluate model={run.path}",
     )
 

@@ -28,6 +28,7 @@ from transformers import AutoTokenizer
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from reward_score.components import repetition
+from verl_recipes.in_verl import dead_actors
 from verl_recipes.in_verl.alarms import check_output
 from verl_recipes.in_verl.trainer_link import TrainerLink
 from verl_recipes.measure.batch import component_metrics, scored
@@ -75,6 +76,7 @@ class CountdownReplayBuffer(ReplayBuffer):
             max_inflight_gen_batches=groups["max_inflight_gen_batches"],
             **kwargs,
         )
+        dead_actors.watch()  # verl's trainer makes its replay buffer before its actors
         self.link = TrainerLink(kwargs)
         self.run = RunFolder(Path(sampler_kwargs["samples_dir"]).parent)
         self.tokenizer = AutoTokenizer.from_pretrained(sampler_kwargs["tokenizer"])

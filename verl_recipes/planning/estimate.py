@@ -18,7 +18,7 @@ def gpu_of(cfg: DictConfig) -> dict[str, Any] | None:
     if cfg.trainer.device == "cpu":
         return None
     if cfg.card.name not in facts("gpus"):
-        raise UserError(f"card.name={cfg.card.name}: configs/facts/gpus.yaml knows {', '.join(facts('gpus'))}")
+        raise UserError(f"card.name={cfg.card.name} is unknown; configs/facts/gpus.yaml has {', '.join(facts('gpus'))}")
     return facts("gpus")[cfg.card.name]
 
 

@@ -53,11 +53,16 @@ def micro_batch(cfg: DictConfig, worker: Mapping[str, Any], key: str, packed: bo
     if worker.get("log_prob_use_dynamic_bsz" if key == "log_prob" else "use_dynamic_bsz"):
         budget = worker[f"{key}_max_token_len_per_gpu"]
         if budget < length:
-            raise UserError(f"{key}_max_token_len_per_gpu={budget} is less than one sequence ({length})")
+            raise UserError(
+                f"{key}_max_token_len_per_gpu={budget} is less than one sequence of {length} tokens: raise it, or "
+                "lower data.max_response_length"
+            )
     else:
         size = worker[f"{key}_micro_batch_size_per_gpu"]
         if size is None:
-            raise UserError(f"{key}_micro_batch_size_per_gpu is not set, and neither are dynamic batches")
+            raise UserError(
+                f"{key}_micro_batch_size_per_gpu is not set, and neither are dynamic batches: set one of the two"
+            )
         budget = size * length
     if packed:
         return 1, min(budget, sequences * length)

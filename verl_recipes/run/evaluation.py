@@ -100,6 +100,8 @@ def name_of(model: str, what: str, seed: int) -> str:
 
 def find_data(data: str | ListConfig) -> list[Path]:
     """The parquet files of a folder of data_prep (test.parquet, ood_*.parquet), or those that were named."""
+    if isinstance(data, str) and not data.endswith(".parquet") and not Path(data).exists():
+        raise UserError(f"data={data}: there is no such folder; `python -m data_prep out={data}` makes one")
     if not isinstance(data, str) or not Path(data).is_dir():
         files = [Path(name) for name in as_list(data)]
         if len({file.stem for file in files}) < len(files):
@@ -274,7 +276,10 @@ def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
         responses = [answered[sample_key(row)] for row in rows if sample_key(row) in answered]
         if len(responses) < len(rows):
             lost = len(rows) - len(responses)
-            raise UserError(f"verl left {lost} of {len(rows)} rows without a response; see {out.log}")
+            raise UserError(
+                f"verl left {lost} of {len(rows)} rows without a response; see {out.log}. The same command asks for "
+                "them again"
+            )
         return finish(cfg, out, responses)
 
 

@@ -117,11 +117,12 @@ def check_prompt(files: str | Sequence[str] | None, cfg: DictConfig) -> None:
         made = manifest_beside(Path(name)).get("configuration", {}).get("prompt")
         if not made:
             continue
-        made_by = f"{name} was made with prompt={made['name']}, which has"
+        prompt, advice = f"prompt={made['name']}", "or make the data again with this command's prompt"
         if made.get("chat_template") != template:
-            raise UserError(f"{made_by} another chat template; add that here too")
+            raise UserError(f"{name} was made with {prompt}, which has another chat template; add {prompt}, {advice}")
         if (theirs := made.get("template_options", {})) != options:
-            raise UserError(f"{made_by} template_options={json.dumps(theirs)}; add that here too")
+            has = f"which has template_options={json.dumps(theirs)}"
+            raise UserError(f"{name} was made with {prompt}, {has}; add {prompt}, {advice}")
 
 
 def check_model(path: str) -> dict[str, str]:

@@ -40,10 +40,12 @@ def check_reward(cfg: DictConfig) -> None:
         raise UserError(f"{KEY}.path={function.path} cannot be loaded: {type(error).__name__}: {error}") from None
     score = getattr(module, str(function.name), None)
     if not callable(score):
-        raise UserError(f"{KEY}.name={function.name}: {function.path} has no such function")
+        raise UserError(f"{KEY}.name={function.name}: {function.path} has no such function; name one of that file")
     options: Any = OmegaConf.to_container(function, resolve=True).get("reward_kwargs", {})  # type: ignore[union-attr]
     if not isinstance(options, dict):
-        raise UserError(f"{KEY}.reward_kwargs={options}: to leave them out, add ~{KEY}.reward_kwargs")
+        raise UserError(
+            f"{KEY}.reward_kwargs={options} is no mapping of options; to pass none, add ~{KEY}.reward_kwargs"
+        )
     try:
         inspect.signature(score).bind(**dict.fromkeys(VERLS), **options)
         if check := getattr(module, "check_options", None):

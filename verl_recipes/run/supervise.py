@@ -39,13 +39,8 @@ LOCK, NOTED = "lock", "segments"  # files in it: locked as long as the run goes 
 # Ray starts a cluster of its own instead of joining one that runs on this machine, and listens on the loopback address
 # alone, as it does on Windows and macOS.
 LOCAL = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-# verl waits for ever for some processes that die at the wrong moment: an engine that receives weights, or its server
-# before it asks for them, an agent loop that answers, the stores of the batch.
-WATCHED = (
-    *("VLLM::EngineCore", "ray::CPUServer", "ray::vLLMHttpServer", "ray::CheckpointEngineWorker"),
-    *("ray::AgentLoopWorker", "ray::TransferQueueController", "ray::SimpleStorageUnit"),
-)
-DEAD = 60  # seconds; at a normal end they stop only some seconds before verl
+ENGINE = "VLLM::EngineCore"  # verl waits for ever for one that dies while it receives weights
+DEAD = 60  # seconds; at a normal end engines stop only some seconds before verl
 # It waits for ever for room in Ray as well. A start on two cores takes half of this, so Ray is rarely asked.
 ROOM = 90  # seconds from the start until Ray is asked what is pending; the same answer twice, so far apart, ends verl
 SHARED = Path("/dev/shm")
@@ -66,8 +61,8 @@ def run_verl(
         trainer: the entry of one of verl's trainers.
 
     Returns:
-        verl's exit status; 1 if verl would have waited for ever: one of the processes WATCHED died, or Ray has no room
-        for the run. Any exception, Ctrl-C and SIGTERM included, first ends verl.
+        verl's exit status; 1 if verl would have waited for ever: an engine of vLLM died, or Ray has no room for the
+        run. Any exception, Ctrl-C and SIGTERM included, first ends verl.
     """
     where = [f"--config-path={run.path.resolve()}", f"--config-name={run.verl_config.stem}"]
     quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
@@ -168,13 +163,13 @@ def wait_for_end(
     Args:
         is_going: whether its first rollouts have begun, or its first step is done.
     """
-    watched: dict[psutil.Process, tuple[str, float]] = {}
+    engines: dict[psutil.Process, float] = {}
     asked = [(time.monotonic(), "")]
     for look in count():
         if verl.poll() is not None or is_late():
             break
-        if look % 5 == 0 and (died := who_died(watched)):  # every second, as one that was never seen is not missed
-            return f"{died} died, and verl would wait for it for ever"
+        if look % 5 == 0 and an_engine_died(engines):  # every second, as one that was never seen is not missed
+            return f"{ENGINE} died, and verl would wait for it for ever"
         if look % 25 == 0:
             note_segments(scratch)
             if not is_going() and (lack := what_lacks(asked)):
@@ -185,18 +180,17 @@ def wait_for_end(
     return ""
 
 
-def who_died(watched: dict[psutil.Process, tuple[str, float]]) -> str:
-    """The name of a descendant of WATCHED that has been gone for DEAD seconds; "" for none.
+def an_engine_died(engines: dict[psutil.Process, float]) -> bool:
+    """Whether an engine of vLLM, a descendant of this process, has been gone for DEAD seconds.
 
     Args:
-        watched: the name of each, and when it was last seen. This function updates it.
+        engines: when each was last seen. This function updates it.
     """
     now = time.monotonic()
     for process in psutil.Process().children(recursive=True):
-        title = " ".join(cmdline_of(process))
-        if name := next(filter(title.startswith, WATCHED), ""):
-            watched[process] = name, now
-    return next((name for name, seen in watched.values() if now - seen > DEAD), "")
+        if " ".join(cmdline_of(process)).startswith(ENGINE):
+            engines[process] = now
+    return any(now - seen > DEAD for seen in engines.values())
 
 
 def what_lacks(asked: list[tuple[float, str]]) -> str:

@@ -123,11 +123,15 @@ def check_ranks(cfg: DictConfig) -> None:
     """Raise UserError if the topology leaves no GPU for training, none for generation, or parts of an engine."""
     rollout = cfg.actor_rollout_ref.rollout
     if cfg.trainer.n_gpus_per_node < 1 or (is_split(cfg) and rollout.n_gpus_per_node < 1):
-        raise UserError(f"topology=split takes a GPU for generation, so one {cfg.card.name} has none left to train")
+        raise UserError(
+            f"topology=split takes a GPU for generation, so one {cfg.card.name} has none left to train: "
+            "take gpus=2 or more, or topology=colocated"
+        )
     generating, parallel = rollout.n_gpus_per_node * (rollout.nnodes or 1), rollout.tensor_model_parallel_size
     if generating % parallel:
         raise UserError(
-            f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide {generating} GPUs"
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide {generating} GPUs: "
+            "choose a divisor"
         )
 
 
@@ -204,13 +208,14 @@ def check_choice(cfg: DictConfig) -> None:
         heads = cfg.architecture.num_attention_heads
         raise UserError(
             f"actor_rollout_ref.rollout.tensor_model_parallel_size={rollout.tensor_model_parallel_size} does not "
-            f"divide {heads} heads"
+            f"divide {heads} heads: choose a divisor"
         )
     mini, n = actor.ppo_mini_batch_size, rollout.n
     if cfg.data.train_batch_size % mini or mini * n % ranks:
         raise UserError(
             f"data.train_batch_size={cfg.data.train_batch_size} must be whole mini-batches, and {n} responses to each "
-            f"of actor_rollout_ref.actor.ppo_mini_batch_size={mini} prompts must be shared evenly by {ranks} ranks"
+            f"of actor_rollout_ref.actor.ppo_mini_batch_size={mini} prompts must be shared evenly by {ranks} ranks: "
+            "change prompts=, updates= or actor_rollout_ref.rollout.n"
         )
     check_algorithm(cfg.algorithm)
     if n < 2 and cfg.algorithm.adv_estimator != "gae":
