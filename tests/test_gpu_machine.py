@@ -33,7 +33,7 @@ def cards(folder, *lines):
 
 
 LOOKS = (*machine.OF_THE_MACHINE, machine.cards)  # what asks it
-A800 = "NVIDIA A800-SXM4-80GB, 81920, 5, 535.104.05"
+A800 = "NVIDIA A800-SXM4-80GB, 81920, 5, 535.104.05, Default"
 
 
 def test_doctor_finds_cards_too_few_and_memory_in_use(tmp_path, monkeypatch):
@@ -44,6 +44,15 @@ def test_doctor_finds_cards_too_few_and_memory_in_use(tmp_path, monkeypatch):
     few = next(line for text, line in lines.items() if "this run wants 2" in text)
     assert (few.state, few.fix) == ("wrong", "gpus=1 among the overrides, and plan again")
     assert next(line for text, line in lines.items() if "other programs" in text).state == "warning"
+
+
+def test_a_card_for_one_process_alone_is_warned_of(tmp_path, monkeypatch):
+    cards(tmp_path, A800, A800.replace("Default", "Exclusive_Process"))
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (line,) = (
+        each for each in machine.cards(gpu=True, cfg=None, smi=machine.nvidia_smi()) if "one process" in each.text
+    )
+    assert (line.state, line.text[:5]) == ("warning", "GPU 1")
 
 
 def test_only_the_cards_that_may_be_used_are_counted(tmp_path, monkeypatch):

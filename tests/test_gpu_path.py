@@ -85,6 +85,8 @@ def test_a_start_for_which_ray_has_no_room_ends_once_it_said_so_twice(monkeypatc
     assert [supervise.what_lacks(asked) for _ in range(4)] == [""] * 4
     line = "C, and verl would wait for ever; these CPUs are logical, and ray_kwargs.ray_init.num_cpus= raises them"
     assert supervise.what_lacks(asked) == line
+    answers, others = ["3 CPU: 2 free"] * 2, "3 CPU: 1 free"  # which another program of the cluster waits for
+    assert [supervise.what_lacks(asked, others) for _ in range(2)] == [""] * 2
 
 
 @pytest.mark.slow

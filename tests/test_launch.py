@@ -235,6 +235,20 @@ def test_slurms_notice_reaches_the_run_whose_end_is_waited_for_before_rays(tmp_p
     assert rest == ["saved", "ray ends"]
 
 
+def test_rays_folder_under_slurm_leaves_its_sockets_a_name_that_is_short_enough():
+    """Ray refuses a socket of more than 107 bytes, and its own part has up to 64."""
+    (folder,) = re.findall(
+        r"--temp-dir=(\S.*)\"$", (ROOT / "launch" / "slurm.sbatch").read_text(encoding="utf-8"), re.M
+    )
+    folder = folder.replace("\\$", "$")
+    for node, end in (("node7", "node7"), ("h100cluster-a3highnodeset-0", "er-a3highnodeset-0")):
+        environment = {"SLURM_JOB_ID": "12345678", "SLURMD_NODENAME": node}
+        command = ["bash", "-c", f"echo {folder}"]
+        shown = subprocess.check_output(command, env=os.environ | environment, text=True).strip()
+        assert shown.endswith(end)
+        assert len(shown) + 64 <= 107
+
+
 def test_slurm_signals_the_shell_alone_and_leaves_more_time_than_ray_does():
     script = (ROOT / "launch" / "slurm.sbatch").read_text(encoding="utf-8")
     seconds = int(re.search(r"^#SBATCH --signal=B:TERM@(\d+)$", script, re.M)[1])

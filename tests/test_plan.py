@@ -25,6 +25,7 @@ from verl_recipes.planning import estimate, model, space, tracking
 from verl_recipes.planning import memory as plan_memory
 from verl_recipes.planning import time as plan_time
 from verl_recipes.planning.memory import GIB
+from verl_recipes.planning.model import facts
 from verl_recipes.planning.tracking import Pass
 from verl_recipes.run import machine, preflight
 
@@ -220,6 +221,28 @@ def test_the_price_is_that_of_the_gpu_hours_in_any_currency():
     assert plan.price_text(["330", "420", "yuan"]) == "330-420 yuan"
 
 
+@pytest.mark.slow
+def test_lora_holds_the_whole_base_beside_vllm_where_weights_are_sent_and_a_copy_of_it_in_the_machines_memory():
+    """verl 0.9.1 brings an offloaded model to the GPU to merge its adapter, and keeps the base for afterwards."""
+    cfg = compose("train", "recipe=tinyzero_grpo", "model=qwen2.5_7b", "hardware=rtx4090_x2")
+    count = model.parameter_count(cfg)
+    sent = plan_memory.phases(cfg, 23.5 * GIB)["weights to vllm"]
+    assert sent["parameters"] == pytest.approx(4 * count / 2, rel=0.02)
+    assert sum(sent.values()) > 23.5 * GIB
+    processes = 2 * facts("assumptions")["machine"]["gpu_gib"] * GIB
+    assert space.memory(cfg, count, True).need == processes + 2 * 4 * count
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "copies"), [("qwen2.5_3b", 6), ("qwen2.5_7b", 1)])
+def test_each_process_loads_a_model_whose_embedding_is_shared_and_one_loads_another(name, copies):
+    cfg = compose("train", "recipe=gspo", f"model={name}", "hardware=a800_x8", "topology=split")
+    cfg.actor_rollout_ref.actor.fsdp_config.optimizer_offload = False
+    processes = 8 * facts("assumptions")["machine"]["gpu_gib"] * GIB
+    count = model.parameter_count(cfg)
+    assert space.memory(cfg, count, True).need == processes + copies * 4 * count
+
+
 PPO_7B = ["recipe=tinyzero_ppo", "model=qwen2.5_7b", "hardware=a800_x8"]
 
 
@@ -372,7 +395,7 @@ def test_plan_refuses_before_it_loads_torch():
     )
     command = [sys.executable, "-c", code, "hardware=a800", "topology=split"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
-    assert result.stdout.endswith("none left to train False\n"), result.stdout + result.stderr
+    assert result.stdout.endswith("topology=colocated False\n"), result.stdout + result.stderr
 
 
 @pytest.mark.long

@@ -39,7 +39,7 @@ SOME = [
     for i in range(max(len(RECIPES), len(MODELS), len(HARDWARE)))
 ]
 SPLIT = [("mini_r1", "qwen2.5_3b", "h100_x4"), ("tinyzero_ppo", "qwen2.5_3b", "a800_x3"), ("mini_r1", "tiny", "cpu")]
-SMALL = {"cpu": 2e8} | dict.fromkeys(("a800", "l40s", "rtx4090"), 4e9)  # most parameters
+SMALL = {"cpu": 2e8} | dict.fromkeys(("a800", "l40s", "rtx4090", "rtx4090_x2"), 4e9)  # most parameters
 
 
 def of(recipe, model="qwen2.5_3b", hardware="a800_x4", *more):

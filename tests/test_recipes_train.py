@@ -142,14 +142,28 @@ def test_lora_trains_and_exports_one_whole_model(small_data, tmp_path):
     """At a rate at which one step changes the samples, so that stale weights would show in the agreement."""
     run_dir = tmp_path / "lora"
     fast = ["actor_rollout_ref.actor.optim.lr=1e-2", "actor_rollout_ref.actor.optim.lr_warmup_steps=-1"]
-    command = train(run_dir, "recipe=mini_r1", "tuning=lora", *fast, *SHORT, *small_data)
+    # So the first pass after the weights were sent is the reference's, which the guard leaves out.
+    bypass = "algorithm.rollout_correction.bypass_mode=true"
+    command = train(run_dir, "recipe=mini_r1", "tuning=lora", bypass, *fast, *SHORT, *small_data)
     assert command.wait() == 0, command.output
     command.assert_nothing_is_left()
     first, second = steps_of(run_dir)
+    assert all(any(name in step for name in AGREEMENT) for step in (first, second))
     assert first["actor/kl_loss"] < 1e-6  # the adapter starts at zero, and without it the actor is the reference
     assert second["actor/kl_loss"] > 1e-3
     base, model = (load_file(folder / "model.safetensors") for folder in (ROOT / "assets/tiny_base", run_dir / "model"))
     assert model.keys() == base.keys()  # without an adapter beside it
+
+
+def test_dynamic_sampling_ends_if_no_group_has_both_right_and_wrong_responses(small_data, tmp_path):
+    reward = tmp_path / "nothing.py"
+    reward.write_text("def compute_score(**_):\n    return {'score': 0.0, 'acc': 0.0}\n", encoding="utf-8")
+    none = f"reward.custom_reward_function.path={reward}", "algorithm.filter_groups.max_num_gen_batches=1"
+    command = train(tmp_path / "run", "recipe=dapo", *none, *SHORT, *small_data)
+    assert command.wait() == 1
+    *_, last = command.output.strip().splitlines()
+    assert "no signal: the responses of 8 groups of this step were all right or all wrong" in last
+    command.assert_nothing_is_left()
 
 
 def test_a_merged_model_computes_what_the_model_with_its_adapter_does(tmp_path):

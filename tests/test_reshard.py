@@ -61,6 +61,23 @@ def work(rank, ranks, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("room", [True, False])
+def test_offloaded_weights_stay_where_they_are_if_the_gpu_has_no_room_for_the_files_too(monkeypatch, room):
+    """What a GPU alone shows is left out: whether they then fit, and are the same."""
+    from verl_recipes.in_verl import reshard
+
+    class Engine:
+        module, _is_offload_param, _is_offload_optimizer = None, True, True
+
+        def load_checkpoint(self, path):
+            self.loaded = path, self._is_offload_param
+
+    monkeypatch.setattr(reshard, "lacks_room", lambda module: not room)
+    engine = type("Offloaded", (reshard.Resharding, Engine), {})()
+    engine.load("folder")
+    assert (engine.loaded, engine._is_offload_param) == (("folder", room), True)
+
+
 @pytest.mark.slow
 def test_fewer_and_more_ranks_go_on_as_those_that_saved_would_have(tmp_path):
     """The last weight has one row, so that some ranks have none of it."""

@@ -349,6 +349,18 @@ def test_too_little_memory_or_disk_is_one_line_unless_forced(tmp_path, monkeypat
     checks.check_space(cfg, tmp_path)
 
 
+@pytest.mark.slow
+def test_the_head_of_a_cluster_needs_no_memory_for_a_run_on_gpus(tmp_path, monkeypatch):
+    """Ray runs a job's command there, also if it has no GPU."""
+    cfg = compose("train", "hardware=h100", "model=qwen2.5_0.5b", f"run_dir='{tmp_path}'")
+    monkeypatch.setattr(space, "free_memory", lambda: 2**30)
+    monkeypatch.setattr(space, "free_disk", lambda folder: 10**12)
+    with pytest.raises(UserError, match="of memory are free"):
+        checks.check_space(cfg, tmp_path)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    checks.check_space(cfg, tmp_path)
+
+
 def test_the_reason_of_a_failure_is_the_last_exception(tmp_path):
     log = tmp_path / "log.txt"
     log.write_text(

@@ -1,5 +1,7 @@
 """The folder of a run: what is deleted and what never is, what is read of files that a killed process left."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -215,6 +217,16 @@ def test_a_folder_with_other_files_becomes_no_run(tmp_path):
     with pytest.raises(UserError, match="no run folder; nothing was deleted"):
         RunFolder(tmp_path).empty(print)
     assert {path.name for path in tmp_path.iterdir()} == {"thesis.txt"}
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, capsys):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with RunFolder(tmp_path / "run").locked():
+        pass
+    assert "start no second command on it" in capsys.readouterr().err
 
 
 def test_a_run_folder_is_locked_by_one_command(tmp_path):

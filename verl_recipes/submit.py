@@ -46,7 +46,7 @@ BESIDE = ("configs", "assets", "requirements")  # in a checkout; an installed pa
 OWN = "own_configurations_"  # in the job's folder: the folders of --config-dir
 PATIENCE = 600  # seconds without the cluster before the command gives up; the job goes on
 ENVIRONMENT = (
-    *("HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN", "VERL_USE_MODELSCOPE"),
+    *("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "VERL_USE_MODELSCOPE"),
     *("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_ENTITY", "WANDB_MODE"),
     *("SWANLAB_API_KEY", "SWANLAB_API_HOST", "SWANLAB_MODE"),
     *("MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),

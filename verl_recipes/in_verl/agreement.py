@@ -5,7 +5,8 @@ verl has a metric of it, and goes on whatever it says; with `rollout_correction.
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,6 +82,17 @@ class Guarded(Engine):
     """
 
     unchecked = True
+    is_base = False
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Of LoRA: within it the model is its base, the reference."""
+        self.is_base = True
+        try:
+            with super().disable_adapter():
+                yield
+        finally:
+            self.is_base = False
 
     def get_per_tensor_param(self, *args: Any, **kwargs: Any) -> Any:
         self.unchecked = True
@@ -88,8 +100,7 @@ class Guarded(Engine):
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Loss, forward_only: bool = False) -> Any:
         rollout = data.get("rollout_log_probs", data.get("old_log_probs", None))
-        policy = not (self.engine_config.forward_only or tu.get_non_tensor_data(data, "no_lora_adapter", False))
-        check = self.unchecked and policy and rollout is not None
+        check = self.unchecked and rollout is not None and not (self.engine_config.forward_only or self.is_base)
         if check:
             tu.assign_non_tensor(data, return_model_output=True)
         output = super().forward_backward_batch(data, loss_function, forward_only)

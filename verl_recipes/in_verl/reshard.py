@@ -71,14 +71,33 @@ def reshard(saved: Path, target: Path, module: torch.nn.Module, optimizer: Any, 
     shutil.copy(saved / extra, target / f"extra_state_world_size_{ranks}_rank_{rank}.pt")
 
 
+def lacks_room(module: torch.nn.Module) -> bool:
+    """Whether this rank's GPU has no room for two copies of the module's shard."""
+    if not torch.cuda.is_available():
+        return False
+    shards = (getattr(each, "_local_tensor", each) for each in module.parameters())
+    return torch.cuda.mem_get_info()[0] < 2 * sum(each.numel() * each.element_size() for each in shards)
+
+
 class Resharding(Engine):
     """Added to an engine that trains: it takes up a checkpoint of any number of ranks."""
+
+    _is_offload_param: bool
+
+    def load(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        """As verl's. But verl brings offloaded weights to the GPU first, where the file's tensors come too."""
+        offloads = self._is_offload_param
+        self._is_offload_param = offloads and not (self._is_offload_optimizer and lacks_room(self.module))
+        try:
+            super().load_checkpoint(local_path, *args, **kwargs)
+        finally:
+            self._is_offload_param = offloads
 
     def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
         rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
         if not local_path or ranks_of(Path(local_path)) in (0, ranks):
-            return super().load_checkpoint(local_path, *args, **kwargs)
+            return self.load(local_path, *args, **kwargs)
         # Where a checkpoint has room; a run's temporary folder may be in memory.
         with TemporaryDirectory(dir=Path(local_path).parent.parent, prefix=RESHARDED) as folder:
             reshard(Path(local_path), Path(folder), self.module, self.optimizer, rank, ranks)
-            return super().load_checkpoint(folder, *args, **kwargs)
+            return self.load(folder, *args, **kwargs)

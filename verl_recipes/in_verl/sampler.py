@@ -29,7 +29,7 @@ from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 from reward_score.components import repetition
 from verl_recipes.in_verl import dead_actors
-from verl_recipes.in_verl.alarms import check_output
+from verl_recipes.in_verl.alarms import check_output, check_signal
 from verl_recipes.in_verl.trainer_link import TrainerLink
 from verl_recipes.measure.batch import component_metrics, scored
 from verl_recipes.run.best import evaluations, is_enough
@@ -82,12 +82,20 @@ class CountdownReplayBuffer(ReplayBuffer):
         self.tokenizer = AutoTokenizer.from_pretrained(sampler_kwargs["tokenizer"])
         self.rows: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
         self.history: dict[int, dict[str, float]] = {}  # metrics of the training steps
+        self.without_signal = 0  # groups that dynamic sampling dropped in this step
 
     def _sync_metadata_from_transfer_queue(self) -> None:
         """One look of verl's at every key; the next follows after nine times as long."""
         began = time.monotonic()
         super()._sync_metadata_from_transfer_queue()
         self.poll_interval = next_look(time.monotonic() - began)
+
+    def _evict_terminal_groups(self, *args: Any, **kwargs: Any) -> Any:
+        """verl's, which drops groups and generates others, without end: it ignores `max_num_gen_batches`."""
+        found = super()._evict_terminal_groups(*args, **kwargs)
+        self.without_signal += found[2]
+        check_signal(self.without_signal, self.sampler_kwargs)
+        return found
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, float]]:
         split = "validation" if partition_id == "val" else partition_id
@@ -96,6 +104,7 @@ class CountdownReplayBuffer(ReplayBuffer):
         self.link.shield_trackers()
         if self.trainer_mode == "sync":
             self.link.wait_for_rollouts()
+        self.without_signal = 0
         batch, metrics = super().sample(global_steps, partition_id, batch_size)
         self.note("generated", split, global_steps)
         rows = self.read(batch, global_steps)

@@ -31,7 +31,10 @@ def advice(cfg: DictConfig, phase: str) -> str:
         utilisation = rollout.gpu_memory_utilization
         settings = [
             (not (engine.param_offload and engine.optimizer_offload), OFFLOAD),
-            (utilisation > 0.3, f"actor_rollout_ref.rollout.gpu_memory_utilization below {utilisation}"),
+            (
+                utilisation > 0.3 and phase == "generate",
+                f"actor_rollout_ref.rollout.gpu_memory_utilization below {utilisation}",
+            ),
             (True, "actor_rollout_ref.rollout.tensor_model_parallel_size higher"),
         ]
     else:

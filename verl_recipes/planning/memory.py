@@ -250,5 +250,8 @@ def phases(cfg: DictConfig, memory: float | None) -> dict[str, dict[str, float]]
         found["update critic"] = working("critic", tracked["critic"])
     found["update actor"] = working("actor", tracked["actor"])
     if engine and shares:
-        found["weights to vllm"] = at_rest(tracked, engines) | process | weights_to_vllm(cfg, engine)
+        held = at_rest(tracked, engines)
+        if models.model.lora_rank and engines["actor"].param_offload:  # verl merges the adapter on the GPU
+            held["parameters"] += tracked["actor"]["parameters"]
+        found["weights to vllm"] = held | process | weights_to_vllm(cfg, engine)
     return found

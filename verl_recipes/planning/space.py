@@ -131,7 +131,9 @@ def disks(cfg: DictConfig, run_dir: Path, count: int, trains: bool) -> list[Need
 def memory(cfg: DictConfig, count: int, trains: bool) -> Need:
     """What a run needs of the machine's memory.
 
-    On a CPU, all states of training and a copy of the weights for each vLLM. On GPUs, the states that are offloaded.
+    On a CPU, all states of training and a copy of the weights for each vLLM. On GPUs, the states that are offloaded,
+    with another copy of a base that LoRA merges an adapter into. If they need more, the whole models of the start: verl
+    loads one in each process if input and output share an embedding, else one.
     """
     assumed, models, nodes = facts("assumptions")["machine"], cfg.actor_rollout_ref, cfg.trainer.nnodes
     here = math.ceil(sum(gpus_of(cfg)) / nodes)
@@ -149,6 +151,10 @@ def memory(cfg: DictConfig, count: int, trains: bool) -> Need:
         processes = (assumed["cpu_gib"] + max(0, here - 2)) * GIB + here * count * BYTES[models.rollout.dtype]
     else:
         processes = assumed["gpu_gib"] * here * GIB
+        weights = count * BYTES[models.actor.fsdp_config.model_dtype or "fp32"]
+        states += weights * (lora and bool(models.actor.fsdp_config.param_offload))
+        is_tied = (cfg.architecture or {}).get("tie_word_embeddings")
+        states = max(states, weights * (gpus_of(cfg)[0] if is_tied else nodes))
     return Need("memory", processes + states / nodes, free_memory())
 
 

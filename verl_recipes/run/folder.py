@@ -13,16 +13,18 @@ model/ summary.json curves.png report.html    made after the last step
 lock, stop          locked by the command that uses the folder; written to ask verl to end
 """
 
+import errno
 import fcntl
 import gzip
 import json
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from data_prep.cli import UserError
 
@@ -146,6 +148,20 @@ def not_writable(folder: Path, error: OSError) -> UserError:
     return UserError(f"cannot write the folder {folder}: {error.strerror}; choose another with run_dir= or out=")
 
 
+def lock(handle: IO[str]) -> None:
+    """Lock a file for this process; BlockingIOError if another holds it.
+
+    Some file systems have no locks, as Lustre without `-o flock`: there it only warns.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        folder = Path(handle.name).parent
+        print(f"warning: {folder} is on a file system without locks: start no second command on it", file=sys.stderr)
+
+
 def mark_of(path: Path) -> dict[str, Any]:
     """The mark of a folder: its kind (run, evaluation or warm_start) and facts; empty if it is not this project's."""
     mark = read_object(path / MARK)
@@ -225,7 +241,7 @@ class RunFolder:
                 try:
                     folder.mkdir(parents=True, exist_ok=True)
                     handle = held.enter_context((folder / "lock").open("a", encoding="utf-8"))
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock(handle)
                 except BlockingIOError:
                     raise UserError(
                         f"another command is using {folder}; wait for it, or choose another folder"

@@ -29,7 +29,7 @@ from data_prep import SHIPPED
 GIB = 2**30
 TOGETHER = ("torch", "vllm", "verl", "ray", "transformers", "tensordict", "transferqueue")
 DRIVERS = {13: 580, 12: 525}  # least driver for a major version of CUDA (its release notes, table of minor versions)
-QUERY = "--query-gpu=name,memory.total,memory.used,driver_version"
+QUERY = "--query-gpu=name,memory.total,memory.used,driver_version,compute_mode"
 SETUP = {False: "bash launch/setup.sh", True: "STACK=gpu bash launch/setup.sh"}  # by whether the run is one on GPUs
 
 
@@ -121,7 +121,7 @@ Smi = Tuple[str, List[List[str]]]  # noqa: UP006
 
 
 def nvidia_smi() -> Smi:
-    """What is wrong with nvidia-smi, "" for nothing; and of each GPU that may be used name, MiB, MiB in use, driver."""
+    """What is wrong with nvidia-smi, "" for nothing; and what QUERY asks of each GPU that may be used."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     which = ["-i", chosen] if chosen else []
     status, text = run("nvidia-smi", *which, QUERY, "--format=csv,noheader,nounits", timeout=30)
@@ -178,6 +178,9 @@ def cards(gpu: bool, cfg: Any, smi: Smi, **_: Any) -> Iterator[Line]:
     if used:
         text = f"GPU {', '.join(map(str, used))}: other programs hold more than 1 GiB"
         yield Line("warning", text, "wait for them (nvidia-smi lists them), or choose others: CUDA_VISIBLE_DEVICES=...")
+    if alone := [i for i, card in enumerate(found) if card[4].startswith("Exclusive")]:
+        text = f"GPU {', '.join(map(str, alone))}: only one process may use it, and a run needs two (compute mode)"
+        yield Line("warning", text, "sudo nvidia-smi -c DEFAULT, or topology=split if there are several")
     if not cuda_of_torch():
         yield Line("wrong", "torch is a build without CUDA, or not installed", SETUP[gpu])
 

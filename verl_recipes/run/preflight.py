@@ -15,6 +15,7 @@ from data_prep.folder import file_sha256
 from verl_recipes.planning.model import check_hub, find_model
 from verl_recipes.planning.space import Need, export_needs, needs
 from verl_recipes.run.checkpoints import actor_identity, checkpoint_error, checkpoint_steps, how_to_continue, ranks_of
+from verl_recipes.run.cluster import in_job
 from verl_recipes.run.folder import RunFolder, mark_of, read_json
 from verl_recipes.run.hashes import is_checkpoint, model_identity
 from verl_recipes.run.reward import check_reward
@@ -288,8 +289,13 @@ def check_curriculum(cfg: DictConfig) -> None:
 
 
 def check_space(cfg: DictConfig, run_dir: Path, trains: bool = True) -> None:
-    """Raise UserError if the machine lacks memory or disk for the run, unless force=true."""
-    if (short := lacking(needs(cfg, run_dir, trains))) and not cfg.force:
+    """Raise UserError if the machine lacks memory or disk for the run, unless force=true.
+
+    Ray runs a job's command on the cluster's head, so its memory is not asked for if the run is on GPUs.
+    """
+    memory, *disks = needs(cfg, run_dir, trains)
+    elsewhere = in_job() and cfg.trainer.device != "cpu"
+    if (short := lacking(disks if elsewhere else [memory, *disks])) and not cfg.force:
         raise UserError(f"{short}; force=true starts it all the same")
 
 

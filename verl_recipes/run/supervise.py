@@ -165,6 +165,7 @@ def wait_for_end(
     """
     engines: dict[psutil.Process, float] = {}
     asked = [(time.monotonic(), "")]
+    others = pending() if in_job() else ""  # what other programs of the cluster wait for
     for look in count():
         if verl.poll() is not None or is_late():
             break
@@ -172,7 +173,7 @@ def wait_for_end(
             return f"{ENGINE} died, and verl would wait for it for ever"
         if look % 25 == 0:
             note_segments(scratch)
-            if not is_going() and (lack := what_lacks(asked)):
+            if not is_going() and (lack := what_lacks(asked, others)):
                 return lack
         end_services(verl.pid)
         watch()
@@ -193,18 +194,20 @@ def an_engine_died(engines: dict[psutil.Process, float]) -> bool:
     return any(now - seen > DEAD for seen in engines.values())
 
 
-def what_lacks(asked: list[tuple[float, str]]) -> str:
+def what_lacks(asked: list[tuple[float, str]], others: str = "") -> str:
     """What Ray has no room for, now and ROOM seconds ago; "" for nothing.
 
     Args:
         asked: when Ray was asked and its answers, with the start of verl first; this function keeps it.
+        others: its answer before verl asked for anything.
     """
     since, before = asked[-1]
     if time.monotonic() - since < ROOM:
         return ""
     asked.append((time.monotonic(), said := pending()))
     advice = "" if in_job() else "; these CPUs are logical, and ray_kwargs.ray_init.num_cpus= raises them"
-    return f"{said}, and verl would wait for ever{advice}" if said and said == before else ""
+    is_ours = said.partition(":")[0] != others.partition(":")[0]
+    return f"{said}, and verl would wait for ever{advice}" if said and said == before and is_ours else ""
 
 
 def pending() -> str:
