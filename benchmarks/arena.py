@@ -20,10 +20,10 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from reward_score.figures import interval
+from reward_score.figures import interval, pass_at_k
 from verl_recipes.measure.comparison import sign_flip_p
 from verl_recipes.measure.intervals import figure
-from verl_recipes.measure.problems import by_problem, pass_at_k, values
+from verl_recipes.measure.problems import by_problem, values
 from verl_recipes.reporting.metrics import response_tokens
 from verl_recipes.run.folder import RunFolder, read_lines
 

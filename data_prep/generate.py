@@ -8,7 +8,7 @@ not a stream, so any number of workers on any machine makes the same problems.
 """
 
 from functools import cache
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -20,11 +20,6 @@ LARGE, SMALL = np.array([25, 50, 75, 100]), np.repeat(np.arange(1, 11), 2)  # th
 LEAST = 32  # `distinct` makes at least this many problems at once
 ATTEMPTS = 20_000  # draws for one problem until its numbers are on their side and reach a target
 DRAWS = 2000  # give up if this many draws in a row reach no target
-
-
-class Problem(TypedDict):
-    numbers: list[int]
-    target: int
 
 
 def below(limit: Array | int, *salt: Array | int) -> Array:
@@ -155,9 +150,3 @@ def distinct(
         f"preset {preset['name']}: {size} different problems are needed, but it has only about {found}: widen "
         "preset.numbers or preset.targets, or ask for fewer"
     )
-
-
-def as_problems(numbers: Array, count: Array, target: Array) -> list[Problem]:
-    """What `generate` returns, as one dictionary for each problem."""
-    rows = zip(numbers.tolist(), count.tolist(), target.tolist(), strict=True)
-    return [{"numbers": some[:n], "target": goal} for some, n, goal in rows]

@@ -37,11 +37,6 @@ class Source(NamedTuple):
     batches: Callable[[], Iterator[Batch]]
 
 
-def format_of(path: Path) -> str:
-    """The suffix of a file in lower case."""
-    return path.suffix.lower()
-
-
 def path_text(path: Path | str) -> str:
     """A path as text that can be written; bytes that are not UTF-8 are shown as \\xe4."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -204,7 +199,7 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def is_data(path: Path) -> bool:
-    return format_of(path) in FORMATS
+    return path.suffix.lower() in FORMATS
 
 
 def files_of(config: dict[str, Any]) -> list[Path]:
@@ -250,7 +245,7 @@ def recorded(lines: Iterator[str], taken: list[str]) -> Iterator[str]:
 
 def read_text(path: Path) -> Iterator[str]:
     """The rows of a text file as text, without blank ones; those of CSV begin with the header."""
-    records = csv_records(path) if format_of(path) == ".csv" else (line.rstrip("\r\n") for line in text_lines(path))
+    records = csv_records(path) if path.suffix.lower() == ".csv" else (line.rstrip("\r\n") for line in text_lines(path))
     return (record for record in records if record and not record.isspace())
 
 
@@ -258,7 +253,7 @@ def text_batches(path: Path, first: int) -> Iterator[Batch]:
     """JSON lines, or CSV records with the header, in batches."""
     rows: Iterator[Any] = read_text(path)
     kind, row = "jsonl", 1
-    if format_of(path) == ".csv":
+    if path.suffix.lower() == ".csv":
         kind, header = "csv", next(rows)
         rows = ((header, record) for record in rows)
     while block := list(islice(rows, ROWS)):
@@ -280,7 +275,7 @@ def parquet_batches(path: Path, columns: tuple[str, str], first: int) -> Iterato
 
 def count_rows(path: Path, columns: tuple[str, str]) -> int:
     """The number of rows of a file, after a check of its columns."""
-    if format_of(path) == ".parquet":
+    if path.suffix.lower() == ".parquet":
         with path.open("rb") as file:  # opened by Python, whose errors name the file
             try:
                 content = pq.ParquetFile(file)
@@ -290,14 +285,14 @@ def count_rows(path: Path, columns: tuple[str, str]) -> int:
             return content.metadata.num_rows
     rows = read_text(path)
     first = next(rows, None)
-    if format_of(path) == ".csv":
+    if path.suffix.lower() == ".csv":
         try:
             check_columns(next(csv.reader([first or ""]), []), columns, str(path))
         except csv.Error as error:
             raise UserError(f"{path}: its header cannot be read ({error})") from None
     elif first is not None and first.lstrip().startswith("["):
         raise UserError(f"{path} is one JSON array; JSON lines are expected, one object a line")
-    return sum(1 for _ in rows) + (format_of(path) != ".csv" and first is not None)
+    return sum(1 for _ in rows) + (path.suffix.lower() != ".csv" and first is not None)
 
 
 def saved(path: str, split: str, columns: tuple[str, str]) -> Source:
@@ -330,7 +325,7 @@ def local(config: dict[str, Any]) -> Source:
 
     def batches() -> Iterator[Batch]:
         for path, start in zip(files, starts, strict=False):
-            is_parquet = format_of(path) == ".parquet"
+            is_parquet = path.suffix.lower() == ".parquet"
             yield from parquet_batches(path, columns, start) if is_parquet else text_batches(path, start)
 
     return Source({"name": "local", "files": about}, starts[-1], batches)

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.cli import CONFIGS, UserError
+from reward_score.figures import pass_at_k
 from reward_score.grammar import REASONS
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.evaluation import majority, measure, summarize, what_is_missing
 from verl_recipes.measure.intervals import figure
-from verl_recipes.measure.problems import by_problem, pass_at_k, problem_key
+from verl_recipes.measure.problems import by_problem, problem_key
 from verl_recipes.reporting.run import evaluation_figures
 
 ROOT = CONFIGS.parent

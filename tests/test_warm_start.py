@@ -95,7 +95,7 @@ def test_it_ends_after_as_many_evaluations_without_a_lower_loss_as_was_asked(tmp
     for count, enough in ((3, False), (4, True)):
         lines = [{"step": 10 * i, "data": {"val/loss": abs(i - 2)}} for i in range(1, count + 1)]
         run.metrics.write_text(as_lines(lines))
-        goodness = warm_start.goodness(warm_start.losses(run))
+        goodness = {step: -loss for step, loss in warm_start.losses(run).items()}
         assert warm_start.is_enough(goodness, 2) is enough
     assert warm_start.best_step(goodness) == 20
 

@@ -56,14 +56,6 @@ def memory_table(memory: dict[str, dict[str, float]], limit: float | None) -> Ta
     return table
 
 
-def seconds_table(seconds: dict[str, float]) -> Table:
-    """Seconds of a step by part."""
-    table = Table("part", "seconds", title="a step, by assumption (configs/facts/assumptions.yaml)")
-    for part, value in seconds.items():
-        table.add_row(part, f"{value:.0f}")
-    return table
-
-
 def published_table() -> Table:
     """The time model compared with published runs."""
     table = Table("published run", "seconds a step", "by this model", "error", title="the same model of time elsewhere")
@@ -96,7 +88,10 @@ def show(cfg: DictConfig, console: Console) -> list[str]:
         f"GiB each. vLLM's KV cache: {cache['kv_cache'] / GIB:.1f} GiB, {cache['sequences']:.0f} sequences of "
         f"{longest(cfg)} tokens at once."
     )
-    console.print(seconds_table(found["seconds"]))
+    table = Table("part", "seconds", title="a step, by assumption (configs/facts/assumptions.yaml)")
+    for part, value in found["seconds"].items():
+        table.add_row(part, f"{value:.0f}")
+    console.print(table)
     mean = found["work"].mean_response
     console.print(f"Mean response: {mean:.0f} tokens (plan.response_tokens= for another).")
     steps, parts = cfg.trainer.total_training_steps, ", ".join(f"{part} {n:.1f}" for part, n in hours.items())

@@ -34,7 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
 from data_prep.cli import Checked, Count, PathText, Positive, Seed, Share, UserError, command
-from data_prep.generate import Problem, as_problems, distinct
+from data_prep.generate import distinct
 from data_prep.prompts import fill
 from data_prep.search import Whole, expression, steps_between
 from data_prep.split import TRAIN
@@ -91,22 +91,22 @@ def candidates(numbers: tuple[int, ...], max_value: int) -> list[tuple[Whole, Wh
     ]
 
 
-def trace(problem: Problem, *, stop: float, most: int, max_value: int, rng: random.Random) -> str:
+def trace(numbers: list[int], target: int, *, stop: float, most: int, max_value: int, rng: random.Random) -> str:
     """A response to a problem, for the base model to learn.
 
     Args:
-        problem: three numbers and the target.
+        numbers: three.
         stop: probability of giving up after a wrong candidate, by answering with it.
         most: the most candidates; after them the trace gives up too.
         max_value: the largest intermediate result.
         rng: for all choices.
     """
-    tries = candidates(tuple(sorted(problem["numbers"])), max_value)
-    solutions = [steps for steps in tries if steps[-1][3] == problem["target"]]
+    tries = candidates(tuple(sorted(numbers)), max_value)
+    solutions = [steps for steps in tries if steps[-1][3] == target]
     lines: list[str] = []
     while True:
         steps = rng.choice(solutions if rng.random() < SOLUTION else tries)
-        right = steps[-1][3] == problem["target"]
+        right = steps[-1][3] == target
         lines.append(",".join(f"{a}{op}{b}={value}" for a, op, b, value in steps) + (" yes" if right else " no"))
         if right or len(lines) == most or rng.random() < stop:
             break
@@ -121,12 +121,13 @@ def rows(cfg: DictConfig, stage: DictConfig, tokenizer: PreTrainedTokenizerFast)
     seed = cfg.seed + stage.steps
     rng = random.Random(seed)
     preset: dict[str, Any] = OmegaConf.to_container(cfg.preset)  # type: ignore[assignment]
-    problems = as_problems(*distinct(preset, cfg.problems, seed, side=TRAIN, held_out_share=cfg.held_out_share))
+    numbers, _, targets = distinct(preset, cfg.problems, seed, side=TRAIN, held_out_share=cfg.held_out_share)
+    problems = list(zip(numbers[:, :3].tolist(), targets.tolist(), strict=True))
 
     def row() -> dict[str, list[int]]:
         problem = rng.choice(problems)
-        prompt = tokenizer(fill(cfg.prompt.messages[0].content, **problem))["input_ids"]
-        text = trace(problem, stop=stage.stop, most=stage.most, max_value=cfg.preset.max_intermediate, rng=rng)
+        prompt = tokenizer(fill(cfg.prompt.messages[0].content, *problem))["input_ids"]
+        text = trace(*problem, stop=stage.stop, most=stage.most, max_value=cfg.preset.max_intermediate, rng=rng)
         response = tokenizer(text)["input_ids"] + [tokenizer.eos_token_id]
         return {"input_ids": prompt + response, "labels": [-100] * len(prompt) + response}
 

@@ -57,11 +57,6 @@ from verl_recipes.run.weights import to_hugging_face
 from verl_recipes.settings.schema import TrainKeys
 
 
-def is_measured(file: Path, responses: int) -> bool:
-    """Whether an evaluation's file has all responses; with data.val_batch_size they arrive in batches."""
-    return cut_half_line(file) >= responses
-
-
 def await_return(cfg: DictConfig, run: RunFolder) -> None:
     """In a job: wait for a lost node. Without it verl would not start, or would wait and say nothing."""
     if in_job():
@@ -84,7 +79,7 @@ def train(cfg: DictConfig, run: RunFolder, console: Console, problems: int) -> N
             run.summary.unlink()
         try:
             base = run.samples_of("validation", 0)
-            start_verl(cfg, run, console, val_before_train=not is_measured(base, responses))
+            start_verl(cfg, run, console, val_before_train=cut_half_line(base) < responses)
             break
         except VerlStoppedError as error:
             if not left or "DegenerateOutputError" in str(error):  # it would only happen again
@@ -94,7 +89,7 @@ def train(cfg: DictConfig, run: RunFolder, console: Console, problems: int) -> N
     if early := early_end(cfg, run):
         say(console, f"{cfg.patience} tests in a row brought nothing better: the run ends after step {early}")
     trained = run.samples_of("validation", last_step(cfg, run))
-    if not is_measured(trained, responses):  # the run was ended before the last evaluation
+    if cut_half_line(trained) < responses:  # the run was ended before the last evaluation
         run.summary.unlink(missing_ok=True)  # of other responses, if there is one
         start_verl(cfg, run, console, val_before_train=True, val_only=True)
 

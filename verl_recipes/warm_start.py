@@ -139,18 +139,13 @@ def losses(run: RunFolder) -> dict[int, float]:
     return {step: data["val/loss"] for step, data in read_metrics(run).items() if "val/loss" in data}
 
 
-def goodness(losses: dict[int, float]) -> dict[int, float]:
-    """Losses as run/best.py wants them, where the highest is the best."""
-    return {step: -loss for step, loss in losses.items()}
-
-
 def finish(cfg: DictConfig, run: RunFolder, console: Console) -> None:
     """model/, curves.png if there is matplotlib, summary.json, which says that all is there, and a page of it all."""
     from verl_recipes.reporting.charts import WARM_START
     from verl_recipes.reporting.page import write_report
 
     found, last = losses(run), last_checkpoint(run.checkpoints)
-    best = best_step({step: good for step, good in goodness(found).items() if step <= last})
+    best = best_step({step: -loss for step, loss in found.items() if step <= last})
     to_hugging_face(run.checkpoints / f"global_step_{best}" / "actor", run.model, run.log)
     try:
         from verl_recipes.reporting.draw import picture
@@ -206,7 +201,9 @@ def main(keys: DictConfig) -> None:
 
         def enough(since: dict[int, float]) -> bool:
             found = earlier | since
-            return is_enough(goodness(found), cfg.sft.patience) and last_checkpoint(run.checkpoints) >= max(found)
+            return is_enough({step: -loss for step, loss in found.items()}, cfg.sft.patience) and last_checkpoint(
+                run.checkpoints
+            ) >= max(found)
 
         if done < cfg.sft.steps and not enough({}):
             start_sft(cfg, run, console, sft_config(cfg), enough)

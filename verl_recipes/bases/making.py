@@ -11,7 +11,6 @@ from data_prep.folder import replaced
 from data_prep.render import TAGS
 
 if TYPE_CHECKING:  # these imports take seconds, and only training needs them
-    from torch import Tensor
     from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
@@ -44,18 +43,6 @@ def make_tokenizer(
     return wrapped
 
 
-def number_features(dim: int, largest: int) -> Tensor:
-    """Sine and cosine of 0..largest at `dim` / 2 geometric periods from 2 to 2 * (largest + 1).
-
-    Shape (largest + 1, dim).
-    """
-    import torch
-
-    periods = 2 * (largest + 1) ** torch.linspace(0, 1, dim // 2)
-    angles = 2 * math.pi * torch.arange(largest + 1)[:, None] / periods
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
 def make_model(tokenizer: PreTrainedTokenizerFast, largest: int, features: int, **shape: int) -> Qwen2ForCausalLM:
     """The untrained model, with number features for the embeddings of the numbers 0..largest.
 
@@ -79,7 +66,10 @@ def make_model(tokenizer: PreTrainedTokenizerFast, largest: int, features: int, 
     model = Qwen2ForCausalLM(config)
     ids = [tokenizer.convert_tokens_to_ids(str(number)) for number in range(largest + 1)]
     with torch.no_grad():
-        values = number_features(features, largest) * config.initializer_range * math.sqrt(2)
+        # Sine and cosine of each number at features / 2 geometric periods, from 2 to 2 * (largest + 1).
+        periods = 2 * (largest + 1) ** torch.linspace(0, 1, features // 2)
+        angles = 2 * math.pi * torch.arange(largest + 1)[:, None] / periods
+        values = torch.cat([angles.sin(), angles.cos()], dim=1) * config.initializer_range * math.sqrt(2)
         model.get_input_embeddings().weight[ids, :features] = values
     return model
 

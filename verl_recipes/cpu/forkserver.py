@@ -48,15 +48,9 @@ WITH_RAY = (
 )
 
 
-def open_files() -> list[int]:
-    """The numbers of this process's open files, except the one that lists them."""
-    listed = [int(name) for name in os.listdir("/proc/self/fd")]
-    return [fd for fd in listed if os.path.exists(f"/proc/self/fd/{fd}")]
-
-
 def ask(path: str, arguments: list[str]) -> None:
     """The executable: let the server fork, wait for the child, and end as it does. Returns if there is no server."""
-    files = open_files()
+    files = [fd for fd in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/proc/self/fd/{fd}")]
     if len(files) > FILES:
         return
     connection = socket.socket(socket.AF_UNIX)

@@ -2,12 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, multimode
 from typing import Any
 
 import numpy as np
 
 from data_prep.cli import UserError
+from reward_score.figures import pass_at_k
 from reward_score.grammar import MAX_EXPRESSION, REASONS, ExpressionError, parse
 from verl_recipes.measure.behaviours import behaviours
 from verl_recipes.measure.intervals import Figure, figure
@@ -18,7 +19,6 @@ from verl_recipes.measure.problems import (
     answer_of,
     by_problem,
     finite,
-    group_pass_at_k,
     in_distribution,
     least_samples,
     numbers_and_target,
@@ -57,14 +57,10 @@ def majority(rows: Sequence[Row]) -> float:
     >>> majority(rows), majority([*rows, {"response": "</think><answer>1 + 2</answer>", "acc": 1.0}])
     (0.5, 1.0)
     """
-    votes: dict[tuple[Any, ...], list[float]] = defaultdict(list)
-    for row in rows:
-        verdict, answer = finite(row.get("acc")), vote(row)
-        if answer is not None and verdict is not None:
-            votes[answer].append(verdict)
-    most = max(map(len, votes.values()), default=0)
-    winners = [fmean(verdicts) for verdicts in votes.values() if len(verdicts) == most]
-    return fmean(winners) if winners else 0.0
+    given = ((vote(row), finite(row.get("acc"))) for row in rows)
+    votes = [(answer, verdict) for answer, verdict in given if answer is not None and verdict is not None]
+    most = multimode(answer for answer, _ in votes)  # all of them, if several have the most votes
+    return fmean([verdict for answer, verdict in votes if answer in most] or [0.0])
 
 
 def candidates(row: Row) -> float | None:
@@ -87,8 +83,11 @@ def accuracies(groups: Groups, n: int, ks: Iterable[int]) -> PerProblem:
     """
     if not n:
         return {"score": means(groups, "score")}
-    right = means(groups, "acc")
-    return {f"mean@{n}": right} | {f"pass@{k}": {key: group_pass_at_k(groups[key], k) for key in right} for k in ks}
+    verdicts = {key: found for key, group in groups.items() if (found := values(group, "acc"))}
+    passes = {
+        f"pass@{k}": {key: pass_at_k(len(found), found.count(1.0), k) for key, found in verdicts.items()} for k in ks
+    }
+    return {f"mean@{n}": means(groups, "acc")} | passes
 
 
 def shape(groups: Groups) -> PerProblem:

@@ -16,10 +16,9 @@ Rows of another task have no numbers and target. The key of their problem is the
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from reward_score.figures import pass_at_k
 from reward_score.grammar import find_answer
 
 Row = Mapping[str, Any]
@@ -94,9 +93,3 @@ def least_samples(groups: Iterable[Iterable[Row]]) -> int:
     It is the n of mean@n and the largest k of pass@k. For a larger k, some problems would have no unbiased estimate.
     """
     return min(filter(None, (len(values(group, "acc")) for group in groups)), default=0)
-
-
-def group_pass_at_k(group: Sequence[Row], k: int) -> float:
-    """pass@k of one problem, if at least k of its samples have a verdict. A sample is right if `acc` is 1."""
-    verdicts = values(group, "acc")
-    return pass_at_k(len(verdicts), verdicts.count(1.0), k)

@@ -126,40 +126,18 @@ def count_in_files(folder: Path) -> int:
     return count
 
 
-def count_by_shape(shape: Any) -> int:
-    """The number of parameters of a dense decoder with this config.json, without biases and the norms of heads.
-
-    >>> shape = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 10}
-    >>> count_by_shape(shape | {"num_hidden_layers": 1, "tie_word_embeddings": True})
-    744
-    """
-    hidden, heads = shape["hidden_size"], shape["num_attention_heads"]
-    head = shape.get("head_dim") or hidden // heads
-    key_value = shape.get("num_key_value_heads") or heads
-    layer = 2 * hidden * head * (heads + key_value) + 3 * hidden * shape["intermediate_size"] + 2 * hidden
-    embeddings = shape["vocab_size"] * hidden * (1 if shape.get("tie_word_embeddings") else 2)
-    return int(embeddings + shape["num_hidden_layers"] * layer + hidden)
-
-
 def parameter_count(cfg: DictConfig) -> int:
-    """The number of parameters of a run's model, from its weights, else from configs/model, else from its config.json.
-
-    0 for a hub's model that is not in configs/model.
-    """
+    """The number of parameters of a run's model, from its weights, else from configs/model; 0 for another of a hub."""
     path = cfg.actor_rollout_ref.model.path
     try:
         folder = find_model(path)
-    except UserError:  # a checkpoint's folder holds only a config.json
+    except UserError:  # a checkpoint of verl's
         folder = None
     if folder:
         return count_in_files(folder)
     if cfg.get("architecture"):
         return int(cfg.architecture.parameters)
-    file = Path(path) / "config.json"
-    try:
-        return count_by_shape(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0
-    except (ValueError, LookupError):
-        return 0
+    return sum(file.stat().st_size for file in Path(path).glob("model_world_size_*.pt")) // 4  # in fp32
 
 
 def needs_critic(cfg: DictConfig) -> bool:

@@ -12,7 +12,7 @@ import psutil
 from omegaconf import DictConfig
 
 from verl_recipes.planning.model import BYTES, facts, find_model, from_modelscope, needs_critic, parameter_count
-from verl_recipes.settings.configuration import gpus_of, keeps_best, needs_reference
+from verl_recipes.settings.configuration import gpus_of, needs_reference
 
 GIB = 2**30
 
@@ -91,7 +91,7 @@ def checkpoints_at_once(cfg: DictConfig) -> int:
     """The most checkpoints that are on the disk at once: those that are kept, and one that is being written."""
     saves = math.ceil(cfg.trainer.total_training_steps / max(1, cfg.trainer.save_freq))
     keep = cfg.trainer.max_actor_ckpt_to_keep
-    return min(keep + 1 + keeps_best(cfg), saves) if keep and keep > 0 else saves
+    return min(keep + 1 + (cfg.keep == "best"), saves) if keep and keep > 0 else saves
 
 
 def samples_bytes(cfg: DictConfig, trains: bool) -> float:

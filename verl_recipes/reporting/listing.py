@@ -36,11 +36,6 @@ def where_and_why(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}"
 
 
-def mean_at_n(figures: dict[str, Any]) -> float | None:
-    """mean@n of one side of a summary; None if there is none."""
-    return next((finite(value) for name, value in figures.items() if name.startswith("mean@")), None)
-
-
 def facts(path: Path) -> Row:
     """What is known of a run. Figures without a value are None.
 
@@ -55,7 +50,7 @@ def facts(path: Path) -> Row:
     given = [summary.get(side) for side in ("base", "trained")]
     sides = [side if isinstance(side, dict) else {} for side in given]
     tests = {step: found for step, data in metrics.items() if (found := mean_of_test(data, "/acc")) is not None}
-    before, after = (mean_at_n(side) for side in sides)
+    before, after = (next((finite(n) for key, n in side.items() if key.startswith("mean@")), None) for side in sides)
     times = [each.stat().st_mtime for each in (run.metrics, run.metrics_part, run.events, run.summary) if each.exists()]
     return {
         "name": path.name,

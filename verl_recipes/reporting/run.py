@@ -111,11 +111,6 @@ def evaluation_figures(groups: Groups) -> PerProblem:
     return accuracies(groups, n, {n} - {1}) | shape(groups) | (tried | shares if done else {})
 
 
-def read_evaluation(path: Path) -> Groups:
-    """The samples of a finished evaluation by problem, of the test sets in distribution if it has any."""
-    return in_distribution(by_problem(samples_of(path)))
-
-
 def cell(values: Collection[float], name: str, sign: str = "") -> str:
     """The mean of a figure over problems with its 95% interval, shares of 100; `sign` is "+" for gains."""
     if not values:
@@ -294,7 +289,7 @@ class Run:
         Raises:
             UserError: one is not finished, or they are not of the same problems.
         """
-        self.evaluations = [read_evaluation(path) for path in measured]
+        self.evaluations = [in_distribution(by_problem(samples_of(path))) for path in measured]
         self.called = self.whose([str(read_object(RunFolder(path).summary).get("model", path)) for path in measured])
         for path, groups in zip(measured, self.evaluations, strict=True):
             if groups.keys() != self.evaluations[0].keys():

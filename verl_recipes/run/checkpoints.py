@@ -114,12 +114,6 @@ def remove_old(checkpoints: Path, keep: int | None, best: int = 0) -> None:
         shutil.rmtree(checkpoints / f"global_step_{step}", ignore_errors=True)
 
 
-def remove_resharded(checkpoints: Path) -> None:
-    """Remove what a start that was killed while it took up a checkpoint of another number of ranks left behind."""
-    for folder in checkpoints.glob(f"{RESHARDED}*"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def unsealed(checkpoints: Path) -> list[int]:
     """The steps of the checkpoints that verl has saved and that have no hashes yet."""
     last = last_checkpoint(checkpoints)

@@ -226,12 +226,6 @@ def make_room_for_prompts(training: DictConfig, cfg: DictConfig, weights: Path, 
         training.data.max_response_length = longest_response(folder, training.data.max_prompt_length)
 
 
-def seconds_of_sampling(out: RunFolder) -> float:
-    """Seconds that verl's finished batches took."""
-    pairs = pairwise(read_lines(out.events))
-    return sum(b["time"] - a["time"] for a, b in pairs if (a["event"], b["event"]) == ("generating", "generated"))
-
-
 def begin(cfg: DictConfig, out: RunFolder, wanted: Row, console: Console) -> None:
     """Mark the folder as this evaluation's, or check that it already is."""
     out.check_kind("evaluation")
@@ -290,7 +284,9 @@ def finish(cfg: DictConfig, out: RunFolder, responses: list[Row]) -> Row:
         row |= {"set": name, "prompt_id": f"{name}-{index}"}
     samples = [row for row in responses if row["extra_info"]["sample"]]
     greedy = [row for row in responses if not row["extra_info"]["sample"]]
-    seconds, tokens = seconds_of_sampling(out), sum(row["response_tokens"] for row in responses)
+    pairs = pairwise(read_lines(out.events))  # of verl's finished batches
+    seconds = sum(b["time"] - a["time"] for a, b in pairs if (a["event"], b["event"]) == ("generating", "generated"))
+    tokens = sum(row["response_tokens"] for row in responses)
     summary = {
         "model": cfg.model,
         "data": OmegaConf.to_container(cfg)["data"],  # type: ignore[index,call-overload]

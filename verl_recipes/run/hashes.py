@@ -86,18 +86,6 @@ def compared(folder: Path) -> tuple[dict[str, str], str]:
     return {str(file.relative_to(folder)): digest for file, digest in now.items()}, wrong
 
 
-def model_identity(folder: Path) -> dict[str, str]:
-    """What identifies a model: `compared` of its folder.
-
-    Raises:
-        UserError: a file is not what SHA256SUMS records.
-    """
-    hashes, wrong = compared(folder)
-    if wrong:
-        raise UserError(f"{wrong}; fetch or export the model again, or delete {SUMS} if you changed it yourself")
-    return hashes
-
-
 def seal(checkpoint: Path) -> None:
     """Write the hashes of all files of a checkpoint of verl's that is whole."""
     write_sums(checkpoint, (file for file in checkpoint.rglob("*") if file.is_file() and file.name != SUMS))

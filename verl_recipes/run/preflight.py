@@ -17,7 +17,7 @@ from verl_recipes.planning.space import Need, export_needs, needs
 from verl_recipes.run.checkpoints import actor_identity, checkpoint_error, checkpoint_steps, how_to_continue, ranks_of
 from verl_recipes.run.cluster import in_job
 from verl_recipes.run.folder import RunFolder, mark_of, read_json
-from verl_recipes.run.hashes import is_checkpoint, model_identity
+from verl_recipes.run.hashes import SUMS, compared, is_checkpoint
 from verl_recipes.run.reward import check_reward
 from verl_recipes.run.trackers import check_trackers
 from verl_recipes.settings.configuration import check_choice, gpus_of
@@ -151,7 +151,12 @@ def check_model(path: str) -> dict[str, str]:
                 pass
         except SafetensorError as error:
             raise UserError(f"{file} is damaged ({error}); fetch or export the model again") from None
-    return model_identity(folder) if Path(path).exists() else {"revision": folder.name}  # a snapshot of the cache
+    if not Path(path).exists():
+        return {"revision": folder.name}  # a snapshot of the cache
+    hashes, wrong = compared(folder)
+    if wrong:
+        raise UserError(f"{wrong}; fetch or export the model again, or delete {SUMS} if you changed it yourself")
+    return hashes
 
 
 def check_tags(path: str) -> None:

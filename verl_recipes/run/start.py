@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -17,14 +18,14 @@ from rich.console import Console
 from data_prep.cli import UserError, as_list
 from verl_recipes.measure.batch import component_metrics
 from verl_recipes.run.best import best_step, early_end, evaluations
-from verl_recipes.run.checkpoints import last_checkpoint, remove_old, remove_resharded, sealing
+from verl_recipes.run.checkpoints import RESHARDED, last_checkpoint, remove_old, sealing
 from verl_recipes.run.cluster import in_job, join_cluster
 from verl_recipes.run.folder import RunFolder, append_line, as_lines, cut_half_line, read_lines, write_whole
 from verl_recipes.run.log import last_error
 from verl_recipes.run.machine import hardware
 from verl_recipes.run.progress import Losses, Progress
 from verl_recipes.run.supervise import SFT, run_verl, size_of
-from verl_recipes.settings.configuration import STALENESS, is_split, keeps_best, user_cache
+from verl_recipes.settings.configuration import STALENESS, is_split, user_cache
 
 NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # Ray's: the seconds between a job's SIGTERM and SIGKILL, 3 unless it is set
@@ -142,7 +143,8 @@ def start_of(
     Meanwhile finished checkpoints are sealed, and `tidy` is called.
     """
     environment = environment_of(cfg, run)
-    remove_resharded(run.checkpoints)
+    for left in run.checkpoints.glob(f"{RESHARDED}*"):  # by a start that was killed while it read one
+        shutil.rmtree(left, ignore_errors=True)
     if in_job():
         join_cluster(config, environment)
     write_whole(run.verl_config, OmegaConf.to_yaml(config))
@@ -173,7 +175,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
         nonlocal seen
         before, seen = seen, size_of(run.metrics_part)
         if before != seen:
-            best = best_step(evaluations(run)) if keeps_best(cfg) else 0
+            best = best_step(evaluations(run)) if cfg.keep == "best" else 0
             remove_old(run.checkpoints, cfg.trainer.max_actor_ckpt_to_keep, best)
 
     tidy()

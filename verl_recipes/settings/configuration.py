@@ -170,15 +170,10 @@ def check_algorithm(algorithm: DictConfig) -> None:
         )
 
 
-def keeps_best(cfg: DictConfig) -> bool:
-    """Whether the checkpoint of the best test stays. The configuration of an older run does not say."""
-    return bool(cfg.get("keep") == "best")
-
-
 def check_tests(cfg: DictConfig) -> None:
     """Raise UserError if what the tests decide would meet a step without a checkpoint."""
     patience = cfg.get("patience")
-    asked = f"patience={patience}" if patience else "keep=best" if keeps_best(cfg) else ""
+    asked = f"patience={patience}" if patience else "keep=best" if cfg.keep == "best" else ""
     test, save = cfg.trainer.test_freq, cfg.trainer.save_freq
     if asked and (test < 1 or test % save):
         raise UserError(
