@@ -181,9 +181,14 @@ def compose(
     """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import DictConfig, OmegaConf
 
     GlobalHydra.instance().clear()
     with in_one_line(), hydra.initialize_config_dir(str(folder), version_base="1.3"):
+        if nulls := [_key(each) for each in overrides if each.endswith("=null")]:
+            whole = hydra.compose(config, [each for each in overrides if not each.endswith("=null")])
+            if sections := [key for key in nulls if isinstance(OmegaConf.select(whole, key), DictConfig)]:
+                raise UserError(f"{sections[0]}=null: it is a section of settings; set its keys, or leave it out")
         cfg = hydra.compose(config, list(overrides))
         if keys:
             check(cfg, keys)

@@ -91,6 +91,8 @@ def test_a_person_sees_one_line_and_a_failed_exit(tmp_path, overrides, message):
             "actor_rollout_ref.actor.optim.lr=1e-6x: should be a valid number",
         ),
         (["trainer.total_training_steps=0"], "trainer.total_training_steps=0: "),
+        (["actor_rollout_ref.rollout.val_kwargs=null"], "actor_rollout_ref.rollout.val_kwargs=null: it is a section"),
+        (["data=null"], "data=null: it is a section of settings"),
         (["trainer.total_training_steps=null"], "trainer.total_training_steps=null: should be a valid integer"),
         (["trainer.save_freq=null"], "trainer.save_freq=null: should be a valid integer"),
         (["trainer.restarts=-1"], "trainer.restarts=-1: "),
