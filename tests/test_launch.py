@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 
@@ -193,6 +195,22 @@ def test_a_job_gets_the_full_paths_of_what_it_is_not_sent(tmp_path, monkeypatch)
     assert "actor_rollout_ref.model.path" not in submit.of_this_machine(cfg)  # the warm start's model
     cfg.trainer.default_local_dir = "disk/checkpoints"
     assert submit.of_this_machine(cfg)["trainer.default_local_dir"] == submit.quoted(tmp_path / "disk/checkpoints")
+
+
+@pytest.mark.slow
+def test_a_cluster_that_asks_for_a_token_is_one_line():
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802  its name in the library
+            self.send_error(401)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        command = [sys.executable, "-m", "verl_recipes.submit", address, "recipe=tiny"]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+        server.shutdown()
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1), result.stderr
+    assert f"error: the Ray cluster at {address} asks for a token" in result.stderr
 
 
 def test_submission_plans_first_and_follows_no_address_but_its_own():

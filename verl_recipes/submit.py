@@ -94,12 +94,18 @@ def staged(cfg: Any, folder: Path) -> None:
 
 def connect(address: str) -> Any:
     """Ray's client of the cluster's job server. Addresses in the environment are ignored."""
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
     try:
         client = JobSubmissionClient(address)
+    except AuthenticationError:
+        raise UserError(
+            f"the Ray cluster at {address} asks for a token: copy its head's ~/.ray/auth_token here and set "
+            "RAY_AUTH_MODE=token, or RAY_AUTH_MODE=disabled on all nodes"
+        ) from None
     except (ConnectionError, RuntimeError) as error:
         raise UserError(
             f"no Ray job server answers at {address}: {str(error).splitlines()[0]}; was its head started with "

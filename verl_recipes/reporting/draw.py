@@ -117,15 +117,17 @@ def picture(run: RunFolder, title: str, charts: Sequence[Chart] = ()) -> None:
     figure = Figure(figsize=size, layout="constrained")
     for axis, each in zip(figure.subplots(rows, columns, squeeze=False).flat, chosen, strict=True):
         chart = finished(each, "metric", lines_of(each, [curves]))
-        axis.set_title(f"{chart['title']} ({chart['unit']})", fontsize=10)
+        axis.set_title(f"{chart['title']} ({chart['unit']})", fontsize=9)
         if not chart["lines"]:
             said = "\n".join(chart["said"]) or "not recorded"
             axis.set_axis_off()
             axis.text(0.5, 0.5, said, ha="center", va="center", transform=axis.transAxes, color="gray", fontsize=8.5)
             continue
         plot(axis, chart)
-        if len(chart["lines"]) > 1:
-            axis.legend(fontsize=7.5, edgecolor="none")
+        if (number := len(chart["lines"])) > 1:
+            low, high = axis.get_ylim()
+            axis.set_ylim(low, high + 0.1 * number * (high - low))  # so that the legend stands above the lines
+            axis.legend(fontsize=7.5, edgecolor="none", loc="upper left", borderaxespad=0.1)
     for axis in figure.axes[-3:]:
         axis.set_xlabel("step", fontsize=9)
     figure.suptitle(title, parse_math=False)  # a name may hold dollar signs
