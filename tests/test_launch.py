@@ -200,7 +200,7 @@ def test_a_job_gets_the_full_paths_of_what_it_is_not_sent(tmp_path, monkeypatch)
 @pytest.mark.slow
 def test_a_cluster_that_asks_for_a_token_is_one_line():
     class Refuses(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802  its name in the library
+        def do_GET(self):
             self.send_error(401)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
