@@ -20,10 +20,11 @@ from typing import Any
 import jinja2
 
 from reward_score.figures import interval
+from verl_recipes.measure.behaviours import behaviours
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.intervals import figure
 from verl_recipes.reporting.metrics import response_tokens
-from verl_recipes.run.folder import RunFolder, samples_of
+from verl_recipes.run.folder import RunFolder, read_lines, samples_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -100,9 +101,31 @@ def measure(runs: str) -> None:
             more["against the base"] = compare(*test)
         summary = json.loads((out / name / "summary.json").read_text(encoding="utf-8"))
         kept = ("git_commit", "versions", "n", "problems", "seed", "temperature", "confidence", "figures", "reasons")
+        more["tries"] = tries(out / name)
         result = {"command": command("verl_recipes.evaluate", evaluation(name, "runs"))}
         result |= {key: summary[key] for key in (*kept, "by", "cost")} | more
         target.write_text(json.dumps(rounded(result), indent=1) + "\n", encoding="utf-8")
+
+
+def tries(folder: Path) -> dict[str, dict[str, float]]:
+    """What greedy and sampled responses to the test problems do, on average: `cut` and `single` (one candidate) are
+    shares, `candidates` and `repeats` are numbers in a response.
+    """
+    found = {}
+    for name, kind in (("greedy", "greedy"), ("sampled", "validation")):
+        rows = [row for row in read_lines(RunFolder(folder).samples_of(kind, 0)) if row["set"] == "test"]
+        problems = [row["ground_truth"] for row in rows]
+        done = [
+            behaviours(row["response"], each["numbers"], each["target"])
+            for row, each in zip(rows, problems, strict=True)
+        ]
+        found[name] = {
+            "cut": fmean(row["truncated"] for row in rows),
+            "single": fmean(each["candidates"] == 1 for each in done),
+            "candidates": fmean(each["candidates"] for each in done),
+            "repeats": fmean(each["repeats"] for each in done),
+        }
+    return found
 
 
 def rounded(value: Any) -> Any:
