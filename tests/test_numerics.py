@@ -308,16 +308,17 @@ def test_every_recipe_has_its_formula():
 # What verl computes.
 
 
-def nested(tensor):
+def nested(tensor, rows=slice(None)):
     lengths = MASK.sum(1).long()
-    return torch.nested.as_nested_tensor([row[:n] for row, n in zip(tensor, lengths, strict=True)], layout=torch.jagged)
+    parts = [row[:n] for row, n in zip(tensor[rows], lengths[rows], strict=True)]
+    return torch.nested.as_nested_tensor(parts, layout=torch.jagged)
 
 
-def after_one_prompt_token(tensor):
+def after_one_prompt_token(tensor, rows=slice(None)):
     """A model's output for a prompt of one token and the response: entry i is about token i + 1."""
     lengths = MASK.sum(1).long()
-    rows = [torch.cat([row[:n], torch.zeros(1)]) for row, n in zip(tensor, lengths, strict=True)]
-    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+    parts = [torch.cat([row[:n], torch.zeros(1)]) for row, n in zip(tensor[rows], lengths[rows], strict=True)]
+    return torch.nested.as_nested_tensor(parts, layout=torch.jagged)
 
 
 def advantages_of(case):
@@ -377,6 +378,33 @@ def test_the_loss_and_its_gradient_are_those_of_the_published_formula(case):
     theirs = torch.autograd.grad(published, case.now)[0]
     torch.testing.assert_close(ours * MASK, theirs * MASK, rtol=2e-5, atol=1e-8)
     assert theirs.abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("case", ["gmpo", "tinyzero_grpo", "gspo"], indirect=True)
+def test_the_gradient_does_not_depend_on_how_an_update_is_cut_into_micro_batches(case):
+    from verl.utils import tensordict_utils as tu
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl.workers.utils.losses import ppo_loss
+
+    actor = case.config.actor_rollout_ref.actor
+    actor.entropy_coeff = 0
+    advantages, _ = advantages_of(case)
+
+    def gradient(*cuts):
+        total = 0.0
+        for rows in cuts:
+            columns = {"old_log_probs": case.old, "advantages": advantages, "ref_log_prob": case.reference}
+            names = {"responses": MASK, "response_mask": MASK, **columns}
+            prompts = torch.nested.as_nested_tensor([torch.zeros(1)] * len(MASK[rows]), layout=torch.jagged)
+            parts = {name: nested(column, rows) for name, column in names.items()}
+            data = TensorDict({"prompts": prompts} | parts, batch_size=len(MASK[rows]))
+            tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=int(MASK.sum()), global_batch_size=len(MASK))
+            output = {"log_probs": after_one_prompt_token(case.now, rows)}
+            total = total + ppo_loss(omega_conf_to_dataclass(actor), output, data)[0]
+        return torch.autograd.grad(total, case.now)[0] * MASK
+
+    cut = gradient(slice(0, 3), slice(3, None))
+    torch.testing.assert_close(cut, gradient(slice(None)), rtol=2e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("case", ["mini_r1", "datawhale_r1"], indirect=True)

@@ -166,6 +166,10 @@ def test_with_several_updates_a_split_keeps_the_weights_that_train_on_the_gpu(ha
             ["algorithm.rollout_correction.bypass_mode=true", "algorithm.rollout_correction.rollout_is=token"],
             "correction= has no effect",
         ),
+        (
+            ["algorithm.rollout_correction.bypass_mode=true", "algorithm.rollout_correction.loss_type=reinforce"],
+            "correction= has no effect",
+        ),
         (["trainer.device=cpu", "trainer.v1.trainer_mode=separate_async", "updates=2"], "bypass_mode=true"),
         (["staleness=1"], "choose topology=colocated_async"),
         (["staleness=1", "trainer.v1.trainer_mode=separate_async"], "choose topology=split_async"),

@@ -30,6 +30,20 @@ def trainer():
     return trainer
 
 
+def test_a_batch_is_in_the_order_of_its_prompts_not_in_that_in_which_responses_ended(monkeypatch):
+    from verl.trainer.ppo.v1 import replay_buffer
+
+    from verl_recipes.in_verl.sampler import CountdownReplayBuffer
+
+    monkeypatch.setattr(replay_buffer.tq, "kv_clear", lambda **_: None)
+    buffer = object.__new__(CountdownReplayBuffer)
+    buffer.prompt_global_steps = {"train": {"b": 1, "a": 1, "c": 1}}
+    ended = ["c_0_0", "a_1_0", "b_1_0", "a_0_0", "b_0_0"]
+    batch = buffer._materialize_batch("train", ["a", "b"], {key: {"key": key} for key in ended})
+    assert batch.keys == ["b_1_0", "b_0_0", "a_1_0", "a_0_0"]
+    assert batch.tags == [{"key": key} for key in batch.keys]
+
+
 def test_the_replay_buffer_gets_a_method_of_the_trainer(trainer):
     link = TrainerLink(trainer._build_replay_buffer().arguments)
     assert link.trainer is trainer

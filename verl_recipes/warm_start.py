@@ -57,7 +57,7 @@ class Keys(Checked):
     traces: PathText = Field(description="a folder of data_prep.traces")
     name: Name = Field(description="of the warm start")
     run_dir: PathText = Field(description="its folder")
-    seed: Seed = Field(description="of data order and initialisation")
+    seed: Seed = Field(description="of the data's order")
     fresh: bool = Field(description="empty that folder first, instead of continuing")
     steps: Count = Field(description="at most")
     batch: Count = Field(description="traces a step")

@@ -24,6 +24,11 @@ def _register_engines(module: object) -> None:
     from verl_recipes.in_verl import engines  # noqa: F401
 
 
+@wrapt.when_imported("verl.trainer.ppo.core_algos")
+def _register_losses(module: object) -> None:
+    from verl_recipes.in_verl import losses  # noqa: F401
+
+
 @wrapt.when_imported("verl.workers.rollout.base")
 def _register_sender(module: Any) -> None:
     # A private name, as read in verl 0.9.1, which has no other way to this registry (tests/test_cpu_platform.py).

@@ -14,6 +14,10 @@ from verl_recipes.in_verl.reshard import Resharding
 class PolicyEngine(Guarded, Resharding, FSDPEngineWithLMHead):
     """Policy and reference."""
 
+    def _build_lora_module(self, module: torch.nn.Module) -> torch.nn.Module:
+        torch.manual_seed(self.engine_config.seed)  # of an adapter's first weights; verl leaves them to chance
+        return super()._build_lora_module(module)
+
     def _build_fsdp_module(self, module: torch.nn.Module) -> torch.nn.Module:
         # verl 0.9.1 shards an untied head by itself, and its fused kernels read the weight without a call of the head,
         # which would gather it. With the root's parameters, as a tied head is, it is whole in every pass.
@@ -38,6 +42,7 @@ class ValueEngine(Resharding, FSDPEngineWithValueHead):
         model, config = self.model_config, self.model_config.hf_config
         config.num_labels, config.classifier_dropout, config.hidden_dropout = 1, 0.0, 0.0
         kept = model.model_type, config.architectures
+        torch.manual_seed(self.engine_config.seed)  # of the head's first weights; verl leaves them to chance
         model.model_type = "language_model"
         config.architectures = [config.architectures[0].replace("ForCausalLM", "ForTokenClassification")]
         try:

@@ -97,6 +97,16 @@ class CountdownReplayBuffer(ReplayBuffer):
         check_signal(self.without_signal, self.sampler_kwargs)
         return found
 
+    def _materialize_batch(self, partition_id: str, uids: list[str], snapshot: Mapping[str, Any]) -> KVBatchMeta:
+        """verl's, with responses in the order of their prompts instead of that in which they ended.
+
+        A step's mini-batches are slices of the batch: the first would hold the short responses and the last the long
+        ones, and groups would be divided.
+        """
+        place = {uid: number for number, uid in enumerate(self.prompt_global_steps[partition_id])}
+        ordered = dict(sorted(snapshot.items(), key=lambda item: place.get(item[0].split("_")[0], len(place))))
+        return super()._materialize_batch(partition_id, uids, ordered)
+
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[KVBatchMeta, dict[str, float]]:
         split = "validation" if partition_id == "val" else partition_id
         self.note("generating", split, global_steps)

@@ -71,6 +71,10 @@ def main() -> None:
     from verl.trainer.sft_trainer_ray import SFTTrainer
 
     class Trainer(SFTTrainer):
+        def _build_dataloader(self) -> None:
+            super()._build_dataloader()
+            self.train_sampler.seed = self.config.trainer.seed  # verl's order is of seed 0
+
         def _build_ckpt_handler(self) -> None:
             super()._build_ckpt_handler()
             self.ckpt_handler.engine = InActor(self.training_client)

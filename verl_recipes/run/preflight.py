@@ -270,10 +270,10 @@ def check_curriculum(cfg: DictConfig) -> None:
             "curriculum= needs 0"
         )
     filters = cfg.algorithm.get("filter_groups")
-    if curriculum.order == "adaptive" and filters and filters.enable:
+    if filters and filters.enable:
         raise UserError(
-            "curriculum=adaptive does not see the groups that dynamic sampling drops (algorithm.filter_groups.enable): "
-            "choose another curriculum or recipe"
+            f"curriculum={curriculum.order} counts the groups that dynamic sampling drops, and does not see them "
+            "(algorithm.filter_groups.enable): leave it out, or choose another recipe"
         )
     difficulty: list[float] = []
     for name in as_list(cfg.data.train_files):

@@ -163,7 +163,8 @@ def check_algorithm(algorithm: DictConfig) -> None:
             "choose another, such as rloo"
         )
     correction = algorithm.rollout_correction
-    if correction.bypass_mode and correction.rollout_is and correction.loss_type == "ppo_clip":
+    asked = correction.rollout_is or correction.rollout_rs or correction.loss_type != "ppo_clip"
+    if correction.bypass_mode and asked:
         raise UserError(
             "correction= has no effect while algorithm.rollout_correction.bypass_mode=true takes the rollout's "
             "log-probabilities for the trainer's: set it to false"
