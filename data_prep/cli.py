@@ -72,6 +72,8 @@ def _expanded(path: str) -> str:
     """A path with its `~` expanded, because a shell does not expand it behind `KEY=`."""
     if (expanded := os.path.expanduser(path)).startswith("~"):
         raise ValueError("names an unknown home folder; a folder of that name is ./~NAME")
+    if not os.path.exists(expanded) and os.path.exists(os.path.realpath(expanded)):  # it would seem to be a new one
+        raise ValueError("names an existing folder by way of one that does not exist")
     return expanded
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from data_prep import datasheet
-from data_prep.cli import command
+from data_prep.cli import UserError, as_list, command
 from data_prep.engines import Engine, Local, OnRay
 from data_prep.folder import replaced
 from data_prep.manifest import is_made, write_manifest, written_manifest
@@ -49,6 +49,13 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -> dict[str, Any] | None:
     """Write the data folder. Returns what `prepare` returned, or None if the folder was already there."""
     written = written_manifest(out)
+    if written and "traces" in written:
+        raise UserError(f"{out} holds traces of data_prep.traces; name another folder with out=")
+    for path in as_list(config["source"].get("paths")):
+        if Path(path).resolve().is_relative_to(out.resolve()):
+            raise UserError(
+                f"source.paths: {path} is in out={out}, which would be replaced; name another folder with out="
+            )
     source = open_source(config)
     about = {"source": source.about, "configuration": config, "bench": identity()}
     if is_made(out, written, about):

@@ -104,7 +104,6 @@ def replaced(out: Path, new_only: bool = False) -> Iterator[Path]:
             Path(hidden, "lock").rename(Path(hidden, LOCK))  # another writer looks for this name: it is locked by now
             new = Path(hidden, "new")
             new.mkdir()
-            new.chmod(0o755)
             yield new
             (keep_beside if new_only else publish)(new, out)
     except OSError as error:

@@ -90,6 +90,8 @@ if [ "$(cat "$VENV/pins.sha256" 2>/dev/null)" != "$(sum_of "${PINS[@]}")" ]; the
         die "nothing was fetched yet: fix what is wrong above first, or set SETUP=0 to use an environment of your own"
     python3 -c 'import ensurepip, venv' 2>/dev/null ||
         die "python3 has no venv module (Debian, Ubuntu: apt install python3-venv)"
+    [ ! -e "$VENV" ] || [ -e "$VENV/pins.sha256" ] || [ -e "$VENV/install.log" ] ||
+        die "$VENV was not made by this script, which would delete it: move it away, or set SETUP=0 to use the present Python"
     for process in /proc/[0-9]*; do
         program="" && { IFS= read -rd '' program < "$process/cmdline"; } 2>/dev/null || : # its command line, up to a zero
         [[ $program != "$PWD/$VENV/bin/"* ]] || die "$VENV has to be made anew, and process ${process#/proc/} uses it"
@@ -97,6 +99,7 @@ if [ "$(cat "$VENV/pins.sha256" 2>/dev/null)" != "$(sum_of "${PINS[@]}")" ]; the
     echo "Making $VENV (about $GB GB, some minutes; log: $VENV/install.log)"
     rm -rf "$VENV"
     python3 -m venv "$VENV" || die "python3 could not make $VENV; it says why above"
+    : > "$VENV/install.log" # from now on it is ours
     if [ "$STACK" = cpu ]; then
         install --no-deps --no-compile -r "$LIST"
         install --no-compile --constraint "$LIST" "$(grep -oE '^torch==[^ ;]+' "$LIST")"

@@ -569,6 +569,18 @@ def test_any_integer_is_a_seed():
         assert (generate(preset, np.arange(4), seed)[0] == generate(preset, np.arange(4), seed % 2**64)[0]).all()
 
 
+def test_a_folder_that_holds_its_own_source_or_hides_behind_a_missing_one_is_not_replaced(tmp_path):
+    out = tmp_path / "data"
+    prepare(out, "train_size=64", "test_size=8")
+    before = hashes(out)
+    own = ("source=local", f"source.paths={out / 'train.parquet'}", "train_size=32", "test_size=4")
+    with pytest.raises(UserError, match="which would be replaced"):
+        prepare(out, *own)
+    with pytest.raises(UserError, match="by way of one that does not exist"):
+        prepare(out / "typo" / "..", "seed=5")
+    assert hashes(out) == before
+
+
 def test_a_folder_that_data_prep_did_not_write_is_not_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="was not written by data_prep"):

@@ -160,6 +160,15 @@ def checkout(tmp_path):
     return tmp_path / "checkout"
 
 
+def test_an_environment_that_setup_did_not_make_is_not_deleted(checkout):
+    (checkout / ".venv" / "lib").mkdir(parents=True)
+    (checkout / ".venv" / "lib" / "mine.txt").touch()
+    result = setup(checkout, STACK="cpu")
+    assert result.returncode
+    assert ".venv was not made by this script" in result.stderr
+    assert (checkout / ".venv" / "lib" / "mine.txt").exists()
+
+
 def setup(checkout, command=("bash", "launch/setup.sh"), **environment):
     environment = {"PATH": f"{checkout.parent / 'bin'}:{os.environ['PATH']}", "STACK": "gpu", **environment}
     environment = {key: value for key, value in os.environ.items() if key != "FLASH_ATTN"} | environment

@@ -30,7 +30,8 @@ from verl_recipes.run.folder import (
     why_not_emptied,
     write_whole,
 )
-from verl_recipes.run.preflight import Inputs
+from verl_recipes.run.preflight import Inputs, check_place
+from verl_recipes.run.weights import check_replaced
 
 NAMES = st.sampled_from(["a", "b", "run", "checkpoints", "samples", "model", "中 [x]"])
 ENTRIES = st.lists(
@@ -134,7 +135,7 @@ def test_a_run_whose_checkpoints_lie_elsewhere_is_not_emptied(tmp_path):
     run = RunFolder(tmp_path / "run", tmp_path / "elsewhere")
     run.path.mkdir()
     run.write_mark("run")
-    for folder in (run, RunFolder(run.path)):  # the mark knows the place
+    for folder in (run, RunFolder(run.path), RunFolder(run.path, run.path / "checkpoints")):  # the mark knows the place
         with pytest.raises(UserError, match="has its checkpoints in"):
             folder.empty(print)
     assert mark_of(run.path)
@@ -155,6 +156,33 @@ def test_checkpoints_that_lie_elsewhere_have_one_command_at_a_time(tmp_path):
     one, other = (RunFolder(tmp_path / name, tmp_path / "elsewhere") for name in "ab")
     with one.locked(), pytest.raises(UserError, match=r"another command is using .*elsewhere"), other.locked():
         pass
+
+
+@pytest.mark.parametrize("inside", ["checkpoints", "of_another"])
+def test_the_checkpoints_of_another_run_are_not_taken_over(tmp_path, inside):
+    (other := RunFolder(tmp_path / "other")).path.mkdir()
+    other.write_mark("run")
+    run = RunFolder(tmp_path / "run", other.path / inside)
+    for begun in (False, True):
+        with pytest.raises(UserError, match=r"is in another run, .*other"):
+            check_place(run)
+        if not begun:
+            run.path.mkdir()
+            run.write_mark("run")
+
+
+def test_what_the_user_put_into_the_folder_of_the_model_is_not_replaced(tmp_path):
+    check_replaced(tmp_path / "none")
+    (model := tmp_path / "model").mkdir()
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja", "SHA256SUMS"):
+        (model / name).touch()
+    check_replaced(model)
+    (tmp_path / "link").symlink_to(model)
+    with pytest.raises(UserError, match="is a link"):
+        check_replaced(tmp_path / "link")
+    (model / "model-q4.gguf").touch()
+    with pytest.raises(UserError, match=r"model-q4\.gguf is not of the run"):
+        check_replaced(model)
 
 
 def test_a_folder_in_which_the_first_write_was_cut_short_is_still_new(tmp_path, monkeypatch):
@@ -196,12 +224,13 @@ def test_a_home_a_working_folder_a_root_and_their_parents_are_never_emptied(tmp_
     assert why_not_emptied(Path("/") if place == "root" else tmp_path)
 
 
-def test_a_run_that_holds_another_file_system_is_not_emptied(tmp_path):
+@pytest.mark.parametrize("what", [("-t", "tmpfs", "tmpfs"), ("--bind", "tests")])
+def test_a_run_that_holds_another_file_system_is_not_emptied(tmp_path, what):
     run = RunFolder(tmp_path / "run")
     (run.path / "samples" / "mounted").mkdir(parents=True)
     run.write_mark("run")
     target = run.path / "samples" / "mounted"
-    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", target], capture_output=True).returncode:
+    if subprocess.run(["mount", *what, target], capture_output=True).returncode:
         pytest.skip("this user may not mount")
     try:
         with pytest.raises(UserError, match="holds another file system"):

@@ -100,6 +100,15 @@ def test_it_ends_after_as_many_evaluations_without_a_lower_loss_as_was_asked(tmp
     assert warm_start.best_step(goodness) == 20
 
 
+def test_a_warm_start_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path):
+    run = RunFolder(tmp_path)
+    run.metrics.write_text(as_lines([{"step": 25, "data": {"val/loss": 1.0}}]))
+    with pytest.raises(UserError, match=r"saved checkpoints, and .* holds none"):
+        warm_start.check_ranks(compose("train", []), run, 0)
+    run.summary.write_text("{}")  # it is complete
+    warm_start.check_ranks(compose("train", []), run, 0)
+
+
 def test_an_evaluation_after_the_very_first_step_is_shown_without_a_speed(tmp_path):
     run = RunFolder(tmp_path)
     display = Losses(Console(quiet=True), run, 0, 10)

@@ -195,7 +195,7 @@ def upload(folder: Path, repository: str, private: bool) -> str:
         api.create_repo(repository, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repository, folder_path=folder).repo_url)
     except (OSError, ValueError, ImportError, httpx.HTTPError, httpx.InvalidURL) as error:  # its own, or of a proxy
-        again = f"`hf upload {repository} {folder}` tries again"
+        again = f"`hf upload {repository} {folder}{' --private' if private else ''}` tries again"
         raise UserError(
             f"{folder} was written, and upload={repository} failed: {in_one_clause(error)}; {again}"
         ) from None

@@ -54,9 +54,8 @@ def main(cfg: Any) -> None:
     folders, measured = apart([Path(each) for each in cfg.runs])
     if len(folders) > 1 and cfg.out is None:
         raise UserError("a page of several runs needs a name: out=FILE")
-    if cfg.out:
-        check_out(Path(cfg.out))
     out = Path(cfg.out or folders[0] / ("ladder.html" if measured else "report.html"))
+    check_out(out)
     price = list(cfg.price) if isinstance(cfg.price, Sequence) else cfg.price
 
     def make(refresh: int = 0) -> Path:

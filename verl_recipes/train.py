@@ -53,7 +53,7 @@ from verl_recipes.run.folder import (
 from verl_recipes.run.goodput import goodput
 from verl_recipes.run.preflight import check_resume, preflight
 from verl_recipes.run.start import VerlStoppedError, say, start_verl
-from verl_recipes.run.weights import to_hugging_face
+from verl_recipes.run.weights import check_replaced, to_hugging_face
 from verl_recipes.settings.schema import TrainKeys
 
 
@@ -214,6 +214,11 @@ def of_seeds(cfg: DictConfig, arguments: list[str]) -> list[DictConfig]:
     if len({one.run_dir for one in each}) < len(each):
         key, value = ("name", cfg.name) if Path(cfg.run_dir).name == cfg.name else ("run_dir", cfg.run_dir)
         raise UserError(f"seeds={list(cfg.seeds)}: two runs have one folder; write {key}='{value}-${{seed}}'")
+    if len({one.trainer.default_local_dir for one in each}) < len(each):
+        raise UserError(
+            f"trainer.default_local_dir={cfg.trainer.default_local_dir}: all seeds would have one folder of "
+            "checkpoints; put '${seed}' into it"
+        )
     return each
 
 
@@ -251,6 +256,7 @@ def run_once(cfg: DictConfig, console: Console) -> None:
             say(console, f"{run.path} is complete; fresh=true starts it anew, {longer} goes on")
             show(run, console)
             return
+        check_replaced(run.model)
         started, earlier, resumed_from = time.time(), cut_half_line(run.events), last_checkpoint(run.checkpoints)
         train(cfg, run, console, inputs.val.rows)
 
@@ -272,11 +278,13 @@ def main(cfg: DictConfig) -> None:
     if not cfg.seeds:
         run_once(cfg, console)
         return
+    from verl_recipes.reporting.page import check_out
+
     configurations = of_seeds(cfg, sys.argv[1:])
+    folders = [Path(each.run_dir) for each in configurations]
+    check_out(together := page_of_seeds(cfg, folders[0].parent))
     for each in configurations:
         run_once(each, console)
-    folders = [Path(each.run_dir) for each in configurations]
-    together = page_of_seeds(cfg, folders[0].parent)
     write_report(folders, together)
     say(console, f"{together}: all seeds on one page")
 

@@ -44,7 +44,15 @@ from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.fingerprint import begin, provenance
 from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_metrics, write_json
 from verl_recipes.run.goodput import sessions
-from verl_recipes.run.preflight import Inputs, check_parquet, check_prompt, check_start, check_trackers, other_ranks
+from verl_recipes.run.preflight import (
+    Inputs,
+    check_parquet,
+    check_place,
+    check_prompt,
+    check_start,
+    check_trackers,
+    other_ranks,
+)
 from verl_recipes.run.start import say, start_sft
 from verl_recipes.run.weights import to_hugging_face
 from verl_recipes.settings.configuration import gpus_of, longest, package_dir
@@ -175,7 +183,14 @@ def show(run: RunFolder, console: Console) -> None:
 
 
 def check_ranks(cfg: DictConfig, run: RunFolder, step: int) -> None:
-    """Raise UserError if other ranks saved the checkpoint of a step: each has its own place in the traces."""
+    """Raise UserError if other ranks saved the checkpoint of a step: each has its own place in the traces.
+
+    Or if the step is 0 and checkpoints are gone.
+    """
+    if not step and not run.summary.exists() and max(losses(run), default=0):
+        raise UserError(
+            f"{run.path} saved checkpoints, and {run.checkpoints} holds none: put them back, or fresh=true starts anew"
+        )
     checkpoint = run.checkpoints / f"global_step_{step}"
     if before := other_ranks(cfg, checkpoint):
         raise UserError(f"{checkpoint} was saved by {before} ranks, and here are {gpus_of(cfg)[0]}: go on with as many")
@@ -185,6 +200,7 @@ def check_ranks(cfg: DictConfig, run: RunFolder, step: int) -> None:
 def main(keys: DictConfig) -> None:
     cfg, console = run_config(keys), Console()
     run = RunFolder(cfg.run_dir, cfg.trainer.default_local_dir)
+    check_place(run)
     check_trackers(cfg.trackers)
     inputs = check_traces(cfg)
     with run.locked():

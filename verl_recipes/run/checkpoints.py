@@ -1,6 +1,7 @@
 """The checkpoints of a run, as verl writes them: which exist, which are whole, and how to continue from one."""
 
 import os
+import shlex
 import shutil
 import threading
 import zipfile
@@ -67,7 +68,7 @@ def last_whole(checkpoints: Path, below: float = float("inf")) -> int:
 def how_to_continue(checkpoints: Path, below: float = float("inf")) -> str:
     """The command that makes a run continue from its newest whole checkpoint of a step below `below`."""
     if step := last_whole(checkpoints, below):
-        return f"`echo {step} > {checkpoints / TRACKER}` to go on after step {step}"
+        return f"`echo {step} > {shlex.quote(str(checkpoints / TRACKER))}` to go on after step {step}"
     return "fresh=true to start anew"
 
 

@@ -170,6 +170,8 @@ def mark_of(path: Path) -> dict[str, Any]:
 
 def why_not_emptied(path: Path, read: Iterable[str] = ()) -> str:
     """Why a folder must not be emptied, as the end of a sentence; "" if it may be (`RunFolder.empty`)."""
+    import psutil  # takes a moment, which other commands need not wait for
+
     if not mark_of(path):
         return f"holds no {MARK} of this project, so it is no run folder"
     real, here, home = path.resolve(), Path.cwd().resolve(), Path.home().resolve()
@@ -179,11 +181,12 @@ def why_not_emptied(path: Path, read: Iterable[str] = ()) -> str:
         return "is your home or holds it"
     if inside := next((each for each in read if Path(each).resolve().is_relative_to(real)), ""):
         return f"holds {inside}, which this command reads"
+    mounts = {each.mountpoint for each in psutil.disk_partitions(all=True)}  # with those of the same file system
     for folder, folders, files in os.walk(real):
         folders[:] = [name for name in folders if not (Path(folder) / name).is_symlink()]
         if Path(folder) != real and MARK in files and mark_of(Path(folder)):
             return f"holds another run, {folder}"
-        if mounted := [name for name in folders if os.path.ismount(Path(folder) / name)]:
+        if mounted := [name for name in folders if str(Path(folder) / name) in mounts]:
             return f"holds another file system, {Path(folder) / mounted[0]}"
     return ""
 
@@ -289,8 +292,9 @@ class RunFolder:
             return
         checkpoints = len(list(self.checkpoints.glob("global_step_*")))
         reason = why_not_emptied(self.path, read)
-        if checkpoints and self.are_elsewhere:
-            reason = reason or f"has its checkpoints in {self.checkpoints}: remove them yourself first"
+        for run in (self, RunFolder(self.path)):  # the command's folder of checkpoints, and the recorded one
+            if run.are_elsewhere and any(run.checkpoints.glob("global_step_*")):
+                reason = reason or f"has its checkpoints in {run.checkpoints}: remove them yourself first"
         if reason:
             raise UserError(f"{self.path} {reason}; nothing was deleted")
         names = ", ".join(sorted(entry.name for entry in self.path.iterdir() if entry.name != "lock"))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError, as_list
@@ -211,7 +211,12 @@ def check_resume(cfg: DictConfig, run: RunFolder, step: int) -> None:
 
 
 def check_place(run: RunFolder) -> None:
-    """Raise UserError if a new run would take over checkpoints that lie outside its folder."""
+    """Raise UserError if a run would take over checkpoints of another, or a new run those that lie elsewhere."""
+    for folder in [run.checkpoints.absolute(), *run.checkpoints.absolute().parents] if run.are_elsewhere else ():
+        if mark_of(folder) and folder.resolve() != run.path.resolve():
+            raise UserError(
+                f"trainer.default_local_dir={run.checkpoints} is in another run, {folder}: name another folder"
+            )
     if not mark_of(run.path) and checkpoint_steps(run.checkpoints):
         raise UserError(
             f"trainer.default_local_dir={run.checkpoints} holds checkpoints, and {run.path} is a new run: name an "
@@ -228,6 +233,22 @@ def check_settings(cfg: DictConfig) -> None:
         raise UserError(
             f"trainer.logger={list(trainer.logger)}: choose trackers by tracker=[{','.join(chosen)}], which sets "
             "what they need; the file logger is always on"
+        )
+    for key in ("actor_rollout_ref.actor", "critic"):
+        saved = OmegaConf.select(cfg, f"{key}.checkpoint")
+        kept = set(saved.save_contents) & set(saved.load_contents)
+        if missing := {"model", "optimizer", "extra"} - kept:
+            raise UserError(
+                f"{key}.checkpoint: save_contents and load_contents lack {', '.join(sorted(missing))}, so a resume "
+                "would silently start it anew: add hf_model to the three, instead of in their place"
+            )
+        if saved.get("async_save"):
+            raise UserError(
+                f"{key}.checkpoint.async_save=true: verl 0.9.1 then records no checkpoint of FSDP: leave it out"
+            )
+    if (folder := trainer.v1.sampler.sampler_kwargs.samples_dir) != f"{cfg.run_dir}/samples":
+        raise UserError(
+            f"trainer.v1.sampler.sampler_kwargs.samples_dir={folder}: a run's samples are in its own folder"
         )
     if not trainer.val_before_train:
         raise UserError(

@@ -80,6 +80,7 @@ def as_verl_wants(cfg: DictConfig, trainer: dict[str, Any]) -> dict[str, Any]:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     # `start_verl` removes old checkpoints (run/checkpoints.py, remove_old).
     config["trainer"] |= trainer | {"max_actor_ckpt_to_keep": None, "max_critic_ckpt_to_keep": None}
+    config["trainer"]["remove_previous_ckpt_in_save"] = False
     files, validation = config["data"]["val_files"], config["actor_rollout_ref"]["rollout"]["val_kwargs"]
     config["data"]["val_files"] = as_list(files) * validation["n"]
     validation["n"] = 1

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from data_prep.folder import replaced
 from verl_recipes.run.checkpoints import actor_identity, last_checkpoint
 from verl_recipes.run.fingerprint import read_config
 from verl_recipes.run.folder import RunFolder, mark_of, read_json
-from verl_recipes.run.hashes import deciding_files, is_checkpoint, write_sums
+from verl_recipes.run.hashes import DECIDING, SUMS, deciding_files, is_checkpoint, write_sums
 from verl_recipes.run.log import last_error
 
 
@@ -47,6 +48,15 @@ def find_weights(path: Path) -> Path:
     if step:  # a model/ is then older than the last checkpoint
         path = run.checkpoints / f"global_step_{step}"
     return path / "actor" if (path / "actor").is_dir() else path
+
+
+def check_replaced(model: Path) -> None:
+    """Raise UserError if a run that goes on would delete something in its `model` folder that it did not write."""
+    if model.is_symlink():
+        raise UserError(f"{model} is a link, and the run would replace what it names: remove the link")
+    ours = (*DECIDING, SUMS, "*.txt", "*.model", "*.md")
+    if others := [each for each in model.glob("*") if not any(fnmatchcase(each.name, pattern) for pattern in ours)]:
+        raise UserError(f"{others[0]} is not of the run, which would replace the folder: move it elsewhere")
 
 
 def to_hugging_face(actor: Path, model: Path, log: Path) -> None:

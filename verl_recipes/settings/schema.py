@@ -102,6 +102,7 @@ class Trainer(Checked):
     total_training_steps: Count = Field(description="steps of the run")
     total_epochs: Count = Field(description="passes over the data at most; the steps decide")
     max_actor_ckpt_to_keep: Integer | None = Field(description="the newest checkpoints that stay; null or 0: all")
+    default_local_dir: PathText = Field(description="folder of the checkpoints")
     save_freq: Count = Field(description="steps between checkpoints")
     test_freq: Integer = Field(description="steps between evaluations; -1: before and after training alone")
     restarts: Size = Field(description="how often a run that stopped early goes on by itself")
@@ -138,7 +139,7 @@ class TrainKeys(Checked):
     prompts: Count = Field(description="prompts a step; rounded so that all ranks share them evenly")
     updates: Count = Field(description="mini-batches a step")
     staleness: Size = Field(
-        description="updates that the policy may be ahead of the weights that began a response (topology=*_async)"
+        description="steps that the policy may be ahead of the weights that began a response (topology=*_async)"
     )
     learning_rate: Positive = Field(description="of the actor if all weights train; tuning=lora takes ten times it")
     gpus: Count = Field(description="GPUs of each machine; ranks on a CPU")
