@@ -231,7 +231,7 @@ def test_what_verl_loads_for_a_critic_has_the_attention_that_was_asked_for_and_s
     engine = object.__new__(ValueEngine)  # its __init__ wants a process group
     named = {key: options[key] for key in ("override_config", "use_remove_padding", "enable_gradient_checkpointing")}
     engine.model_config = HFModelConfig(path=str(TINY), model_type="value_model", load_tokenizer=False, **named)
-    engine.engine_config = SimpleNamespace(model_dtype="fp32", forward_only=False)
+    engine.engine_config = SimpleNamespace(model_dtype="fp32", forward_only=False, seed=0)
     engine.device_mesh, engine.use_remove_padding, engine.ulysses_sequence_parallel_size = None, True, 1
     before = copy.deepcopy(engine.model_config.hf_config.architectures)
     module = engine._build_module()

@@ -12,9 +12,10 @@ import pytest
 from configurations import compose
 from omegaconf import OmegaConf
 
-from data_prep.cli import CONFIGS
+from data_prep.cli import CONFIGS, UserError
 from verl_recipes.run import start, supervise
 from verl_recipes.run.folder import RunFolder
+from verl_recipes.run.preflight import check_prompt_lengths
 
 
 @pytest.mark.slow
@@ -87,6 +88,19 @@ def test_a_start_for_which_ray_has_no_room_ends_once_it_said_so_twice(monkeypatc
     assert supervise.what_lacks(asked) == line
     answers, others = ["3 CPU: 2 free"] * 2, "3 CPU: 1 free"  # which another program of the cluster waits for
     assert [supervise.what_lacks(asked, others) for _ in range(2)] == [""] * 2
+
+
+@pytest.mark.slow
+def test_a_prompt_that_verls_own_loop_would_cut_is_refused(small_data):
+    cfg = compose("train", "hardware=h100", "model=tiny", "recipe=tiny", *small_data)
+    check_prompt_lengths(cfg.data.train_files, "data.train_files", cfg)
+    cfg.data.max_prompt_length = 10
+    with pytest.raises(
+        UserError, match=r"has \d+ tokens .* cut off its beginning at data\.max_prompt_length=10: raise"
+    ):
+        check_prompt_lengths(cfg.data.train_files, "data.train_files", cfg)
+    cfg = compose("train", "data.max_prompt_length=10", *small_data)  # the CPU's loop raises
+    check_prompt_lengths(cfg.data.train_files, "data.train_files", cfg)
 
 
 @pytest.mark.slow

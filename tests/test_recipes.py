@@ -172,6 +172,10 @@ def test_with_several_updates_a_split_keeps_the_weights_that_train_on_the_gpu(ha
         ),
         (["trainer.device=cpu", "trainer.v1.trainer_mode=separate_async", "updates=2"], "bypass_mode=true"),
         (["staleness=1"], "choose topology=colocated_async"),
+        (
+            ["reward.custom_reward_function.path=pkg://reward_score.random_control", "reward.num_workers=8"],
+            "add reward.num_workers=1",
+        ),
         (["staleness=1", "trainer.v1.trainer_mode=separate_async"], "choose topology=split_async"),
     ],
 )

@@ -166,6 +166,20 @@ def test_dynamic_sampling_ends_if_no_group_has_both_right_and_wrong_responses(sm
     command.assert_nothing_is_left()
 
 
+def test_responses_that_fail_are_counted_and_end_a_run_with_verls_own_loop(small_data, tmp_path):
+    reward = tmp_path / "half.py"
+    code = "def compute_score(*, solution_str, extra_info, **_):\n"
+    code += "    assert extra_info['split'] == 'test' or len(solution_str) % 2\n    return {'score': 1.0, 'acc': 1.0}\n"
+    reward.write_text(code, encoding="utf-8")
+    limits = "trainer.v1.sampler.sampler_kwargs.alarm.steps=1", f"reward.custom_reward_function.path={reward}"
+    leave_out = "~reward.custom_reward_function.reward_kwargs"
+    command = train(tmp_path / "run", "recipe=tiny", leave_out, *limits, *AS_ON_GPUS, *SHORT, *small_data)
+    assert command.wait() == 1
+    *_, last = command.output.strip().splitlines()
+    assert "the output has degenerated: reward/missing was 0.1 or more" in last, command.output
+    command.assert_nothing_is_left()
+
+
 def test_a_merged_model_computes_what_the_model_with_its_adapter_does(tmp_path):
     import torch
     from peft import LoraConfig, get_peft_model

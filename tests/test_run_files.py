@@ -352,6 +352,7 @@ def test_too_little_memory_or_disk_is_one_line_unless_forced(tmp_path, monkeypat
 @pytest.mark.slow
 def test_the_head_of_a_cluster_needs_no_memory_for_a_run_on_gpus(tmp_path, monkeypatch):
     """Ray runs a job's command there, also if it has no GPU."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     cfg = compose("train", "hardware=h100", "model=qwen2.5_0.5b", f"run_dir='{tmp_path}'")
     monkeypatch.setattr(space, "free_memory", lambda: 2**30)
     monkeypatch.setattr(space, "free_disk", lambda folder: 10**12)

@@ -121,6 +121,8 @@ class CountdownReplayBuffer(ReplayBuffer):
         self.write(rows, split, global_steps)
         shares = component_metrics(rows)
         if split == "train":
+            wanted = batch_size * self.link.trainer.config.actor_rollout_ref.rollout.n
+            shares["reward/missing"] = 1 - len(rows) / wanted  # that failed; verl trains on nothing in their place
             self.link.learn(rows)
             self.history[global_steps] = shares
             alarm = self.sampler_kwargs["alarm"]

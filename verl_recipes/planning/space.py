@@ -91,7 +91,7 @@ def checkpoints_at_once(cfg: DictConfig) -> int:
     """The most checkpoints that are on the disk at once: those that are kept, and one that is being written."""
     saves = math.ceil(cfg.trainer.total_training_steps / max(1, cfg.trainer.save_freq))
     keep = cfg.trainer.max_actor_ckpt_to_keep
-    return min(keep + 1 + (cfg.keep == "best"), saves) if keep and keep > 0 else saves
+    return min(keep + 1 + (cfg.get("keep") == "best"), saves) if keep and keep > 0 else saves
 
 
 def samples_bytes(cfg: DictConfig, trains: bool) -> float:

@@ -334,7 +334,37 @@ def check_data(cfg: DictConfig, key: str, files: Any) -> DataFiles:
     """Data files that training or an evaluation reads, and the prompt that they were made with."""
     found = check_parquet(files, key, cfg.data.made_by)
     check_prompt(files, cfg)
+    check_prompt_lengths(files, key, cfg)
     return found
+
+
+def check_prompt_lengths(files: Any, key: str, cfg: DictConfig) -> None:
+    """Raise UserError if a prompt is too long where verl's own agent loop runs, which cuts off its beginning.
+
+    The 16 with most characters are counted in tokens, if the model's tokenizer is on this machine.
+    """
+    model, most = cfg.actor_rollout_ref.model, cfg.data.max_prompt_length
+    folder = Path(model.path) / "huggingface" if is_checkpoint(Path(model.path)) else find_model(model.path)
+    if cfg.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class") or not (folder and folder.is_dir()):
+        return
+    import numpy as np  # these take a while, as does the start of a run on GPUs
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from data_prep.render import load_tokenizer, render
+
+    tokenizer = load_tokenizer(str(folder), {"name": "null", "chat_template": model.custom_chat_template})
+    for name in as_list(files):
+        prompts = pq.read_table(name, columns=["prompt"])["prompt"].combine_chunks()
+        characters = pc.utf8_length(pc.struct_field(prompts.flatten(), "content"))
+        lengths = np.bincount(pc.list_parent_indices(prompts), weights=characters)
+        longest = prompts.take(np.argsort(lengths)[-16:]).to_pylist()
+        tokens = max(len(render(tokenizer, each, **cfg.data.apply_chat_template_kwargs)[1]) for each in longest)
+        if tokens > most:
+            raise UserError(
+                f"{key}: a prompt of {name} has {tokens} tokens of this model's, and verl would cut off its beginning "
+                f"at data.max_prompt_length={most}: raise that to {tokens}"
+            )
 
 
 def check_start(cfg: DictConfig, folder: Path, trains: bool = True) -> dict[str, str]:

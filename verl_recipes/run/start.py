@@ -176,7 +176,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
         nonlocal seen
         before, seen = seen, size_of(run.metrics_part)
         if before != seen:
-            best = best_step(evaluations(run)) if cfg.keep == "best" else 0
+            best = best_step(evaluations(run)) if cfg.get("keep") == "best" else 0
             remove_old(run.checkpoints, cfg.trainer.max_actor_ckpt_to_keep, best)
 
     tidy()

@@ -174,7 +174,7 @@ def check_algorithm(algorithm: DictConfig) -> None:
 def check_tests(cfg: DictConfig) -> None:
     """Raise UserError if what the tests decide would meet a step without a checkpoint."""
     patience = cfg.get("patience")
-    asked = f"patience={patience}" if patience else "keep=best" if cfg.keep == "best" else ""
+    asked = f"patience={patience}" if patience else "keep=best" if cfg.get("keep") == "best" else ""
     test, save = cfg.trainer.test_freq, cfg.trainer.save_freq
     if asked and (test < 1 or test % save):
         raise UserError(
@@ -214,6 +214,11 @@ def check_choice(cfg: DictConfig) -> None:
             "change prompts=, updates= or actor_rollout_ref.rollout.n"
         )
     check_algorithm(cfg.algorithm)
+    if str(cfg.reward.custom_reward_function.path).endswith("random_control") and cfg.reward.num_workers > 1:
+        raise UserError(
+            f"reward.num_workers={cfg.reward.num_workers}: the coins of reward=random need one worker, which counts "
+            "equal responses: add reward.num_workers=1"
+        )
     if n < 2 and cfg.algorithm.adv_estimator != "gae":
         raise UserError(
             f"algorithm.adv_estimator={cfg.algorithm.adv_estimator} compares responses: rollout.n must be 2 or more"
