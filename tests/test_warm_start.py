@@ -102,7 +102,10 @@ def test_it_ends_after_as_many_evaluations_without_a_lower_loss_as_was_asked(tmp
 
 def test_a_warm_start_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path):
     run = RunFolder(tmp_path)
-    run.metrics.write_text(as_lines([{"step": 25, "data": {"val/loss": 1.0}}]))
+    lines = [{"step": step, "data": {"val/loss": 1.0}} for step in (25, 50)]
+    run.metrics.write_text(as_lines(lines[:1]))  # killed before it saved the first
+    warm_start.check_ranks(compose("train", []), run, 0)
+    run.metrics.write_text(as_lines(lines))
     with pytest.raises(UserError, match=r"saved checkpoints, and .* holds none"):
         warm_start.check_ranks(compose("train", []), run, 0)
     run.summary.write_text("{}")  # it is complete

@@ -185,9 +185,9 @@ def show(run: RunFolder, console: Console) -> None:
 def check_ranks(cfg: DictConfig, run: RunFolder, step: int) -> None:
     """Raise UserError if other ranks saved the checkpoint of a step: each has its own place in the traces.
 
-    Or if the step is 0 and checkpoints are gone.
+    Or if the step is 0 and checkpoints are gone: the loss is measured before each is saved.
     """
-    if not step and not run.summary.exists() and max(losses(run), default=0):
+    if not step and not run.summary.exists() and len(losses(run)) > 1:
         raise UserError(
             f"{run.path} saved checkpoints, and {run.checkpoints} holds none: put them back, or fresh=true starts anew"
         )
@@ -217,9 +217,8 @@ def main(keys: DictConfig) -> None:
 
         def enough(since: dict[int, float]) -> bool:
             found = earlier | since
-            return is_enough({step: -loss for step, loss in found.items()}, cfg.sft.patience) and last_checkpoint(
-                run.checkpoints
-            ) >= max(found)
+            good = {step: -loss for step, loss in found.items()}
+            return is_enough(good, cfg.sft.patience) and last_checkpoint(run.checkpoints) >= max(found)
 
         if done < cfg.sft.steps and not enough({}):
             start_sft(cfg, run, console, sft_config(cfg), enough)

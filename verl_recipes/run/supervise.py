@@ -35,10 +35,8 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 # All temporary files of a run are in one folder here. Ray's sockets are in it too: a socket's path has at most 107
 # bytes, and Ray's have 106 if process numbers have seven digits. So the name is short, and TMPDIR is ignored.
 TEMPORARY, SCRATCH = Path("/tmp"), "czero-"
-LOCK, NOTED = (
-    "scratch.lock",
-    "segments",
-)  # files in it: locked as long as the run goes on, and the names of its segments
+# Files in it: locked as long as the run goes on, and the names of its segments.
+LOCK, NOTED = "scratch.lock", "segments"
 # Ray starts a cluster of its own instead of joining one that runs on this machine, and listens on the loopback address
 # alone, as it does on Windows and macOS.
 LOCAL = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
