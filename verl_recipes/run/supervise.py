@@ -170,12 +170,12 @@ def wait_for_end(
     for look in count():
         if verl.poll() is not None or is_late():
             break
-        if look % 5 == 0 and an_engine_died(engines):  # every second, as one that was never seen is not missed
-            return f"{ENGINE} died, and verl would wait for it for ever"
-        if look % 25 == 0:
+        if look % 5 == 0:  # every second, as what was never seen is not missed: an engine, a segment
             note_segments(scratch)
-            if not is_going() and (lack := what_lacks(asked, others)):
-                return lack
+            if an_engine_died(engines):
+                return f"{ENGINE} died, and verl would wait for it for ever"
+        if look % 25 == 0 and not is_going() and (lack := what_lacks(asked, others)):
+            return lack
         end_services(verl.pid)
         watch()
         time.sleep(0.2)
