@@ -49,8 +49,6 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
 def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -> dict[str, Any] | None:
     """Write the data folder. Returns what `prepare` returned, or None if the folder was already there."""
     written = written_manifest(out)
-    if written and "traces" in written:
-        raise UserError(f"{out} holds traces of data_prep.traces; name another folder with out=")
     for path in as_list(config["source"].get("paths")):
         if Path(path).resolve().is_relative_to(out.resolve()):
             raise UserError(

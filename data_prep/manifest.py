@@ -25,8 +25,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def written_manifest(out: Path) -> dict[str, Any] | None:
-    """The manifest of a folder that may be replaced, or None if the folder does not exist.
+def written_manifest(out: Path, traces: bool = False) -> dict[str, Any] | None:
+    """The manifest of a folder of traces or of problems that may be replaced, or None if the folder does not exist.
 
     Raises:
         UserError: the folder is not one that this package wrote, or holds other files.
@@ -36,6 +36,9 @@ def written_manifest(out: Path) -> dict[str, Any] | None:
     manifest = read_manifest(out)
     if manifest is None:
         raise UserError(f"{out} exists and was not written by data_prep; name another folder with out=")
+    if ("traces" in manifest) != traces:
+        held = "problems and no traces" if traces else "traces of data_prep.traces"
+        raise UserError(f"{out} holds {held}; name another folder with out=")
     ours = {MANIFEST, *manifest["files"]}
     if others := sorted(path.name for path in out.iterdir() if path.name not in ours):
         raise UserError(
@@ -64,7 +67,7 @@ def write_manifest(folder: Path, out: Path, about: dict[str, Any]) -> None:
 
     The folder is about to become `out`, which may hold other files by now: see `written_manifest`.
     """
-    written_manifest(out)
+    written_manifest(out, traces="traces" in about)
     files = {
         path.name: {"sha256": file_sha256(path)}
         | ({"rows": pq.read_metadata(path).num_rows} if path.suffix == ".parquet" else {})

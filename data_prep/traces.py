@@ -283,10 +283,7 @@ def check_out(out: Path, data: Path) -> dict[str, Any] | None:
     """The manifest of traces that may be replaced, None if there are none; UserError if `out` is something else."""
     if out.resolve() == data.resolve():
         raise UserError(f"out={out} is the folder of the problems; name another one")
-    written = written_manifest(out)
-    if written and "styles" not in written.get("configuration", {}):
-        raise UserError(f"{out} holds problems and no traces; name another folder with out=")
-    return written
+    return written_manifest(out, traces=True)
 
 
 def summary(styles: Counter[str], tries: int, lengths: list[Array], skipped: Counter[str]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def test_the_link_waits_saves_and_ends(trainer):
     trainer.agent_loop_manager = SimpleNamespace()
     link.wait_for_rollouts()  # verl's own has no such method
     assert calls == ["waited"]
+    assert link.responses_to(3) == 3 * trainer.config.actor_rollout_ref.rollout.n > 3
     assert not link.is_saved()
     link.save_this_step()
     assert link.is_saved()

@@ -54,7 +54,7 @@ from verl_recipes.run.preflight import (
     other_ranks,
 )
 from verl_recipes.run.start import say, start_sft
-from verl_recipes.run.weights import to_hugging_face
+from verl_recipes.run.weights import check_replaced, to_hugging_face
 from verl_recipes.settings.configuration import gpus_of, longest, package_dir
 from verl_recipes.settings.schema import Name, TrainKeys
 
@@ -209,6 +209,7 @@ def main(keys: DictConfig) -> None:
             say(console, f"{run.path} is complete; fresh=true starts it anew")
             show(run, console)
             return
+        check_replaced(run.model)
         done = last_checkpoint(run.checkpoints)
         cut_half_line(run.metrics_part)
         if done:

@@ -5,7 +5,6 @@ The limits are in configs/train.yaml, under `trainer.v1.sampler.sampler_kwargs.a
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from verl_recipes.run.checkpoints import checkpoint_steps
 
@@ -14,14 +13,8 @@ class DegenerateOutputError(RuntimeError):
     """Ends verl; verl_recipes/run/log.py finds it in the log."""
 
 
-def check_signal(dropped: int, sampler_kwargs: Mapping[str, Any]) -> None:
-    """Raise DegenerateOutputError if dynamic sampling dropped `max_num_gen_batches` (0: any number) batches of groups.
-
-    Args:
-        dropped: groups in this step whose responses were all right or all wrong.
-        sampler_kwargs: as in configs/train.yaml.
-    """
-    most = sampler_kwargs["filter_groups"]["max_num_gen_batches"] * sampler_kwargs["train_batch_size"]
+def check_signal(dropped: int, most: int) -> None:
+    """Raise DegenerateOutputError if dynamic sampling dropped `most` groups in a step; 0 is for any number."""
     if 0 < most <= dropped:
         raise DegenerateOutputError(
             f"no signal: the responses of {dropped} groups of this step were all right or all wrong. Take easier or "

@@ -21,12 +21,9 @@ BY_ITSELF = (ActorDiedErrorContext.WORKER_DIED, ActorDiedErrorContext.NODE_DIED)
 
 def dead_actors() -> list[str]:
     """The classes of this job's actors whose process or node died; those that verl itself ended are none."""
-    job = ray.get_runtime_context().get_job_id()
-    causes = [
-        (each["ActorClassName"], each["DeathCause"])
-        for each in actors(actor_state_name="DEAD").values()
-        if each["JobID"] == job
-    ]
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    dead = actors(job_id=job, actor_state_name="DEAD").values()
+    causes = ((each["ActorClassName"], each["DeathCause"]) for each in dead)
     return [
         name
         for name, cause in causes

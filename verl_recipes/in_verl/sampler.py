@@ -94,7 +94,8 @@ class CountdownReplayBuffer(ReplayBuffer):
         """verl's, which drops groups and generates others, without end: it ignores `max_num_gen_batches`."""
         found = super()._evict_terminal_groups(*args, **kwargs)
         self.without_signal += found[2]
-        check_signal(self.without_signal, self.sampler_kwargs)
+        most = self.sampler_kwargs["filter_groups"]["max_num_gen_batches"] * self.train_batch_size
+        check_signal(self.without_signal, most)
         return found
 
     def _materialize_batch(self, partition_id: str, uids: list[str], snapshot: Mapping[str, Any]) -> KVBatchMeta:
@@ -121,8 +122,9 @@ class CountdownReplayBuffer(ReplayBuffer):
         self.write(rows, split, global_steps)
         shares = component_metrics(rows)
         if split == "train":
-            wanted = batch_size * self.link.trainer.config.actor_rollout_ref.rollout.n
-            shares["reward/missing"] = 1 - len(rows) / wanted  # that failed; verl trains on nothing in their place
+            shares["reward/missing"] = 1 - len(rows) / self.link.responses_to(
+                batch_size
+            )  # that failed; verl trains on nothing in their place
             self.link.learn(rows)
             self.history[global_steps] = shares
             alarm = self.sampler_kwargs["alarm"]

@@ -55,6 +55,10 @@ class TrainerLink:
         if hasattr(dataset, "learn"):
             dataset.learn(rows)
 
+    def responses_to(self, prompts: int) -> int:
+        """How many responses so many prompts of a training step get."""
+        return int(prompts * self.trainer.config.actor_rollout_ref.rollout.n)
+
     def save_this_step(self) -> None:
         """Make the trainer save after the present step: it reads `save_freq` after each step."""
         self.trainer.config.trainer.save_freq = 1

@@ -159,11 +159,16 @@ def check_model(path: str) -> dict[str, str]:
     return hashes
 
 
+def tokenizer_folder(path: str) -> Path | None:
+    """The folder with the tokenizer of a model, as `check_model` takes it; None if it is not on this machine."""
+    return Path(path) / "huggingface" if is_checkpoint(Path(path)) else find_model(path)
+
+
 def check_tags(path: str) -> None:
     """Raise UserError if a tag of the prompts is a special token: verl removes those before it scores a response."""
     from data_prep.render import TAGS, special_tags_advice
 
-    folder = Path(path) / "huggingface" if is_checkpoint(Path(path)) else find_model(path)
+    folder = tokenizer_folder(path)
     file = folder / "tokenizer.json" if folder else None
     if file is None or not file.is_file():
         return  # loading the tokenizer itself would take seconds
@@ -344,7 +349,7 @@ def check_prompt_lengths(files: Any, key: str, cfg: DictConfig) -> None:
     The 16 with most characters are counted in tokens, if the model's tokenizer is on this machine.
     """
     model, most = cfg.actor_rollout_ref.model, cfg.data.max_prompt_length
-    folder = Path(model.path) / "huggingface" if is_checkpoint(Path(model.path)) else find_model(model.path)
+    folder = tokenizer_folder(model.path)
     if cfg.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class") or not (folder and folder.is_dir()):
         return
     import numpy as np  # these take a while, as does the start of a run on GPUs
