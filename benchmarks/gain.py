@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from verl_recipes.reporting.metrics import AGREEMENT
+from verl_recipes.reporting.metrics import AGREEMENT, seconds_of
 from verl_recipes.run.folder import RunFolder, read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,8 @@ def facts(run: RunFolder) -> dict[str, Any]:
     summary = json.loads(run.summary.read_text(encoding="utf-8"))
     agreements = [line["data"][name] for line in read_lines(run.metrics) for name in AGREEMENT if name in line["data"]]
     sides = {side: {name: summary[side][name] for name in FIGURES} for side in ("base", "trained")}
-    return {"git_commit": summary["git_commit"], "seconds": summary["seconds"], "agreement": min(agreements)} | sides
+    seconds = summary["seconds"] | {"total": seconds_of(summary)}  # of all starts
+    return {"git_commit": summary["git_commit"], "seconds": seconds, "agreement": min(agreements)} | sides
 
 
 def table(runs: dict[str, dict[str, Any]]) -> str:

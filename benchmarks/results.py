@@ -23,7 +23,7 @@ from reward_score.figures import interval
 from verl_recipes.measure.behaviours import behaviours
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.intervals import figure
-from verl_recipes.reporting.metrics import response_tokens
+from verl_recipes.reporting.metrics import response_tokens, seconds_of
 from verl_recipes.run.folder import RunFolder, read_lines, samples_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +75,7 @@ def training_cost(folder: Path) -> dict[str, Any]:
     """Steps, seconds by stage and generated tokens of a run."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     kept = {name: summary[name] for name in ("git_commit", "steps", "seconds")}
+    kept["seconds"] |= {"total": seconds_of(summary), "train": summary["goodput"]["steps"]}  # of all starts
     return kept | {"response tokens": response_tokens(RunFolder(folder))}
 
 

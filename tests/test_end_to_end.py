@@ -122,7 +122,7 @@ def test_the_run_folder_is_whole(resumed):
     assert 0 < good["share"] == good["steps"] / sum(value for name, value in good.items() if name != "share") < 1
     assert good["lost"] > 0  # step 3 was done twice
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "of 100 test problems right after 4 steps" in (run_dir / "report.html").read_text()
+    assert "of 100 test responses right after 4 steps" in (run_dir / "report.html").read_text()
     assert "WorkerDict" in (run_dir / "log.txt").read_text()
     assert "WorkerDict" not in resumed["second"].output  # verl's flood is not on the screen
 

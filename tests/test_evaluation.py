@@ -223,6 +223,13 @@ def test_a_checkpoints_run_and_step_are_found_from_within_it_and_through_a_link(
         assert (found.path.resolve(), step) == (run.path.resolve(), 20)
 
 
+def test_a_complete_run_without_checkpoints_is_exported_as_its_last_step(tmp_path):
+    run = RunFolder(tmp_path)
+    run.write_mark("run")
+    run.summary.write_text(json.dumps({"steps": 30}))
+    assert export.find_run(tmp_path)[1] == 30
+
+
 @pytest.mark.slow
 def test_other_mistakes_are_one_line_too(tmp_path, run_dir):
     with pytest.raises(UserError, match=r"holds no test.parquet and no ood_\*.parquet"):

@@ -24,6 +24,20 @@ ROWS = [
 NUMBER = re.compile(r"(?<![\w.])-?[0-9]+\.?[0-9]*(?:e-?[0-9]+)?(?![\w.])")
 
 
+def texts(value):
+    """Every text of the file with its two languages."""
+    if isinstance(value, dict) and "en" in value:
+        yield value
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from texts(each)
+
+
+def test_a_text_has_its_two_languages_and_nothing_else():
+    found = list(texts(PUBLISHED))
+    assert len(found) > 50
+    assert not [each for each in found if set(each) != {"en", "zh"}]
+
+
 def quoted(at):
     """The line of a source."""
     return FACTS[f"{at.repository}@{at.commit}"][at.file][at.line]

@@ -162,7 +162,7 @@ def test_thought_answer_false_arithmetic_and_verdict_are_marked(plain):
 
 def test_the_first_screen_says_what_happened_and_shows_a_problem_and_the_curve_with_its_interval(plain):
     said = plain.locator(".lead").inner_text()
-    assert re.search(r"^(From )?\d+( to \d+)? of 100 test problems right after 6 steps of training", said)
+    assert re.search(r"^(From )?\d+( to \d+)? of 100 test responses right after 6 steps of training", said)
     assert "equations" in said
     assert len(plain.locator(".example pre").all_inner_texts()) == 2
     chart = plain.evaluate("charts[0]")
@@ -360,6 +360,10 @@ def test_runs_stand_side_by_side_and_seeds_of_one_recipe_are_a_band(tmp_path, vi
     assert page.locator("#count").inner_text() == f"168 of {4 * 168} samples"
     names = page.locator("table.runs tbody th").all_inner_texts()
     assert names == ["a-seed0", "a-seed1", "a-seed2", "mean of 3 seeds", "b-seed0"]
+    assert {name.rpartition(", ")[2] for name in page.locator("#pair option").all_inner_texts()} == set(names) - {
+        "mean of 3 seeds"
+    }
+    assert "Band and bars of one run are 95% intervals" in page.locator("body").inner_text()
 
 
 def test_the_headline_and_the_cost_are_what_the_files_say(plain):

@@ -81,13 +81,13 @@ def test_a_ladder_has_a_column_a_rung_the_gain_of_each_over_the_one_before_and_a
 @pytest.mark.parametrize(
     ("right", "sentence"),
     [
-        ((17, 40, 70), "From 17 to 40 of 100 test problems right after the warm start, then to 70 after rein"),
-        ((17, 18, 70), "From 17 to 18 of 100 test problems right after the warm start (no difference that the test"),
+        ((17, 40, 70), "From 17 to 40 of 100 test responses right after the warm start, then to 70 after rein"),
+        ((17, 18, 70), "From 17 to 18 of 100 test responses right after the warm start (no difference that the test"),
         (
             (40, 17, 70),
-            "From 40 to 17 of 100 test problems right after the warm start (the model got worse), then to 70",
+            "From 40 to 17 of 100 test responses right after the warm start (the model got worse), then to 70",
         ),
-        ((17, 40, 41), "From 17 to 40 of 100 test problems right after the warm start, then to 41 after rein"),
+        ((17, 40, 41), "From 17 to 40 of 100 test responses right after the warm start, then to 41 after rein"),
     ],
 )
 def test_the_first_sentence_of_a_ladder_tells_of_every_rung_and_how_sure_each_is(tmp_path, right, sentence):
@@ -106,7 +106,15 @@ def test_a_model_that_the_run_does_not_know_is_called_by_its_path_and_a_warm_sta
     assert Run(run, PAGE_BYTES, [other, rungs[2]]).called == ["with models/other", RUNGS[2]]
     warm = Run(tmp_path / "ladder-warm", PAGE_BYTES, rungs[:2])
     assert warm.called == RUNGS[:2]
-    assert story(warm)[0][0] == "From 17 to 40 of 100 test problems right after the warm start."
+    assert story(warm)[0][0] == "From 17 to 40 of 100 test responses right after the warm start."
+
+
+def test_evaluations_at_different_temperatures_are_called_so(tmp_path):
+    run, rungs = make_ladder(tmp_path)
+    for temperature, rung in enumerate(rungs):
+        summary = json.loads((rung / "summary.json").read_text("utf-8"))
+        (rung / "summary.json").write_text(json.dumps(summary | {"temperature": temperature}), encoding="utf-8")
+    assert Run(run, PAGE_BYTES, rungs[:2]).called == [f"{each} (temperature {i})" for i, each in enumerate(RUNGS[:2])]
 
 
 def test_an_evaluation_counts_problems_in_distribution_alone(tmp_path):
@@ -208,7 +216,7 @@ def seeds(root, *gained, **config):
 
 def test_the_page_of_seeds_begins_with_their_mean_and_an_interval_over_seeds(tmp_path):
     (said,), (sure,) = stories(seeds(tmp_path, 30, 34, 38))
-    assert said == "From 20 to 54 of 100 test problems right, the mean of 3 seeds."
+    assert said == "From 20 to 54 of 100 test responses right, the mean of 3 seeds."
     assert (
         sure == "95% interval of the gain, over seeds: +24 to +44; the seeds gained +30 to +38."
     )  # 34 ± 4.303 · 4 / √3
@@ -220,7 +228,7 @@ def test_the_page_of_several_recipes_has_a_sentence_for_each(tmp_path):
     runs = [*seeds(tmp_path, 30, 34), *seeds(tmp_path / "b", 10, algorithm="rloo")]
     said, sure = stories(runs)
     assert said[0].startswith("a-seed0 and 1 more seed: from 20 to 52 of 100")
-    assert said[1].startswith("a-seed0: from 20 to 30 of 100 test problems right after 2 steps of training")
+    assert said[1].startswith("a-seed0: from 20 to 30 of 100 test responses right after 2 steps of training")
     assert len(said) == len(sure) == 2
     many = [run for i in range(6) for run in seeds(tmp_path / f"many{i}", 10, algorithm=str(i))]
     assert stories(many)[0][-1] == "The table has 2 recipes more."

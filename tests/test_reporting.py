@@ -227,7 +227,7 @@ def test_problems_out_of_distribution_are_not_in_the_first_sentence(tmp_path):
         far = {"data_source": "countdown/tv", "extra_info": {"split": "ood_tv"}, "acc": 0.0}
         write_samples(run, "validation", step, [*rows, *(row | far for row in rows)])
     sentences, _ = story(run_of(run))
-    assert sentences[0].startswith("From 25 to 75 of 100 test problems right")
+    assert sentences[0].startswith("From 25 to 75 of 100 test responses right")
     assert len(run_of(run).tests) == 2  # the chart shows each
 
 
@@ -272,10 +272,10 @@ def turned(run, before, after):
 @pytest.mark.parametrize(
     ("before", "after", "sentence"),
     [
-        (22, 58, "From 22 to 58 of 100 test problems right after 2 steps of training."),
-        (50, 51, "From 50 to 51 of 100 test problems right after 2 steps of training: no difference"),
-        (58, 22, "From 58 to 22 of 100 test problems right after 2 steps of training: the model got worse."),
-        (40, 40, "40 of 100 test problems right after 2 steps of training: no difference"),
+        (22, 58, "From 22 to 58 of 100 test responses right after 2 steps of training."),
+        (50, 51, "From 50 to 51 of 100 test responses right after 2 steps of training: no difference"),
+        (58, 22, "From 58 to 22 of 100 test responses right after 2 steps of training: the model got worse."),
+        (40, 40, "40 of 100 test responses right after 2 steps of training: no difference"),
     ],
 )
 def test_the_first_sentence_says_what_the_tests_say_and_no_more(tmp_path, before, after, sentence):
@@ -322,6 +322,23 @@ def test_what_is_rounding_or_nothing_or_one_point_is_said_and_not_drawn(tmp_path
     }
     for title, sentence in said.items():
         assert (found[title]["lines"], found[title]["said"]) == ([], [sentence])
+
+
+def test_a_value_that_is_not_drawn_still_makes_a_line_worth_drawing(tmp_path):
+    run = make_run(tmp_path / "run", steps=2)
+    data = ({"response_length/clip_ratio": 0.9 * (step == 1000)} for step in range(1, 1502))
+    write_lines(run / "metrics.jsonl", [{"step": step, "data": each} for step, each in enumerate(data, 1)])
+    cut = next(chart for chart in charts([run_of(run)], []) if chart["title"] == "Responses cut off")
+    assert 1000 not in cut["lines"][0]["x"]
+    assert not cut["said"]
+
+
+def test_a_page_says_that_dynamic_sampling_dropped_groups_and_on_which_problems_each_run_was_tested(tmp_path):
+    runs = [make_run(tmp_path / name, steps=2, data={"val_files": f"data/{name}/test.parquet"}) for name in "ab"]
+    runs.append(make_run(tmp_path / "dapo", steps=2, algorithm={"filter_groups": {"enable": True}}))
+    page, end = write_report(runs, tmp_path / "page.html").read_text("utf-8"), "Whole configuration of"
+    assert page.index("data/a/test.parquet") < page.index("data/b/test.parquet") < page.index(end)
+    assert "<li>dapo: groups that dynamic sampling dropped: training figures are of the others</li>" in page
 
 
 def test_a_reader_sees_words_and_always_the_same_colours(tmp_path):

@@ -35,7 +35,7 @@ from reward_score.figures import interval
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.problems import set_name
 from verl_recipes.run.evaluation import Row, SamplingKeys, evaluate, name_of
-from verl_recipes.run.folder import RunFolder, samples_of
+from verl_recipes.run.folder import RunFolder, read_object, samples_of
 from verl_recipes.run.start import say
 
 
@@ -66,7 +66,9 @@ def show(summary: Row, out: RunFolder, console: Console) -> None:
 def show_comparison(first: Path, second: Path, console: Console) -> None:
     """The paired test, a row for each test set."""
     rows = [samples_of(path) for path in (first, second)]
-    title = Plain(f"A: {first}\nB: {second}")
+    drawn = [read_object(RunFolder(path).summary).get("temperature") for path in (first, second)]
+    a, b = ("" if each is None else f" (temperature {each:g})" for each in drawn)
+    title = Plain(f"A: {first}{a}\nB: {second}{b}")
     table = Table("set", "problems", "A", "B", "B - A", "B better, worse", "p", title=title)
     for name in dict.fromkeys(set_name(row) for each in rows for row in each):
         one, other = ([row for row in each if set_name(row) == name] for each in rows)

@@ -33,7 +33,7 @@ from reward_score.figures import interval
 from verl_recipes.planning.model import is_hub_name
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.fingerprint import provenance
-from verl_recipes.run.folder import RunFolder, mark_of, read_json, read_lines
+from verl_recipes.run.folder import RunFolder, mark_of, read_json, read_lines, read_object
 from verl_recipes.run.hashes import deciding_files, write_sums
 from verl_recipes.run.preflight import check_export, manifest_beside
 from verl_recipes.run.start import say
@@ -61,7 +61,9 @@ def find_run(path: Path) -> tuple[RunFolder, int]:
             "model/ of a warm start needs no export"
         )
     step = step_of(path)
-    return run, last_checkpoint(run.checkpoints) if step is None else step
+    if step is None:  # of a complete run without checkpoints, model/ is the last step
+        step = last_checkpoint(run.checkpoints) or read_object(run.summary).get("steps", 0)
+    return run, step
 
 
 def results(run: RunFolder, steps: list[int]) -> dict[int, dict[str, Any]]:

@@ -125,6 +125,9 @@ class CountdownReplayBuffer(ReplayBuffer):
             shares["reward/missing"] = 1 - len(rows) / self.link.responses_to(
                 batch_size
             )  # that failed; verl trains on nothing in their place
+            if self.without_signal:  # dynamic sampling left these groups out of the batch
+                groups = len({row["prompt_id"] for row in rows}) + self.without_signal
+                shares["reward/groups_without_signal"] = self.without_signal / groups
             self.link.learn(rows)
             self.history[global_steps] = shares
             alarm = self.sampler_kwargs["alarm"]

@@ -54,13 +54,14 @@ DEGENERATE = {
     "reward/identical": "same response to another prompt",
     "reward/repeated": "repeats itself",
 }
-PARTS_ELSEWHERE = ("reward/*/*", "reward/score", "reward/reward_score", "reward/truncated", *DEGENERATE)
+REWARDS = ("reward/score", "reward/reward_score", "reward/overlong_reward")
+PARTS_ELSEWHERE = ("reward/*/*", *REWARDS, "reward/truncated", *DEGENERATE)
 PARTS = {"reward/acc": "right", "reward/format": "well formed"} | dict.fromkeys(PARTS_ELSEWHERE, "-") | {"reward/*": ""}
 KL = {
     "actor/kl_loss": "from the base model, in the loss",
     "actor/reward_kl_penalty": "from the base model, in the reward",
-    "actor/ppo_kl": "from the policy before the update",
-    "rollout_corr/kl": "of trainer from rollout engine",
+    "actor/ppo_kl": "of the policy before the update from the one after",
+    "rollout_corr/kl": "of rollout engine from trainer",
 }
 SECONDS = {
     "timing_s/step": "whole step",
@@ -82,7 +83,7 @@ WRONG = {f"reward/reason/{name}": words for name, words in REASONS.items()} | {"
 AGREEMENT = ("Disagreement of rollout engine and trainer", "1 - correlation", "agreement")
 CHARTS = [
     Chart("Reward in training", "points", "reward", REWARD),
-    Chart("Parts of the reward", OF_100, "well_formed", PARTS, 100),
+    Chart("Parts of the reward", "mean × 100", "well_formed", PARTS, 100),
     Chart("Why answers are wrong", OF_100, "reasons", WRONG, 100),
     Chart("Response length", "tokens", "response_tokens", {"response_length/mean": "mean length"}),
     Chart("Responses cut off", OF_100, "truncated", {"response_length/clip_ratio": "cut off"}, 100),
@@ -159,17 +160,21 @@ def label(lines: dict[str, str], name: str) -> str:
     return next(found, name.rpartition("/")[2].replace("_", " "))
 
 
-def line(curves: Sequence[Curve], scale: float = 1) -> dict[str, list[float]]:
-    """Steps `x` and values `y` of one run. For several runs, their mean, and `low` and `high` of a band."""
+def line(curves: Sequence[Curve], scale: float = 1) -> dict[str, Any]:
+    """Steps `x` and values `y` of one run. For several runs, their mean, and `low` and `high` of a band.
+
+    `most` is the largest magnitude of all values, also of those that `thin` leaves out.
+    """
     values: dict[int, list[float]] = defaultdict(list)
     for curve in curves:
         for step, value in curve.items():
             values[step].append(value * scale)
     steps, means = thin({step: fmean(each) for step, each in values.items()})
+    most = max((abs(value) for each in values.values() for value in each), default=0.0)
     if len(curves) == 1:
-        return {"x": steps, "y": means}
+        return {"x": steps, "y": means, "most": most}
     low, high = (thin({step: end(each) for step, each in values.items()})[1] for end in (min, max))
-    return {"x": steps, "y": means, "low": low, "high": high}
+    return {"x": steps, "y": means, "low": low, "high": high, "most": most}
 
 
 def number(value: float) -> str:
@@ -179,7 +184,7 @@ def number(value: float) -> str:
 
 def instead(chart: Chart, each: Line) -> str:
     """What is said of a line that shows nothing; "" if it is worth drawing."""
-    most = max(map(abs, each["y"]))
+    most = each["most"]
     if most <= chart.floor and chart.term == "agreement":
         within = f"to within {most:.0e}" if most else "exactly"
         return f"the probabilities of rollout engine and trainer correlate at 1 {within}, at every step"

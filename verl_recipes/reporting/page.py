@@ -40,6 +40,8 @@ SETTINGS = {
     "recipe": ("recipe", "recipe_name"),
     "model": ("base_model", "actor_rollout_ref.model.path"),
     "reward": ("reward", "reward.custom_reward_function"),
+    "training problems": ("", "data.train_files"),
+    "test problems": ("test_problems", "data.val_files"),
     "algorithm": ("algorithm", "algorithm.adv_estimator"),
     "learning rate": ("learning_rate", "actor_rollout_ref.actor.optim.lr"),
     "prompts a step": ("prompt", "data.train_batch_size"),

@@ -134,9 +134,9 @@ const pair = document.getElementById("pair"), sides = document.getElementById("s
 
 function fillPairs() {
   for (const sample of samples.filter((each) => each.split === "validation")) {
-    const steps = problems.get(sample.problem) ?? new Map();
+    const name = several ? `${sample.problem}, ${sample.run}` : sample.problem, steps = problems.get(name) ?? new Map();
     steps.set(sample.step, [...(steps.get(sample.step) ?? []), sample]);
-    problems.set(sample.problem, steps);
+    problems.set(name, steps);
   }
   for (const [problem, steps] of problems) {
     if (steps.size > 1) pair.append(element("option", visible(problem), { value: problem }));

@@ -217,6 +217,8 @@ class Run:
         self.config_text = config.read_text("utf-8", "replace") if config.is_file() else ""
         self.config, unread = read_settings(self.folder)
         self.missing += [unread] if unread else []
+        if lookup(self.config, "algorithm.filter_groups.enable"):
+            self.missing.append("groups that dynamic sampling dropped: training figures are of the others")
         metrics = read_metrics(self.folder)
         if not metrics:
             self.missing.append("no metrics.jsonl with a step in it, so there are no curves")
@@ -294,6 +296,9 @@ class Run:
         for path, groups in zip(measured, self.evaluations, strict=True):
             if groups.keys() != self.evaluations[0].keys():
                 raise UserError(f"{measured[0]} and {path} were not measured on the same problems")
+        temperatures = [read_object(RunFolder(path).summary).get("temperature") for path in measured]
+        if len(set(temperatures)) > 1:
+            self.called = [f"{each} (temperature {t})" for each, t in zip(self.called, temperatures, strict=True)]
 
     def read_samples(self, page_bytes: int) -> None:
         """Read figures and behaviours from all samples, and keep as many samples as fit on the page."""
@@ -414,7 +419,8 @@ class Run:
         hours, hours_a_step = (gpus * each / 3600 for each in (seconds, fmean(steps.values()) if steps else math.nan))
 
         def money(hours: float) -> str:
-            return " to ".join(f"{each * hours:.4g}" for each in prices) if hours == hours else ""
+            amounts = [each * hours for each in prices if hours == hours]
+            return " to ".join(f"{each:.4g}" if each < 10_000 else f"{each:,.0f}" for each in amounts)
 
         return {
             "device": lookup(self.config, "trainer.device") or "unknown device",

@@ -36,7 +36,7 @@ def sides_of(run: Run, name: str) -> Sides:
 def from_to(was: float, now: float) -> str:
     """The start of a sentence about right answers, from shares."""
     before, after = of_100(was), of_100(now)
-    return f"{f'From {before} to ' if before != after else ''}{after} of 100 test problems right"
+    return f"{f'From {before} to ' if before != after else ''}{after} of 100 test responses right"
 
 
 def gain_of(gained: Sequence[float]) -> tuple[str, str]:
@@ -121,7 +121,7 @@ def story(run: Run) -> tuple[list[str], str]:
     for curve in list(run.tests.values())[:1] if "acc" in run.judged else ():
         step, (mean, low, high) = next(iter(curve.items()))
         when = "Before training" if step == 0 else f"At step {step}"
-        said.append(f"{when} the model got {of_100(mean)} of 100 test problems right.")
+        said.append(f"{when} the model got {of_100(mean)} of 100 test responses right.")
         sure = f"95% interval of the test: {of_100(low)} to {of_100(high)}."
     return [*said, *filter(None, [so_far(run)])] or ["Nothing has been measured yet."], sure
 
