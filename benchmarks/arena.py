@@ -17,14 +17,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import jinja2
 import numpy as np
+from results import environment, response_tokens
 
-from reward_score.figures import interval, pass_at_k
+from reward_score.figures import pass_at_k
 from verl_recipes.measure.comparison import sign_flip_p
 from verl_recipes.measure.intervals import figure
 from verl_recipes.measure.problems import by_problem, values
-from verl_recipes.reporting.metrics import response_tokens
 from verl_recipes.run.folder import RunFolder, read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -284,14 +283,7 @@ def picture(results: list[dict[str, Any]]) -> None:
 
 def page(template: str, results: list[dict[str, Any]]) -> str:
     """One of the pages."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(RESULTS),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["figure"] = interval
+    made = environment().get_template(f"arena/{template}")
     base = [each for each in results if "right of 8" in each]
     tables = {"algorithms": table(results, ALGORITHMS), "levers": table(results, LEVERS)}
     sweep = {
@@ -303,7 +295,7 @@ def page(template: str, results: list[dict[str, Any]]) -> str:
         for name in ALGORITHMS
     }
     differ = [row for row in tables["algorithms"] if row.get("p", 1) < 0.05 and row["algorithm"] != CONTROL]
-    return environment.get_template(template).render(
+    return made.render(
         tables=tables,
         better=[row["algorithm"] for row in differ if row["difference"][0] > 0],
         worse=[row["algorithm"] for row in differ if row["difference"][0] < 0],

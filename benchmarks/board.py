@@ -17,17 +17,13 @@ from results import environment
 
 from data_prep.solver import forms
 from data_prep.test_set import VERSION, read_problems
-from reward_score.figures import share_interval
+from verl_recipes.measure.intervals import figure
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "benchmarks" / "results" / "board"
 PAGES = {"board.md.jinja": "docs/board.md", "board.zh.md.jinja": "docs/zh/board.md"}
 TRIES = [10**i for i in range(7)]
 N = 8  # responses a problem that a random guess is shown with
-
-
-def figure(values: list[float]) -> list[float]:
-    return [sum(values) / len(values), *share_interval(values)]
 
 
 def expressions(problem: dict[str, Any]) -> int:

@@ -32,7 +32,7 @@ from typing import Any
 import psutil
 
 from verl_recipes.run.checkpoints import last_checkpoint
-from verl_recipes.run.folder import read_lines
+from verl_recipes.run.folder import RunFolder, read_lines, read_metrics
 from verl_recipes.run.supervise import abandoned_scratch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,9 +106,7 @@ def fresh(name: str, folder: Path = RUNS) -> Path:
 
 def last_step(run_dir: Path) -> int:
     """The last training step that the run has finished, 0 if there is none."""
-    files = [run_dir / "metrics.jsonl", run_dir / "metrics.part.jsonl"]
-    lines = [line for file in files if file.exists() for line in file.read_text().splitlines(keepends=True)]
-    return max((json.loads(line)["step"] for line in lines if line.endswith("\n")), default=0)
+    return max(read_metrics(RunFolder(run_dir)), default=0)
 
 
 def starts_of(run_dir: Path) -> int:

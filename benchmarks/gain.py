@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_prep import datasheet
 from verl_recipes.reporting.metrics import AGREEMENT, seconds_of
 from verl_recipes.run.folder import RunFolder, read_lines
 
@@ -31,12 +32,12 @@ def facts(run: RunFolder) -> dict[str, Any]:
 
 def table(runs: dict[str, dict[str, Any]]) -> str:
     """A line a run; values before and after training are joined by an arrow."""
-    rows = [COLUMNS, ["---"] * len(COLUMNS)]
+    rows = []
     for name, found in runs.items():
         sides = found["base"], found["trained"]
         cells = [" → ".join(f"{side[key]:.{digits}f}" for side in sides) for key, digits in FIGURES.items()]
         rows.append([name, *cells, f"{found['agreement']:.6f}", f"{found['seconds']['total'] / 60:.1f}"])
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+    return datasheet.table(COLUMNS, rows)
 
 
 def main(seeds: list[str]) -> None:

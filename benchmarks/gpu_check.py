@@ -34,7 +34,7 @@ from verl_recipes.planning.estimate import estimate
 from verl_recipes.planning.memory import GIB, shape_of
 from verl_recipes.reporting.metrics import AGREEMENT
 from verl_recipes.run.folder import RunFolder, read_json, read_lines, read_metrics, write_json, write_whole
-from verl_recipes.run.supervise import size_of
+from verl_recipes.run.supervise import written
 
 START = 400  # seconds until the first rollouts; 99 to 190 were seen
 ROOT = Path(__file__).resolve().parent.parent
@@ -302,7 +302,7 @@ def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
                 trained = sum(step > 0 for step in read_metrics(ours()))
                 if trained and not first_step:
                     first_step.append(time.time())
-                if (size := size_of(ours().metrics_part) + size_of(ours().events)) != seen:
+                if (size := written(ours())) != seen:
                     seen = size
                     record()
                 if steps and trained >= steps:

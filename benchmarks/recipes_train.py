@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ("tiny", "tinyzero_grpo", "mini_r1", "datawhale_r1", "datawhale_r1_article", "dapo", "dr_grpo", "rloo")
 RECIPES += ("gspo", "cispo", "sapo", "gmpo", "gpg", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "opo")
 RECIPES += ("grpo_passk", "dppo_tv", "dppo_kl", "clip_cov", "kl_cov", "minrl", "warm_rloo")
-ROWS = {f"{recipe}": [f"recipe={recipe}"] for recipe in ("tinyzero_ppo", *RECIPES)} | {
+ROWS = {recipe: [f"recipe={recipe}"] for recipe in ("tinyzero_ppo", *RECIPES)} | {
     f"{recipe} {group}": [f"recipe={recipe}", group]
     for recipe, group in (
         ("mini_r1", "tuning=lora"),

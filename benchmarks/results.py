@@ -23,8 +23,8 @@ from reward_score.figures import interval
 from verl_recipes.measure.behaviours import behaviours
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.intervals import figure
-from verl_recipes.reporting.metrics import response_tokens, seconds_of
-from verl_recipes.run.folder import RunFolder, read_lines, samples_of
+from verl_recipes.reporting.metrics import seconds_of
+from verl_recipes.run.folder import RunFolder, last_samples, read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -71,6 +71,11 @@ def run(module: str, arguments: list[str]) -> float:
     return time.time() - started
 
 
+def response_tokens(run: RunFolder) -> int:
+    """The tokens of all responses that a run trained on."""
+    return sum(row["response_tokens"] for file in run.sample_files("train").values() for row in read_lines(file))
+
+
 def training_cost(folder: Path) -> dict[str, Any]:
     """Steps, seconds by stage and generated tokens of a run."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -98,7 +103,7 @@ def measure(runs: str) -> None:
         for each in dict.fromkeys((BASE, name)):  # a complete evaluation is read, not repeated
             run("verl_recipes.evaluate", evaluation(each, runs))
         if name != BASE:
-            test = [[row for row in samples_of(out / each) if row["set"] == "test"] for each in (BASE, name)]
+            test = [[row for row in last_samples(out / each) if row["set"] == "test"] for each in (BASE, name)]
             more["against the base"] = compare(*test)
         summary = json.loads((out / name / "summary.json").read_text(encoding="utf-8"))
         kept = ("git_commit", "versions", "n", "problems", "seed", "temperature", "confidence", "figures", "reasons")

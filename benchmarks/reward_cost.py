@@ -134,14 +134,7 @@ def hostile(console: Console) -> None:
 
 def imports(console: Console) -> None:
     script = "from time import perf_counter as now; t = now(); import reward_score.countdown; print(now() - t)"
-    spent = [
-        float(
-            subprocess.run(
-                [sys.executable, "-S", "-c", script], capture_output=True, encoding="utf-8", check=True
-            ).stdout
-        )
-        for _ in range(11)
-    ]
+    spent = [float(subprocess.check_output([sys.executable, "-S", "-c", script])) for _ in range(11)]
     console.print(f"import reward_score.countdown: {1000 * median(spent):.0f} ms")
 
 

@@ -17,11 +17,7 @@ from time import perf_counter
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = 3
-WAYS = {
-    "one core": ["workers=1"],
-    "all cores": [],
-    "all cores, `language=zh`": ["language=zh"],
-}
+WAYS = {"one core": ["workers=1"], "all cores": [], "all cores, `language=zh`": ["language=zh"]}
 
 
 def seconds(module: str, *overrides: str) -> tuple[float, float]:

@@ -54,6 +54,8 @@ def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -
             raise UserError(
                 f"source.paths: {path} is in out={out}, which would be replaced; name another folder with out="
             )
+        if out.resolve().is_relative_to(Path(path).resolve()):  # the next command would read what this one writes
+            raise UserError(f"out={out} is in source.paths: {path}, which is read; name another folder with out=")
     source = open_source(config)
     about = {"source": source.about, "configuration": config, "bench": identity()}
     if is_made(out, written, about):

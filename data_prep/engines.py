@@ -90,10 +90,13 @@ class Local:
             runs.append((path, starts))
             reject(rejected)
             progress(read)
-        slices = [[(path, int(at[i]), int(at[i + 1] - at[i])) for path, at in runs] for i in range(2 << task.bits)]
-        results = self.map(finish_range, ((some, task, annotate(i)) for i, some in enumerate(slices)))
+
+        def slices(i: int) -> list[tuple[Path, int, int]]:  # not kept: they grow with the square of the rows
+            return [(path, int(at[i]), int(at[i + 1] - at[i])) for path, at in runs]
+
+        results = self.map(finish_range, ((slices(i), task, annotate(i)) for i in range(2 << task.bits)))
         for i, (rows, solved) in enumerate(results):
-            yield i, sum(size for _, _, size in slices[i]), rows, solved
+            yield i, sum(int(at[i + 1] - at[i]) for _, at in runs), rows, solved
 
     def close(self) -> None:
         if self.pool is not None:

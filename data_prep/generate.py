@@ -7,7 +7,7 @@ solver lists. Problem i depends only on the seed and i: its random numbers are h
 not a stream, so any number of workers on any machine makes the same problems.
 """
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from data_prep.split import TEST, hash_numbers, is_held_out, mix
 
 LARGE, SMALL = np.array([25, 50, 75, 100]), np.repeat(np.arange(1, 11), 2)  # the tiles of the television game
 LEAST = 32  # `distinct` makes at least this many problems at once
+CELLS = 1 << 24  # problems times targets that are looked at at once: 16 MB, and 16 bytes for each that is reached
 ATTEMPTS = 20_000  # draws for one problem until its numbers are on their side and reach a target
 DRAWS = 2000  # give up if this many draws in a row reach no target
 
@@ -46,7 +47,7 @@ def draw_numbers(preset: dict[str, Any], count: int, seed: int, rows: Array, att
     return low + below(high - low + 1, seed, column, attempt, 2, places)
 
 
-@cache
+@lru_cache(1024)  # problems share some subsets; all of them would grow with the rows
 def reachable_within(numbers: tuple[int, ...], largest: int) -> frozenset[int]:
     """The integers that `numbers`, each used once, can make with all intermediate results in 0..largest."""
     if len(numbers) == 1:
@@ -93,10 +94,17 @@ def generate(
     Raises:
         UserError: the preset's numbers reach none of its targets.
     """
+    low, high = preset["targets"]
+    if len(rows) > (most := max(1, CELLS // (high - low + 1))):
+        parts = [
+            generate(preset, rows[start : start + most], seed, side=side, held_out_share=held_out_share)
+            for start in range(0, len(rows), most)
+        ]
+        numbers, count, target = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return numbers, count, target
     seed %= 2**64  # it may be negative
     numbers, target = np.zeros((len(rows), MAX_COUNT), np.int64), np.zeros(len(rows), np.int64)
     count = np.asarray(preset["count"])[below(len(preset["count"]), seed, rows, 0)]
-    low, _ = preset["targets"]
     for n in np.unique(count):
         left, draws = np.flatnonzero(count == n), 0
         for attempt in range(ATTEMPTS):

@@ -130,17 +130,17 @@ class Preparation:
         self.measure = token_counter(config["prompt"], config["tokenizer"]) if config["tokenizer"] else None
         self.leaks = Leaks()
         self.rejects = Rejects(folder / "rejected.jsonl")
-        self.writers = [self.writer(side, side) for side in SIDES]
-        self.apart = self.writer("unsolvable", "unsolvable") if config["unsolvable"] == "apart" else None
+        self.writers = [self.writer(side) for side in SIDES]
+        self.apart = self.writer("unsolvable") if config["unsolvable"] == "apart" else None
         wanted = [config[f"{side}_size"] for side in SIDES]
         self.at_most = [isinstance(size, str) for size in wanted]  # `up to N`
         self.sizes = [most(size) if isinstance(size, str) else size for size in wanted]
         self.taken, self.counts, self.rows_read = [0, 0], Counter[str](), 0
 
-    def writer(self, name: str, split_name: str, data_source: str | None = None) -> Writer:
+    def writer(self, name: str, data_source: str | None = None) -> Writer:
         self.portraits[name] = Portrait(self.measure, keeps_duplicates=not self.by_numbers)
         path = self.folder / f"{name}.parquet"
-        return Writer(path, split_name, self.config["prompt"], data_source, self.portraits[name])
+        return Writer(path, name, self.config["prompt"], data_source, self.portraits[name])
 
     def read(self, rows: int) -> None:
         self.rows_read += rows
@@ -163,7 +163,7 @@ class Preparation:
             preset = config["preset"] | ood["sets"][name] | {"name": f"ood.sets.{name}"}
             tasks.append((preset, ood["size"], config["seed"], self.task, config["held_out_share"]))
         for name, (rows, solved) in zip(ood["names"], engine.call(ood_rows, tasks), strict=True):
-            out = self.writer(f"ood_{name}", f"ood_{name}", name)
+            out = self.writer(f"ood_{name}", name)
             out.add(rows, solved)
             out.close()
             self.leaks.test(f"ood_{name}", rows)

@@ -101,7 +101,8 @@ def annotations(rows: Array) -> Array:
     """The solver's results for each row.
 
     `difficulty` is log10 of the number of expressions on that many numbers (6, 68, 1170, 27142 or 793002) for each one
-    that solves the problem: the number of blind tries for a solution, in powers of ten. NaN without a solution.
+    that solves the problem: the number of blind tries for a solution, in powers of ten; too many if numbers repeat,
+    as there are then fewer functions. NaN without a solution.
     """
     result = unsolved(len(rows))
     for n in np.unique(rows["count"]).tolist():

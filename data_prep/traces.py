@@ -49,8 +49,8 @@ MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 
 
 class Job(NamedTuple):
-    """What a worker needs to know: how many problems are usable, how many traces to write, what stands before the text
-    of a response (`opening`), and the configuration's keys.
+    """What a worker needs to know: the usable problems, the traces to write in all, what is `before` each response
+    (see `opening`), the shares of STYLES as `weights`, and keys of the configuration.
     """
 
     usable: int

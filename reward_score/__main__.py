@@ -99,8 +99,10 @@ def read(path: Path, *fields: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-                yield number, row | {name: row[name] for name in fields} | {"response": str(row["response"])}
-            except (ValueError, TypeError, KeyError) as error:
+                if not isinstance(row["response"], str):  # a list of samples would be one text, and null "None"
+                    raise TypeError("response is no text; several samples are several lines")
+                yield number, row | {name: row[name] for name in fields}
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 expected = " and ".join(f"`{name}`" for name in fields)
                 fault = f"{type(error).__name__}: {error}"
                 raise ValueError(

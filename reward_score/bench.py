@@ -59,7 +59,7 @@ def judge_all(answers: Mapping[str, Sequence[str]], **options: bool) -> dict[str
     if strange := [name for name in answers if name not in known]:
         raise ValueError(unknown(strange[0]))
     return {
-        name: [judge(each, sorted(known[name]["numbers"]), known[name]["target"], **options).reason for each in some]
+        name: [judge(each, known[name]["numbers"], known[name]["target"], **options).reason for each in some]
         for name, some in answers.items()
     }
 

@@ -36,8 +36,6 @@ def t_share(t: float, freedom: int) -> float:
     for j in range(2 + odd, freedom - 1, 2):
         term *= cosine * (j - 1) / j
         total += term
-        if term < 1e-18:
-            break
     return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
 
 

@@ -112,7 +112,7 @@ def find_answer(response: str, *, answer_in_thought: bool = False) -> tuple[int 
 
 
 def _no_token(text: str, position: int) -> ExpressionError:
-    """Of a text that goes on with no token of an expression at a position."""
+    """The error of a text that has no token of an expression at a position."""
     position = len(text) - len(text[position:].lstrip(WHITE_SPACE))
     if text[position] == "0":
         return ExpressionError("a number begins with 0", position)
@@ -218,7 +218,7 @@ def judge(
     """The verdict on a response; OPTIONS are explained above.
 
     Args:
-        numbers: the given numbers in ascending order.
+        numbers: the given numbers, in any order.
 
     >>> judge("</think><answer>(18-11)*25</answer>", [11, 18, 25], 175)
     Verdict(reason='right', thought_end=0, answer=(16, 26), value=175)

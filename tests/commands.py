@@ -1,5 +1,6 @@
 """Commands that tests start for real, and what they leave behind."""
 
+import atexit
 import json
 import os
 import signal
@@ -40,6 +41,7 @@ class Command:
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # `sh -c "... &"` has it ignored
         )
+        atexit.register(self.end)  # Ctrl-C on the tests does not reach its session
 
     def wait(self, timeout=900):
         """The exit status; what was printed is then in `output`. One that hangs is killed with all that it started."""
@@ -49,6 +51,10 @@ class Command:
             self.kill()
             raise
         return self.process.returncode
+
+    def end(self):
+        if self.process.poll() is None:
+            self.kill()
 
     def kill(self):
         for process in self.processes():

@@ -13,7 +13,6 @@ import pytest
 from commands import RESUMED, listeners, metrics_of, titles, train, workers_of
 from hydra.core.plugins import Plugins
 from hypothesis import settings
-from test_data import prepare
 from xdist.scheduler import LoadScopeScheduling
 
 from verl_recipes.run.folder import read_lines
@@ -64,6 +63,8 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory):
     """Overrides that name a small data set; beside it lie sets out of distribution."""
+    from test_data import prepare  # not above: Hypothesis' decorators take the profile that is loaded then
+
     out = tmp_path_factory.mktemp("data") / "small"
     prepare(out, "train_size=512", "test_size=16", "ood=standard", "ood.size=16", "ood.names=[5_numbers,needs_product]")
     return [f"data.train_files={out}/train.parquet", f"data.val_files={out}/test.parquet"]

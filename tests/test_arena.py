@@ -1,10 +1,14 @@
 """The arena: its page is made from the committed files, and all algorithms have one budget (benchmarks/arena.py)."""
 
+import sys
+from pathlib import Path
+
 import pytest
 from configurations import compose
 from hypothesis import given
 from hypothesis import strategies as st
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))  # where it finds its neighbour, results.py
 from benchmarks.arena import (
     CONTROL,
     NAMES,

@@ -255,6 +255,7 @@ def test_right_answers_are_counted_and_problems_without_one_are_wrong_and_said(t
         ({"id": ["x"], "response": ""}, "line 1: the test set v1 has no problem ['x']"),
         ({"id": "v1-0000"}, "line 1: a JSON object with `id` and `response` is expected"),
         (7, "line 1: a JSON object with"),
+        ({"id": "v1-0000", "response": ["a", "b"]}, "several samples are several lines"),
     ],
 )
 def test_a_line_that_answers_nothing_is_refused_in_one_line(tmp_path, line, message):
@@ -370,6 +371,14 @@ def test_every_row_of_the_board_is_of_this_test_set_and_repeatable():
             assert row["train_command"]
             assert row["training"]["reserved_rows"] == 0
             assert not row["training"]["git_commit"].endswith("-dirty")
+
+
+def test_the_datasheet_is_what_the_command_writes(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import test_set
+
+    written = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert test_set.datasheet(PROBLEMS, identity()["sha256"]) == written
 
 
 def test_the_exhaustive_baseline_is_the_hypergeometric_chance(monkeypatch):

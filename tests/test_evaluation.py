@@ -24,6 +24,7 @@ from rich.console import Console
 from test_data import prepare
 from test_measure import sample
 
+from data_prep import cli
 from data_prep.cli import CONFIGS, UserError, check, quoted
 from data_prep.solver import solve
 from reward_score.figures import interval
@@ -212,6 +213,22 @@ def test_a_model_that_brings_code_is_not_evaluated_unless_it_is_trusted(data, tm
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_on_a_gpu_too_the_longest_prompt_fits_a_model_of_no_run(monkeypatch, tmp_path):
+    row = {"data_source": "x", "prompt": [{"role": "user", "content": ")(" * 100}], "reward_model": {"style": "rule"}}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "test.parquet")
+    options = [f"model={BASE}", f"data={tmp_path}", f"out={tmp_path / 'out'}", "name=x", "hardware=h100"]
+    monkeypatch.setattr(evaluation, "check_start", lambda *_, **__: {})
+
+    def started(training, *_, **__):
+        raise EOFError(training.data.max_prompt_length)
+
+    monkeypatch.setattr(evaluation, "start_verl", started)
+    cfg = cli.compose("config", options, folder=CONFIGS / "evaluate")
+    with pytest.raises(EOFError, match="200"):
+        evaluation.evaluate(cfg, RunFolder(cfg.out), Console(quiet=True))
+
+
 def test_a_checkpoints_run_and_step_are_found_from_within_it_and_through_a_link(tmp_path, monkeypatch):
     run = RunFolder(tmp_path / "run")
     (checkpoint := run.checkpoints / "global_step_20").mkdir(parents=True)
@@ -231,16 +248,29 @@ def test_a_complete_run_without_checkpoints_is_exported_as_its_last_step(tmp_pat
 
 
 @pytest.mark.slow
+def test_two_files_of_samples_are_compared_set_by_set(tmp_path):
+    for name, right in (("a", 0), ("b", 1)):
+        rows = [sample(problem, right, set=each) for each in ("test", "ood_x") for problem in range(12)]
+        (tmp_path / name).write_text(as_lines(rows), encoding="utf-8")
+    command = [sys.executable, "-m", "verl_recipes.evaluate", "compare", str(tmp_path / "a"), str(tmp_path / "b")]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ | {"COLUMNS": "160"}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    cells = {line[0]: line[1:] for each in result.stdout.splitlines() if (line := each.replace("│", " ").split())}
+    for each in ("test", "ood_x"):
+        assert (cells[each][0], cells[each][-4:]) == ("12", ["12,", "0", "<", "0.001"])
+
+
+@pytest.mark.slow
 def test_other_mistakes_are_one_line_too(tmp_path, run_dir):
     with pytest.raises(UserError, match=r"holds no test.parquet and no ood_\*.parquet"):
         evaluation.find_data(str(tmp_path))
     with pytest.raises(UserError, match="two files have the same name"):
         evaluation.find_data(["a/test.parquet", "b/test.parquet"])
     shutil.copytree(run_dir / "samples", tmp_path / "samples")
-    assert len(evaluate.samples_of(tmp_path)) == 16
+    assert len(evaluate.last_samples(tmp_path)) == 16
     RunFolder(tmp_path).write_mark("evaluation")
     with pytest.raises(UserError, match="no finished evaluation"):
-        evaluate.samples_of(tmp_path)
+        evaluate.last_samples(tmp_path)
     with pytest.raises(UserError, match="neither a run's folder nor in one"):
         export.export(tmp_path.parent, tmp_path / "out", "bfloat16")
     with pytest.raises(UserError, match="dtype=int4: should be 'bfloat16', 'float16' or 'float32'"):

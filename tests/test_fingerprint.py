@@ -52,6 +52,17 @@ def test_the_same_command_is_the_same_run(run, config):
     check_unchanged(run, copy.deepcopy(config), copy.deepcopy(FACTS))
 
 
+def test_fresh_empties_a_run_of_another_configuration_and_begins_anew(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    begun(run)
+    (run.checkpoints / "global_step_4").mkdir(parents=True)
+    with pytest.raises(UserError, match="or fresh=true to start this one anew"):
+        begun(run, "eval_n=3")
+    begun(run, "eval_n=3", "fresh=true")
+    assert {path.name for path in run.path.iterdir()} == {"run.json", "config.yaml"}
+    assert OmegaConf.load(run.config).eval_n == 3
+
+
 def test_every_key_of_the_whole_configuration_is_refused_or_may_change(config):
     before = comparable(config)
     for key, value in before.items():

@@ -141,7 +141,7 @@ def test_without_its_server_the_executable_is_python(tmp_path):
     folder = Path(tempfile.mkdtemp(dir="/tmp"))
     python = folder / "python"
     try:
-        sleep = start_forkserver(python, lambda command, **options: subprocess.Popen(["sleep", "2"], **options))
+        sleep = start_forkserver(python, lambda command, **options: subprocess.Popen(["sleep", "2"], **options), [])
         assert told(python, tmp_path) == told(sys.executable, tmp_path)
         sleep.wait()
         time.sleep(0.1)

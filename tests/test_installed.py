@@ -97,6 +97,7 @@ def test_an_installed_package_runs_its_commands_from_an_empty_folder(installed):
     where = installed(
         "python", "-c", "import data_prep, verl_recipes; print(data_prep.SHIPPED, verl_recipes.__path__[0])"
     )
+    assert len(where.stdout.split()) == 2, where.stderr
     assert all(Path(path).is_relative_to(installed.folder.parent / "venv") for path in where.stdout.split())
 
     sizes = ("train_size=64", "test_size=16", "ood=none")

@@ -639,6 +639,25 @@ def on_two(two_nodes, tmp_path_factory, small_data):
     return run_dir, arguments
 
 
+def test_ctrl_c_leaves_the_job_running_and_says_how_to_follow_and_to_stop_it(monkeypatch, capsys):
+    asked = []
+
+    class Client:
+        def __getattr__(self, name):
+            return lambda *_: asked.append(name)
+
+    def follow(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(submit, "connect", lambda address: Client())
+    monkeypatch.setattr(submit, "follow", follow)
+    assert submit.main("http://head:8265", "attach=job7") == 130
+    said = capsys.readouterr().err
+    assert "launch/ray_submit.sh http://head:8265 attach=job7" in said
+    assert "ray job stop --address http://head:8265 job7" in said
+    assert asked == ["get_job_info"]
+
+
 @pytest.mark.long
 @pytest.mark.end_to_end
 def test_a_run_over_two_nodes_has_a_rank_on_each_and_steps_as_on_one(two_nodes, on_two, resumed):

@@ -186,11 +186,13 @@ def test_the_recorded_curves_of_verl_lie_within_noise_of_the_last_scripts_as_the
 @pytest.mark.end_to_end
 def test_the_last_script_trains_in_verl():
     subprocess.run([sys.executable, "-m", "data_prep"], cwd=ROOT, check=True)
-    shutil.rmtree(
-        ROOT / "runs" / "learn" / "6_in_verl-steps=2.verl", ignore_errors=True
-    )  # the script would go on with it
-    command = Command(sys.executable, "learn/6_in_verl.py", "steps=2")
+    options = ["steps=2", "seed=90210"]  # a seed that nobody types
+    run = ROOT / "runs" / "learn" / f"6_in_verl-{'-'.join(options)}.verl"
+    shutil.rmtree(run, ignore_errors=True)  # the script would go on with it
+    command = Command(sys.executable, "learn/6_in_verl.py", *options)
     assert command.wait() == 0, command.output
+    assert run.is_dir()
+    shutil.rmtree(run)
     *steps, last = [json.loads(line) for line in command.output.splitlines() if line.startswith('{"')]
     assert [line["step"] for line in steps] == [1, 2]
     assert 0 < last["held_out"] < 1

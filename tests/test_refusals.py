@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import flag_override
 from omegaconf.errors import OmegaConfBaseException
+from test_reporting import make_run
 
 from data_prep.cli import CONFIGS, Checked, UserError, check, in_one_line, quoted
 from verl_recipes import train
@@ -281,3 +282,18 @@ def test_several_seeds_in_one_folder_are_refused(overrides, message):
 def test_a_set_of_seeds_has_a_page_called_as_its_runs_are(override, page):
     cfg = train.compose("train", ["seeds=[8,9]", override], TrainKeys)
     assert train.page_of_seeds(cfg, Path(cfg.run_dir).parent) == Path(page)
+
+
+@pytest.mark.slow
+def test_seeds_are_a_run_each_and_one_page_for_all(monkeypatch, tmp_path):
+    begun = []
+
+    def run_once(cfg, console):
+        begun.append((cfg.seed, cfg.seeds))
+        make_run(Path(cfg.run_dir), steps=1, seed=cfg.seed)
+
+    monkeypatch.setattr(train, "run_once", run_once)
+    monkeypatch.setattr(sys, "argv", ["train", "seeds=[3,4]", f"run_dir='{tmp_path}/a-seed${{seed}}'"])
+    train.main()
+    assert begun == [(3, None), (4, None)]
+    assert "mean of 2 seeds" in (tmp_path / "a-seeds.html").read_text("utf-8")

@@ -588,6 +588,8 @@ def test_the_command_scores_a_file_and_names_the_line_that_is_wrong(tmp_path):
     for line, message in (
         ("{", "line 4"),
         ('{"response": "x"}', "line 4"),
+        ('{"response": null, "ground_truth": {}}', "line 4"),
+        ("[" * 200_000, "line 4"),
         ('{"response": "", "ground_truth": {}}', "row 4"),
     ):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows) + line + "\n", encoding="utf-8")

@@ -104,12 +104,12 @@ def test_a_warm_start_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path):
     run = RunFolder(tmp_path)
     lines = [{"step": step, "data": {"val/loss": 1.0}} for step in (25, 50)]
     run.metrics.write_text(as_lines(lines[:1]))  # killed before it saved the first
-    warm_start.check_ranks(compose("train", []), run, 0)
+    warm_start.check_last(compose("train", []), run, 0)
     run.metrics.write_text(as_lines(lines))
     with pytest.raises(UserError, match=r"saved checkpoints, and .* holds none"):
-        warm_start.check_ranks(compose("train", []), run, 0)
+        warm_start.check_last(compose("train", []), run, 0)
     run.summary.write_text("{}")  # it is complete
-    warm_start.check_ranks(compose("train", []), run, 0)
+    warm_start.check_last(compose("train", []), run, 0)
 
 
 def test_an_evaluation_after_the_very_first_step_is_shown_without_a_speed(tmp_path):
@@ -144,10 +144,10 @@ def test_a_warm_start_goes_on_with_as_many_ranks_as_saved_it(tmp_path):
     actor = run.checkpoints / "global_step_4" / "actor"
     actor.mkdir(parents=True)
     (actor / "fsdp_config.json").write_text('{"world_size": 2}')
-    warm_start.check_ranks(config([]), run, 4)
-    warm_start.check_ranks(config([], "gpus=1"), run, 0)  # there is no checkpoint
+    warm_start.check_last(config([]), run, 4)
+    warm_start.check_last(config([], "gpus=1"), run, 0)  # there is no checkpoint
     with pytest.raises(UserError, match="was saved by 2 ranks, and here are 1: go on with as many"):
-        warm_start.check_ranks(config([], "gpus=1"), run, 4)
+        warm_start.check_last(config([], "gpus=1"), run, 4)
 
 
 def test_a_run_starts_from_the_warm_starts_model_or_refuses(tmp_path):

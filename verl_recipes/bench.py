@@ -143,8 +143,7 @@ def main(cfg: DictConfig) -> None:
     row = row_of(cfg, prompt, out, summary)
     write_json(out.path / "board.json", row)
     print(*bench.table(row), sep="\n")
-    if row["training"] and row["training"]["reserved_rows"]:
-        found = row["training"]["reserved_rows"]
+    if found := (row["training"] or {}).get("reserved_rows"):
         say(console, f"{found:,} training rows of this model have numbers of the test set: it is no row for the board")
     say(console, f"{out.path}: board.json summary.json samples/ log.txt")
 

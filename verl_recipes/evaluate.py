@@ -35,7 +35,7 @@ from reward_score.figures import interval
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.problems import set_name
 from verl_recipes.run.evaluation import Row, SamplingKeys, evaluate, name_of
-from verl_recipes.run.folder import RunFolder, read_object, samples_of
+from verl_recipes.run.folder import RunFolder, last_samples, read_object
 from verl_recipes.run.start import say
 
 
@@ -65,7 +65,7 @@ def show(summary: Row, out: RunFolder, console: Console) -> None:
 
 def show_comparison(first: Path, second: Path, console: Console) -> None:
     """The paired test, a row for each test set."""
-    rows = [samples_of(path) for path in (first, second)]
+    rows = [last_samples(path) for path in (first, second)]
     drawn = [read_object(RunFolder(path).summary).get("temperature") for path in (first, second)]
     a, b = ("" if each is None else f" (temperature {each:g})" for each in drawn)
     title = Plain(f"A: {first}{a}\nB: {second}{b}")

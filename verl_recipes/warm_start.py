@@ -122,7 +122,7 @@ def sft_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_traces(cfg: DictConfig) -> Inputs:
-    """Raise UserError for what would fail later; what the warm start reads."""
+    """Raise UserError for what would fail later; returns what the warm start reads."""
     folder, found = cfg.sft.traces, []
     if cfg.sft.batch % (ranks := gpus_of(cfg)[0]):
         raise UserError(f"batch={cfg.sft.batch} cannot be shared evenly by {ranks} ranks: choose a multiple of {ranks}")
@@ -182,10 +182,11 @@ def show(run: RunFolder, console: Console) -> None:
     )
 
 
-def check_ranks(cfg: DictConfig, run: RunFolder, step: int) -> None:
-    """Raise UserError if other ranks saved the checkpoint of a step: each has its own place in the traces.
+def check_last(cfg: DictConfig, run: RunFolder, step: int) -> None:
+    """Raise UserError if the warm start cannot go on from its last checkpoint, of this step, or 0 for none.
 
-    Or if the step is 0 and checkpoints are gone: the loss is measured before each is saved.
+    Another number of ranks saved it, and each rank has its own place in the traces. Or a loss was measured, which comes
+    before each save, and no checkpoint is there.
     """
     if not step and not run.summary.exists() and len(losses(run)) > 1:
         raise UserError(
@@ -204,7 +205,7 @@ def main(keys: DictConfig) -> None:
     check_trackers(cfg.trackers)
     inputs = check_traces(cfg)
     with run.locked():
-        begin("warm_start", cfg, run, inputs, partial(say, console), partial(check_ranks, cfg, run))
+        begin("warm_start", cfg, run, inputs, partial(say, console), partial(check_last, cfg, run))
         if run.summary.exists():
             say(console, f"{run.path} is complete; fresh=true starts it anew")
             show(run, console)

@@ -231,16 +231,15 @@ def serve(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def fork_server(server: socket.socket, python: str, arguments: list[str]) -> None:
-    """Fork the server, and go on as `python ARGUMENTS`; without arguments this process is the server."""
+    """Fork the server, and go on as `python ARGUMENTS`."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARN")  # verl's, for its workers; vLLM reads it when it is imported
     load(BEFORE_RAY)
-    if arguments and os.fork():
+    if os.fork():
         server.close()  # otherwise a caller would wait for an answer where the server is gone
         sys.executable = python
         run(arguments)
         return
-    if arguments:
-        end_with_parent()
+    end_with_parent()
     become(*serve(server))
 
 

@@ -37,7 +37,7 @@ def correlation(rollout_log_probs: Tensor, log_probs: Tensor) -> float:
     """
     pair = torch.stack([rollout_log_probs, log_probs]).double().exp()
     value = torch.corrcoef(pair)[0, 1].item() if pair.shape[1] > 1 else 1.0
-    return 1.0 if value != value else value
+    return 1.0 if math.isnan(value) else value
 
 
 def agreement(

@@ -122,9 +122,8 @@ class CountdownReplayBuffer(ReplayBuffer):
         self.write(rows, split, global_steps)
         shares = component_metrics(rows)
         if split == "train":
-            shares["reward/missing"] = 1 - len(rows) / self.link.responses_to(
-                batch_size
-            )  # that failed; verl trains on nothing in their place
+            # The share of responses that failed; verl trains on nothing in their place.
+            shares["reward/missing"] = 1 - len(rows) / self.link.responses_to(batch_size)
             if self.without_signal:  # dynamic sampling left these groups out of the batch
                 groups = len({row["prompt_id"] for row in rows}) + self.without_signal
                 shares["reward/groups_without_signal"] = self.without_signal / groups

@@ -1,4 +1,4 @@
-"""Which samples belong to one problem, and the chance that one of k samples solves it.
+"""Which samples belong to one problem, and what is read from each.
 
 A sample is a row of samples/ (in_verl/sampler.py). The key of a Countdown problem is its multiset of numbers, its
 target and its test set. The key is defined here and nowhere else:

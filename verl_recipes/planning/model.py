@@ -141,5 +141,6 @@ def parameter_count(cfg: DictConfig) -> int:
 
 
 def needs_critic(cfg: DictConfig) -> bool:
+    """Whether the run trains a critic, as verl decides it (verl.trainer.ppo.utils.need_critic)."""
     enabled = cfg.critic.enable
     return bool(enabled) if enabled is not None else cfg.algorithm.adv_estimator == "gae"

@@ -4,7 +4,6 @@ from collections import defaultdict
 from typing import Any
 
 from verl_recipes.measure.problems import finite
-from verl_recipes.run.folder import RunFolder, read_lines
 
 Curve = dict[int, float]  # step, value
 
@@ -14,19 +13,12 @@ AGREEMENT = ["training/rollout_actor_probs_pearson_corr", "actor/rollout_actor_p
 DISAGREEMENT = [f"1 - {name}" for name in AGREEMENT]  # the form in which curves show small differences
 
 
-def response_tokens(run: RunFolder) -> int:
-    """The tokens of all responses that a run trained on."""
-    return sum(row["response_tokens"] for file in run.sample_files("train").values() for row in read_lines(file))
-
-
 def seconds_of(summary: dict[str, Any]) -> float | None:
     """The seconds that a run took: of all its starts, if it was continued. None if they are not known.
 
     If the clock was set back meanwhile, they may be negative, and then they are not known.
     """
-    command, starts = (
-        {} if not isinstance(each := summary.get(name), dict) else each for name in ("seconds", "goodput")
-    )
+    command, starts = (each if isinstance(each := summary.get(name), dict) else {} for name in ("seconds", "goodput"))
     of_starts = sum(finite(value) or 0.0 for part, value in starts.items() if part != "share")
     seconds = max(finite(command.get("total")) or 0.0, of_starts)
     return seconds if seconds > 0 else None

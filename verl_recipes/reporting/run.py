@@ -31,7 +31,7 @@ from verl_recipes.measure.problems import (
 )
 from verl_recipes.reporting.metrics import Curve, curves_of, seconds_of
 from verl_recipes.run.fingerprint import read_config
-from verl_recipes.run.folder import RunFolder, read_lines, read_metrics, read_object, samples_of
+from verl_recipes.run.folder import RunFolder, last_samples, read_lines, read_metrics, read_object
 
 STEP_BYTES = 40_000  # the least room on the page for a step's samples: several long responses
 SHOWN = 6_000  # characters of one response on the page; the middle of a longer one is left out
@@ -291,7 +291,7 @@ class Run:
         Raises:
             UserError: one is not finished, or they are not of the same problems.
         """
-        self.evaluations = [in_distribution(by_problem(samples_of(path))) for path in measured]
+        self.evaluations = [in_distribution(by_problem(last_samples(path))) for path in measured]
         self.called = self.whose([str(read_object(RunFolder(path).summary).get("model", path)) for path in measured])
         for path, groups in zip(measured, self.evaluations, strict=True):
             if groups.keys() != self.evaluations[0].keys():
@@ -419,7 +419,7 @@ class Run:
         hours, hours_a_step = (gpus * each / 3600 for each in (seconds, fmean(steps.values()) if steps else math.nan))
 
         def money(hours: float) -> str:
-            amounts = [each * hours for each in prices if hours == hours]
+            amounts = [each * hours for each in prices if not math.isnan(hours)]
             return " to ".join(f"{each:.4g}" if each < 10_000 else f"{each:,.0f}" for each in amounts)
 
         return {

@@ -47,7 +47,7 @@ from verl_recipes.run.folder import (
     write_whole,
 )
 from verl_recipes.run.hashes import is_checkpoint
-from verl_recipes.run.preflight import check_data, check_start, manifest_beside
+from verl_recipes.run.preflight import check_parquet, check_prompt, check_prompt_lengths, check_start, manifest_beside
 from verl_recipes.run.reward import check_reward
 from verl_recipes.run.start import say, start_verl
 from verl_recipes.run.trackers import check_trackers
@@ -248,9 +248,12 @@ def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
     check_ranks(training)
     check_trackers(training.trackers)
     check_reward(training)
-    data = check_data(training, "data", [str(file) for file in files])
+    names = [str(file) for file in files]
+    data = check_parquet(names, "data", training.data.made_by)
+    check_prompt(names, training)
     model = check_start(training, out.path, trains=False)
     make_room_for_prompts(training, cfg, weights, files)
+    check_prompt_lengths(names, "data", training)
     with out.locked():
         begin(cfg, out, identity(cfg, model, data.sha256), console)
         if out.summary.exists():

@@ -137,12 +137,7 @@ def facts_of(config: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
 
 
 def begin(
-    kind: str,
-    cfg: DictConfig,
-    run: RunFolder,
-    inputs: Inputs,
-    say: Callable[[str], None],
-    check: Callable[[int], None],
+    kind: str, cfg: DictConfig, run: RunFolder, inputs: Inputs, say: Callable[[str], None], check: Callable[[int], None]
 ) -> None:
     """Mark the folder as one of this kind and this command's, or check that it is; fresh=true empties it first.
 

@@ -309,7 +309,7 @@ class RunFolder:
                 entry.unlink(missing_ok=True)  # a watched page's partial file comes and goes
 
 
-def samples_of(path: Path) -> list[dict[str, Any]]:
+def last_samples(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of samples, or of the last evaluation in a folder of a run or an evaluation.
 
     Raises:

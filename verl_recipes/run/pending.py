@@ -12,7 +12,8 @@ SHOWN = ("CPU", "GPU")
 
 
 def amounts(resources: Resources) -> str:
-    """
+    """The CPUs and GPUs among resources, as text.
+
     >>> amounts({"GPU": 1.0, "CPU": 3.0, "memory": 7e9})
     '3 CPU, 1 GPU'
     """

@@ -336,7 +336,7 @@ def lacking(needed: Sequence[Need]) -> str:
 
 
 def check_data(cfg: DictConfig, key: str, files: Any) -> DataFiles:
-    """Data files that training or an evaluation reads, and the prompt that they were made with."""
+    """Raise UserError if data files cannot be read, or their prompts do not fit the run; returns rows and hashes."""
     found = check_parquet(files, key, cfg.data.made_by)
     check_prompt(files, cfg)
     check_prompt_lengths(files, key, cfg)
@@ -373,27 +373,27 @@ def check_prompt_lengths(files: Any, key: str, cfg: DictConfig) -> None:
 
 
 def check_start(cfg: DictConfig, folder: Path, trains: bool = True) -> dict[str, str]:
-    """What training and an evaluation ask of model and machine; what identifies the model, as `check_model` has it."""
+    """Raise UserError if the machine lacks room or the model is unusable; returns its identity (`check_model`)."""
     check_space(cfg, folder, trains)
     return check_weights(cfg.actor_rollout_ref.model)
 
 
 def check_weights(model: DictConfig) -> dict[str, str]:
-    """What any use of a model asks of it; what identifies it, as `check_model` has it."""
+    """Raise UserError if the model is unusable; returns its identity (`check_model`)."""
     check_code(model)
     check_tags(model.path)
     return check_model(model.path)
 
 
 def check_export(cfg: DictConfig, out: Path, dtype: str) -> None:
-    """What an export to the folder `out` asks of model and disk; `cfg` is the run's, with the weights as its model."""
+    """Raise UserError if the model is unusable or the disk has no room for `out`; `cfg` names the weights as model."""
     check_weights(cfg.actor_rollout_ref.model)
     if short := lacking(export_needs(cfg, out, dtype)):
         raise UserError(f"{short}; name a folder on a larger disk with out=")
 
 
 def preflight(cfg: DictConfig, run: RunFolder) -> Inputs:
-    """Raise UserError for what would fail later in a run; what it reads."""
+    """Raise UserError for what would fail later in a run; returns what the run reads."""
     check_settings(cfg)
     check_place(run)
     check_trackers(cfg.trackers)

@@ -184,10 +184,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     config = as_verl_wants(cfg, trainer)
     first, steps = last_checkpoint(run.checkpoints), cfg.trainer.total_training_steps
     try:
-        with (
-            start_of(cfg, run, config, tidy) as environment,
-            Progress(console, run, first, steps, batches) as progress,
-        ):
+        with start_of(cfg, run, config, tidy) as environment, Progress(console, run, first, steps, batches) as progress:
 
             def watch() -> None:
                 progress.update()
@@ -230,10 +227,7 @@ def start_sft(
     remove_old(run.checkpoints, config["trainer"]["max_ckpt_to_keep"])
     first, steps = last_checkpoint(run.checkpoints), config["trainer"]["total_training_steps"]
     try:
-        with (
-            start_of(cfg, run, config) as environment,
-            Losses(console, run, first, steps) as progress,
-        ):
+        with start_of(cfg, run, config) as environment, Losses(console, run, first, steps) as progress:
 
             def watch() -> None:
                 progress.update()

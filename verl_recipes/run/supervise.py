@@ -240,9 +240,9 @@ def cmdline_of(process: psutil.Process) -> list[str]:
 
 
 def start_forkserver(
-    python: Path, start: Callable[..., subprocess.Popen[bytes]], arguments: Sequence[str] = ()
+    python: Path, start: Callable[..., subprocess.Popen[bytes]], arguments: Sequence[str]
 ) -> subprocess.Popen[bytes]:
-    """Start `python ARGUMENTS` with `start`; it forks the server of cpu/forkserver.py, or without arguments becomes it.
+    """Start `python ARGUMENTS` with `start`; it forks the server of cpu/forkserver.py first.
 
     Args:
         python: becomes the executable that asks the server for processes.
@@ -285,10 +285,10 @@ def signal_descendants(number: int) -> list[psutil.Process]:
     return processes
 
 
-def end_descendants(patience: float = 10) -> None:
-    """Kill every descendant, wait up to `patience` seconds for the end, and repeat it once."""
+def end_descendants() -> None:
+    """Kill every descendant, wait up to ten seconds for the end, and repeat it once."""
     for _ in range(2):  # a process may have started another one meanwhile
-        psutil.wait_procs(signal_descendants(signal.SIGKILL), timeout=patience)
+        psutil.wait_procs(signal_descendants(signal.SIGKILL), timeout=10)
 
 
 def lock_scratch(scratch: Path) -> TextIO:
