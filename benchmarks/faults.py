@@ -482,6 +482,8 @@ def record(name: str, seconds: float | None) -> None:
 
 def main(times: int = 3, *names: str) -> None:
     asked = names or (*KINDS, *LOOP_KINDS, *CASES)
+    if unknown := {*asked} - {*KINDS, *LOOP_KINDS, *CASES}:
+        sys.exit(f"error: there is no fault {', '.join(unknown)}")
     rounds = [[name for name in kinds if name in asked] for kinds in (KINDS, LOOP_KINDS)]
     undisturbed, steps = RUNS / "undisturbed", APART * (len(KINDS) + 1)
     if last_step(undisturbed) < steps:  # a shorter one is not continued, as a resume samples anew

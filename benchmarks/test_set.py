@@ -136,6 +136,8 @@ def files() -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> None:
+    if arguments not in ([], ["check"]):  # a mistyped check would write the frozen files anew
+        sys.exit(f"error: {' '.join(arguments)}: nothing or `check` is expected")
     for name, text in files().items():
         path = FOLDER / name
         if arguments == ["check"]:

@@ -262,6 +262,8 @@ def _refusal(error: Exception) -> str:
     cause, given = error.__cause__, re.match(NO_KEY, lines[0])
     if given and isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         return of_key(given[1], str(cause.full_key), cause.parent_node)
+    if given and "No match in the defaults list" in lines[0]:  # a group of other commands
+        return f"{given[1]}= is no key or group of this command; --help shows those that it has"
     return " ".join(filter(None, dict.fromkeys(lines))).replace(" ;", ";")
 
 

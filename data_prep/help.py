@@ -43,17 +43,21 @@ def of_key(key: str, missing: str, parent: Any) -> str:
     from omegaconf import OmegaConf
 
     *before, part = missing.split(".")
-    groups = [] if before else [each.name for each in CONFIGS.iterdir() if each.is_dir()]
+    groups = {each.name for each in CONFIGS.iterdir() if each.is_dir()}
     start, rest = "".join(f"{each}." for each in before), key.removeprefix(missing)
-    advice = did_you_mean(part, [*map(str, parent), *groups], start, f"{rest}=")
-    if not advice:  # a key of some depth without its beginning
-        whole = OmegaConf.to_container(parent._get_root())
-        found = (
-            each for each in _dotted(whole) if each.endswith(f".{key}") or f"_{key}_" in f"_{each.split('.')[-1]}_"
-        )
+    keys = [each for each in _dotted(OmegaConf.to_container(parent._get_root())) if not each.startswith("hydra.")]
+    near = [name for name in map(str, parent) if f"{start}{name}{rest}" in keys]  # the whole key must be there
+    advice = did_you_mean(part, [*near, *([] if before or rest else sorted(groups - {part}))], start, f"{rest}=")
+    of_group = key.split(".")[0] in groups
+    if not advice:  # a key of some depth without its beginning, or behind the name of a group
+        last = key.split(".")[-1] if of_group else key
+        found = [each for each in keys if each.endswith(f".{key}") or f"_{key}_" in f"_{each.split('.')[-1]}_"] or [
+            each for each in keys if f".{each}".endswith(f".{last}")
+        ]
         deep = sorted(found, key=lambda each: (each.count("."), len(each)))[:3]
         advice = f"; did you mean {' or '.join(f'{each}=' for each in deep)}?" if deep else ""
-    return f"there is no key {key!r}" + (advice or f"; --help shows the keys, and +{key}= adds it")
+    adds = "" if of_group else f", and +{key}= adds it"
+    return f"there is no key {key!r}" + (advice or f"; --help shows the keys{adds}")
 
 
 def _dotted(node: Any, before: str = "") -> Iterator[str]:

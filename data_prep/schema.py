@@ -243,6 +243,10 @@ class PrepareKeys(Closed):
             raise ValueError(f"unsolvable={self.unsolvable} needs the solver: annotate=true")
         if self.split.name != "by_numbers" and self.split.shuffle_seed is not None and self.seed < 0:
             raise ValueError(f"seed={self.seed}: split={self.split.name} needs a seed of 0 or more")
+        if self.max_prompt_length and not self.tokenizer:
+            raise ValueError(
+                f"max_prompt_length={self.max_prompt_length} needs tokenizer=PATH, whose tokens are counted"
+            )
         return self
 
 

@@ -15,6 +15,10 @@ export STACK
 model=${1:-} name=${NAME:-ladder}
 [[ -n $model && $model != *=* ]] || die "name a model of configs/model: bash launch/ladder.sh qwen2.5_0.5b hardware=a800"
 shift
+[[ $name != */* ]] || die "NAME=$name: one name of a folder is wanted, without a slash"
+for each in "$@"; do # another value would be noticed only after the warm start
+    case $each in name=* | run_dir=* | seeds=* | warm_start=*) die "${each%%=*}= is set by the ladder; NAME= names its folders" ;; esac
+done
 data=data/$name base=models/$model measured=runs/evaluations/$name
 [ "$model" != tiny ] || base=assets/tiny_base
 read -rd '' -a of_data <<< "${DATA:-}" || : # all lines; at their end it fails

@@ -19,6 +19,8 @@ bf16=actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16
 read -ra of_data <<< "$problems"
 read -ra of_direct <<< "$direct"
 
+# What the ladder refuses is refused now, and not after an hour.
+NAME=${NAME:-middle} DRY_RUN=1 bash launch/ladder.sh middle hardware=cpu "$@" > /dev/null
 if [ ! -e models/middle/config.json ]; then
     step python -m data_prep "out=data/middle" "${of_data[@]}"
     step python -m data_prep.traces data=data/middle out=data/middle-direct "${of_direct[@]}"

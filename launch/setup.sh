@@ -40,6 +40,7 @@ unset PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME # imports dominate start-up:
 STACK=${STACK:-cpu} VENV=.venv GB=4 MB=12000 FETCHED=0
 [ "$STACK" = cpu ] || VENV=.venv-$STACK GB=11 MB=11000 FETCHED=3500 # measured: 10.6 GB, of 3.43 GB fetched
 LIST=requirements/$STACK.txt
+[ -f "$LIST" ] || die "STACK=$STACK is neither cpu nor gpu"
 PATH=${PATH//"$PWD/$VENV/bin:"/} # an activated one may be about to be made anew
 hash -r
 

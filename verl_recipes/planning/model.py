@@ -59,6 +59,8 @@ def find_model(path: str) -> Path | None:
         if missing := missing_files(folder):
             raise UserError(f"{path} holds no model: {missing} in that folder")
         return folder
+    if folder.parts[0] == "runs":
+        raise UserError(f"there is no {path}; `python -m verl_recipes.runs` lists the runs")
     if folder.parts[0] == "models":  # where `fetch` and launch/middle.sh write; on a hub it is nobody's name
         raise UserError(f"there is no {path}: `bash launch/middle.sh` makes models/middle, verl_recipes.fetch others")
     if not is_hub_name(path):

@@ -47,7 +47,15 @@ from verl_recipes.run.folder import (
     write_whole,
 )
 from verl_recipes.run.hashes import is_checkpoint
-from verl_recipes.run.preflight import check_parquet, check_prompt, check_prompt_lengths, check_start, manifest_beside
+from verl_recipes.run.preflight import (
+    check_context,
+    check_parquet,
+    check_prompt,
+    check_prompt_lengths,
+    check_start,
+    manifest_beside,
+    positions_of,
+)
 from verl_recipes.run.reward import check_reward
 from verl_recipes.run.start import say, start_verl
 from verl_recipes.run.trackers import check_trackers
@@ -64,7 +72,7 @@ Row = dict[str, Any]
 SET_HERE = (
     *("run_dir", "seeds", "warm_start", "eval_n", "actor_rollout_ref.model.path"),
     *(f"trainer.{key}" for key in ("default_local_dir", "restarts", "resume_mode")),
-    *(f"data.{key}" for key in ("train_files", "val_files", "val_batch_size", "custom_cls.path")),
+    *(f"data.{key}" for key in ("train_files", "val_files", "val_batch_size", "val_max_samples", "custom_cls.path")),
     *(f"actor_rollout_ref.rollout.val_kwargs.{key}" for key in ("n", "temperature", "do_sample")),
     *(f"trainer.v1.sampler.sampler_kwargs.{key}" for key in ("samples_dir", "checkpoints_dir")),
 )
@@ -159,7 +167,7 @@ def hardware_of(cfg: DictConfig) -> str:
 def longest_response(weights: Path, prompt: int) -> int:
     """Tokens of the longest response of a model that belongs to no run, limited by its context."""
     length = read_object(weights / "generation_config.json").get("max_new_tokens") or RESPONSE
-    positions = read_object(weights / "config.json").get("max_position_embeddings")
+    positions = positions_of(weights)
     return min(length, max(1, positions - prompt)) if positions else length
 
 
@@ -202,7 +210,10 @@ def training_config(cfg: DictConfig, weights: Path, files: Sequence[Path], out: 
         values |= {TEMPLATE: of_data.get("chat_template"), OPTIONS: of_data.get("template_options", {})}
     for key in values.keys() - named:
         OmegaConf.update(training, key, values[key], merge=False)
-    training.data.max_prompt_length = max(training.data.max_prompt_length, cfg.max_prompt_length)
+    least, positions = cfg.max_prompt_length, positions_of(weights)
+    if theirs and positions:  # a run may have given all the rest to its responses
+        least = min(least, positions - training.data.max_response_length)
+    training.data.max_prompt_length = max(training.data.max_prompt_length, least)
     check(training, TrainKeys)
     return training
 
@@ -253,6 +264,7 @@ def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
     check_prompt(names, training)
     model = check_start(training, out.path, trains=False)
     make_room_for_prompts(training, cfg, weights, files)
+    check_context(training)
     check_prompt_lengths(names, "data", training)
     with out.locked():
         begin(cfg, out, identity(cfg, model, data.sha256), console)

@@ -16,11 +16,11 @@ from verl_recipes.planning.model import check_hub, find_model
 from verl_recipes.planning.space import Need, export_needs, needs
 from verl_recipes.run.checkpoints import actor_identity, checkpoint_error, checkpoint_steps, how_to_continue, ranks_of
 from verl_recipes.run.cluster import in_job
-from verl_recipes.run.folder import RunFolder, mark_of, read_json
+from verl_recipes.run.folder import RunFolder, mark_of, read_json, read_object
 from verl_recipes.run.hashes import SUMS, compared, is_checkpoint
 from verl_recipes.run.reward import check_reward
 from verl_recipes.run.trackers import check_trackers
-from verl_recipes.settings.configuration import check_choice, gpus_of
+from verl_recipes.settings.configuration import check_choice, gpus_of, longest
 
 COLUMNS = {"data_source", "prompt", "reward_model"}
 
@@ -259,6 +259,15 @@ def check_settings(cfg: DictConfig) -> None:
         raise UserError(
             "trainer.val_before_train=false: a run always measures the model first; eval_n=1 makes it short"
         )
+    if trainer.get("val_only"):
+        raise UserError(
+            "trainer.val_only=true: a run trains; `python -m verl_recipes.evaluate model=PATH` only measures"
+        )
+    if cfg.data.val_max_samples > 0 and (cfg.actor_rollout_ref.rollout.val_kwargs.n > 1 or cfg.data.val_batch_size):
+        raise UserError(
+            f"data.val_max_samples={cfg.data.val_max_samples}: verl would take so many responses, and not so many "
+            "problems: add eval_n=1 and leave data.val_batch_size out, or make data with a smaller test_size"
+        )
     if trainer.resume_mode != "auto":
         raise UserError(f"trainer.resume_mode={trainer.resume_mode}: a run resumes by itself; fresh=true starts anew")
 
@@ -372,6 +381,25 @@ def check_prompt_lengths(files: Any, key: str, cfg: DictConfig) -> None:
             )
 
 
+def positions_of(folder: Path) -> int | None:
+    """The tokens of the longest sequence of a model; None if its config.json does not say, or stretches positions."""
+    config = read_object(folder / "config.json")
+    stretched = (config.get("rope_scaling") or config.get("rope_parameters") or {}).get("factor")
+    return None if stretched else config.get("max_position_embeddings")
+
+
+def check_context(cfg: DictConfig) -> None:
+    """Raise UserError if the model has no positions for the longest sequence: vLLM would end responses there."""
+    path = cfg.actor_rollout_ref.model.path
+    folder = tokenizer_folder(path)
+    most = positions_of(folder) if folder else None
+    if most and longest(cfg) > most:
+        raise UserError(
+            f"data.max_prompt_length={cfg.data.max_prompt_length} and data.max_response_length="
+            f"{cfg.data.max_response_length} are more than the {most} positions of {path}: lower one of them"
+        )
+
+
 def check_start(cfg: DictConfig, folder: Path, trains: bool = True) -> dict[str, str]:
     """Raise UserError if the machine lacks room or the model is unusable; returns its identity (`check_model`)."""
     check_space(cfg, folder, trains)
@@ -399,4 +427,6 @@ def preflight(cfg: DictConfig, run: RunFolder) -> Inputs:
     check_trackers(cfg.trackers)
     check_reward(cfg)
     train, val = check_training_data(cfg), check_data(cfg, "data.val_files", cfg.data.val_files)
-    return Inputs(train, val, check_start(cfg, run.path))
+    model = check_start(cfg, run.path)
+    check_context(cfg)
+    return Inputs(train, val, model)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from data_prep.cli import Checked, Count, Integer, PathText, Positive, Seed, Share, Size, Text
+from data_prep.cli import Checked, Count, Integer, Number, PathText, Positive, Seed, Share, Size, Text
 
 
 def _one_component(name: str) -> str:
@@ -37,12 +37,20 @@ class Plan(Checked):
     )
 
 
+class Curriculum(Checked):
+    order: Literal["easy_to_hard", "balanced", "adaptive"] = Field(description="set by curriculum=NAME")
+    steps: Count = Field(description="over which easy_to_hard goes from the easiest problems to the hardest")
+    seed: Seed = Field(description="of the order")
+
+
 class Data(Checked):
-    train_files: list[Text] | Text = Field(description="parquet files with the training problems")
-    val_files: list[Text] | Text = Field(description="parquet files with the test problems")
+    train_files: list[PathText] | PathText = Field(description="parquet files with the training problems")
+    val_files: list[PathText] | PathText = Field(description="parquet files with the test problems")
+    curriculum: Curriculum | None = Field(None, description="the order of the problems; null: drawn from the seed")
     train_batch_size: Count = Field(description="prompts a step")
     val_batch_size: Count | None = Field(description="test problems generated at once; null: all")
     train_max_samples: Integer = Field(-1, description="rows of the training files that are used; -1: all")
+    val_max_samples: Integer = Field(-1, description="rows of the test files that are used, with eval_n=1; -1: all")
     max_prompt_length: Count = Field(description="tokens")
     max_response_length: Count = Field(description="tokens")
 
@@ -53,6 +61,31 @@ class Optim(Checked):
 
 class Fsdp(Checked):
     model_dtype: Dtype | None = Field(None, description="of the weights that train")
+    ulysses_sequence_parallel_size: Count = Field(1, description="GPUs that share one sequence; needs flash-attn")
+
+
+class Checkpoint(Checked):
+    save_contents: list[Text] = Field(description="what verl saves")
+    load_contents: list[Text] = Field(description="what a resume loads")
+
+
+class Critic(Checked):
+    checkpoint: Checkpoint
+    fsdp: Fsdp
+
+
+class PolicyLoss(Checked):
+    loss_mode: Literal[
+        "vanilla", "dppo_tv", "dppo_kl", "gspo", "sapo", "gpg", "clip_cov", "kl_cov", "geo_mean", "dro", "cispo",
+        "bypass_mode", "gmpo",
+    ] = Field(description="verl's, and gmpo (in_verl/losses.py)")  # fmt: skip
+
+
+class Algorithm(Checked):
+    adv_estimator: Literal[
+        "gae", "grpo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax", "rloo", "opo", "grpo_passk",
+        "gpg", "rloo_vectorized", "grpo_vectorized", "optimal_token_baseline", "tir_optimal_token_baseline", "gdpo",
+    ] = Field(description="how verl computes advantages")  # fmt: skip
 
 
 class Actor(Checked):
@@ -60,9 +93,19 @@ class Actor(Checked):
     fsdp_config: Fsdp
     ppo_mini_batch_size: Count = Field(description="prompts an update")
     ppo_max_token_len_per_gpu: Count = Field(description="tokens of a micro-batch")
+    policy_loss: PolicyLoss
+    checkpoint: Checkpoint
+
+
+class Validation(Checked):
+    n: Count = Field(description="samples a problem; set by eval_n=")
+    temperature: Annotated[Number, Field(ge=0)] = Field(description="of the tests")
 
 
 class Rollout(Checked):
+    nnodes: Size = Field(description="machines with GPUs that only generate")
+    n_gpus_per_node: Integer = Field(description="of these GPUs on each machine")
+    val_kwargs: Validation
     n: Count = Field(description="responses to a prompt")
     temperature: Positive = Field(description="of sampling in training")
     top_p: Annotated[Share, Field(gt=0)] = Field(description="of sampling in training")
@@ -71,7 +114,7 @@ class Rollout(Checked):
 
 
 class Model(Checked):
-    path: Text | None = Field(None, description="of the model: a folder, or a name on the hub")
+    path: PathText | None = Field(None, description="of the model: a folder, or a name on the hub")
     lora_rank: Size = Field(0, description="0: all weights train")
 
 
@@ -105,6 +148,7 @@ class Trainer(Checked):
     default_local_dir: PathText = Field(description="folder of the checkpoints")
     save_freq: Count = Field(description="steps between checkpoints")
     test_freq: Integer = Field(description="steps between evaluations; -1: before and after training alone")
+    logger: list[Text] = Field(description="set by tracker=NAME")
     restarts: Size = Field(description="how often a run that stopped early goes on by itself")
     nnodes: Count = Field(description="machines")
     n_gpus_per_node: Size = Field(description="ranks that train on each machine")
@@ -147,6 +191,8 @@ class TrainKeys(Checked):
     card: Card
     data: Data
     actor_rollout_ref: Models
+    algorithm: Algorithm
+    critic: Critic
     trainer: Trainer
     plan: Plan
 
