@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_prep.cli import UserError
@@ -64,7 +64,7 @@ def remove_leftovers(out: Path) -> None:
             with (folder / LOCK).open("r+", encoding="utf-8") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
-        except (BlockingIOError, FileNotFoundError, NotADirectoryError, PermissionError):  # in use, or not ours
+        except OSError:  # in use, not ours, or on a file system without locks
             continue
 
 
@@ -100,7 +100,8 @@ def replaced(out: Path, new_only: bool = False) -> Iterator[Path]:
         # The lock is not in the folder that becomes `out`, but in the hidden one around it.
         around = tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True)
         with around as hidden, Path(hidden, "lock").open("w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(OSError):  # without locks, as Lustre without `-o flock`, nobody removes leftovers
+                fcntl.flock(lock, fcntl.LOCK_EX)
             Path(hidden, "lock").rename(Path(hidden, LOCK))  # another writer looks for this name: it is locked by now
             new = Path(hidden, "new")
             new.mkdir()

@@ -64,6 +64,7 @@ def test_every_commands_help_shows_at_least_two_ways_to_type_it():
         (train.main, ["data.train_fils=x"], "did you mean data.train_files=?"),
         (train.main, ["dta.train_files=x"], "did you mean data.train_files=?"),
         (train.main, ["recipe.prompts=8"], "did you mean prompts=?"),
+        (train.main, ["reward.my_key=1"], "+reward.my_key= adds it"),
         (export.main, ["model=x"], "model= is no key or group of this command"),
         (evaluate.main, ["model=assets/tiny_base", "data=[]"], "data=[]: should have at least 1 item"),
         (evaluate.main, ["model=runs/nope"], "there is no runs/nope"),

@@ -1,6 +1,8 @@
 """Problems, and the data folder that `python -m data_prep` writes (data_prep/)."""
 
 import csv
+import errno
+import fcntl
 import io
 import json
 import os
@@ -28,6 +30,7 @@ from omegaconf import OmegaConf
 from data_prep.clean import Batch, clean, fault
 from data_prep.cli import UserError, check, in_one_line, quoted
 from data_prep.command import write_folder
+from data_prep.folder import replaced
 from data_prep.generate import generate, reachable_within
 from data_prep.schema import PrepareKeys
 from data_prep.solver import solve
@@ -587,6 +590,17 @@ def test_a_folder_that_holds_its_own_source_or_hides_behind_a_missing_one_is_not
     with pytest.raises(UserError, match="by way of one that does not exist"):
         prepare(out / "typo" / "..", "seed=5")
     assert hashes(out) == before
+
+
+def test_a_folder_is_replaced_on_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for text in ("old", "new"):
+        with replaced(tmp_path / "model") as folder:
+            (folder / "weights").write_text(text, encoding="utf-8")
+    assert (tmp_path / "model" / "weights").read_text(encoding="utf-8") == "new"
 
 
 def test_a_folder_that_data_prep_did_not_write_is_not_replaced(tmp_path):

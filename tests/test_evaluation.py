@@ -159,7 +159,7 @@ def test_a_hubs_model_has_neither_the_tiny_models_lengths_nor_a_cpu_unasked_and_
     assert (data.max_prompt_length, data.max_response_length) == (cfg.max_prompt_length, evaluation.RESPONSE)
     assert template == compose("render", "prompt=mini_r1", "tokenizer=x").prompt.chat_template
     cfg.hardware = None
-    monkeypatch.setattr(Path, "exists", lambda path: str(path) == "/dev/nvidia0")
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: [path / "nvidia3"] if str(path) == "/dev" else [])
     with pytest.raises(UserError, match="hardware= is missing: this machine has a GPU"):
         evaluation.hardware_of(cfg)
 
@@ -245,6 +245,18 @@ def test_a_complete_run_without_checkpoints_is_exported_as_its_last_step(tmp_pat
     run.write_mark("run")
     run.summary.write_text(json.dumps({"steps": 30}))
     assert export.find_run(tmp_path)[1] == 30
+
+
+def test_a_checkpoint_whose_run_gave_all_the_rest_to_responses_is_measured(tmp_path):
+    actor = tmp_path / "checkpoints" / "global_step_2" / "actor"
+    shutil.copytree(BASE, actor / "huggingface")
+    (actor / "fsdp_config.json").write_text("{}")
+    OmegaConf.save(compose("train", "data.max_response_length=480"), tmp_path / "config.yaml", resolve=True)
+    RunFolder(tmp_path).write_mark("run")
+    cfg = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml")
+    cfg.merge_with({"model": str(actor), "hardware": "cpu"})
+    training = evaluation.training_config(cfg, actor, [tmp_path / "test.parquet"], RunFolder(tmp_path / "out"))
+    assert training.data.max_prompt_length == 32
 
 
 @pytest.mark.slow

@@ -198,6 +198,26 @@ def test_a_job_gets_the_full_paths_of_what_it_is_not_sent(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
+def test_a_proxy_does_not_come_between_a_submission_and_its_cluster(monkeypatch):
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            proxied = self.path.startswith("http:")
+            body = json.dumps({"ray_version": "2.60.0"}).encode()
+            self.send_response(503 if proxied else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("http_proxy", address)
+        monkeypatch.setenv("no_proxy", "")
+        assert submit.connect(address)
+        server.shutdown()
+
+
+@pytest.mark.slow
 def test_a_cluster_that_asks_for_a_token_is_one_line():
     class Refuses(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -253,18 +273,19 @@ def test_slurms_notice_reaches_the_run_whose_end_is_waited_for_before_rays(tmp_p
     assert rest == ["saved", "ray ends"]
 
 
-def test_rays_folder_under_slurm_leaves_its_sockets_a_name_that_is_short_enough():
-    """Ray refuses a socket of more than 107 bytes, and its own part has up to 64."""
-    (folder,) = re.findall(
-        r"--temp-dir=(\S.*)\"$", (ROOT / "launch" / "slurm.sbatch").read_text(encoding="utf-8"), re.M
-    )
-    folder = folder.replace("\\$", "$")
-    for node, end in (("node7", "node7"), ("h100cluster-a3highnodeset-0", "er-a3highnodeset-0")):
-        environment = {"SLURM_JOB_ID": "12345678", "SLURMD_NODENAME": node}
-        command = ["bash", "-c", f"echo {folder}"]
-        shown = subprocess.check_output(command, env=os.environ | environment, text=True).strip()
-        assert shown.endswith(end)
-        assert len(shown) + 64 <= 107
+def test_rays_folder_under_slurm_is_closed_to_others_and_leaves_its_sockets_a_short_name(tmp_path):
+    """Ray opens its folder to everybody. It refuses a socket of more than 107 bytes, and its own part has up to 64."""
+    (line,) = re.findall(r"^start=.*$", (ROOT / "launch" / "slurm.sbatch").read_text(encoding="utf-8"), re.M)
+    ray = tmp_path / "ray"
+    ray.write_text('#!/bin/sh\nfor last; do :; done\nfolder=${last#*=}\nstat -c "%a $folder" "${folder%/*}"\n')
+    ray.chmod(0o755)
+    environment = os.environ | {"SLURM_JOB_ID": "12345678", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["bash", "-c", f'{line}\nbash -c "$start" _ --head']
+    mode, folder = subprocess.check_output(command, env=environment, text=True).split()
+    assert folder.startswith("/tmp/ray-12345678-")
+    Path(folder).parent.rmdir()
+    assert mode == "700"
+    assert len(folder) + 64 <= 107
 
 
 def test_slurm_signals_the_shell_alone_and_leaves_more_time_than_ray_does():

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
-from verl_recipes.settings.configuration import batch_for_ranks, check_choice
+from verl_recipes.settings.configuration import batch_for_ranks, check_choice, longest
 
 ROOT = CONFIGS.parent
 
@@ -200,6 +200,11 @@ def test_a_rate_on_the_command_line_wins_over_the_tunings():
     assert cfg.actor_rollout_ref.actor.optim.lr == 0.5
     cfg = of("tiny", "tiny", "cpu", "tuning=lora", "learning_rate=0.5")
     assert cfg.actor_rollout_ref.actor.optim.lr == 5.0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_fits_the_middle_models_positions(recipe):
+    assert longest(compose("train", f"recipe={recipe}", "model=middle")) <= 1024
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from multiprocessing import shared_memory
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -147,6 +148,49 @@ def test_what_a_killed_run_left_goes_at_the_next_start_and_no_live_runs_folder(m
         supervise.remove(killed)
         assert set(tmp_path.iterdir()) == {unseen, foreign}
     assert segment.name not in supervise.segments()
+
+
+def begun(monkeypatch, run, **environment):
+    """The command and the environment that a start of verl gets."""
+    seen = []
+
+    def start(command, *, environment, output, **_):
+        seen.append((command, environment))
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(supervise, "start", start)
+    supervise.run_verl(run, environment, lambda: None)
+    return seen[0]
+
+
+def test_a_run_has_a_token_of_its_own_and_writes_none_to_the_home(tmp_path, monkeypatch):
+    assert len({begun(monkeypatch, RunFolder(tmp_path))[1]["RAY_AUTH_TOKEN"] for _ in range(2)}) == 2
+
+
+def test_a_tmp_without_programs_does_without_the_fork_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    command, environment = begun(monkeypatch, RunFolder(tmp_path), VERL_PLATFORM="cpu")
+    assert command[:3] == [sys.executable, "-m", supervise.PPO]
+    assert supervise.PYTHON not in environment
+
+
+def test_what_another_user_left_is_that_users(monkeypatch, tmp_path):
+    monkeypatch.setattr(supervise, "TEMPORARY", tmp_path)
+    folder = tmp_path / f"{supervise.SCRATCH}1-x"
+    folder.mkdir()
+    (folder / supervise.LOCK).touch()
+    assert supervise.abandoned_scratch() == [folder]
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    assert supervise.abandoned_scratch() == []
+
+
+def test_segments_that_are_gone_are_forgotten(tmp_path):
+    there = shared_memory.SharedMemory(create=True, size=8)
+    (tmp_path / supervise.NOTED).write_text("psm_gone", encoding="utf-8")
+    supervise.note_segments(tmp_path)
+    there.close()
+    there.unlink()
+    assert "psm_gone" not in supervise.noted_segments(tmp_path)
 
 
 @pytest.mark.slow

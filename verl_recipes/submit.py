@@ -20,6 +20,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from omegaconf import OmegaConf
 
@@ -99,6 +100,8 @@ def connect(address: str) -> Any:
 
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         os.environ.pop(name, None)
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")  # a cluster lies before the proxy, not behind it
+    os.environ["no_proxy"] = ",".join(filter(None, (direct, urlsplit(address).hostname)))
     try:
         client = JobSubmissionClient(address)
     except AuthenticationError:

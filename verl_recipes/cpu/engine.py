@@ -1,10 +1,10 @@
 """verl's FSDP2 engines on a CPU: policy, reference and critic."""
 
-import os
 from math import gcd
 from typing import Any
 
 import torch
+from joblib import cpu_count
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine import EngineRegistry
@@ -18,8 +18,11 @@ class OnCPU(Engine):
     """Added to an engine: all cores, and micro-batches of sequences of similar length."""
 
     def initialize(self) -> None:
-        """Share the cores among the ranks. Ray gives one thread, but the rollout engine rests while a rank works."""
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // torch.distributed.get_world_size()))
+        """Share the cores that the run may use among the ranks: affinity and a container's limit count.
+
+        Ray gives one thread, but the rollout engine rests while a rank works.
+        """
+        torch.set_num_threads(max(1, cpu_count() // torch.distributed.get_world_size()))
         super().initialize()
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Loss, forward_only: bool = False) -> Any:

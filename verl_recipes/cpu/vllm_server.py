@@ -55,8 +55,8 @@ class CPUServer(vLLMHttpServer):
         # (topk_topp_sampler.py, forward_cpu). So greedy requests are a batch of their own.
         answers: dict[int, Responses] = {}
         for greedy in (False, True):
-            chosen = [i for i, each in enumerate(sampling) if (each["temperature"] == 0) == greedy]
-            answers |= zip(chosen, await self.together([(prompts[i], sampling[i]) for i in chosen]), strict=True)
+            if chosen := [i for i, each in enumerate(sampling) if (each["temperature"] == 0) == greedy]:
+                answers |= zip(chosen, await self.together([(prompts[i], sampling[i]) for i in chosen]), strict=True)
         return [answers[i] for i in range(len(prompts))], self.global_steps or 0
 
     async def together(self, requests: list[tuple[list[int], dict[str, Any]]]) -> list[Responses]:

@@ -130,6 +130,7 @@ class CountdownReplayBuffer(ReplayBuffer):
             self.link.learn(rows)
             self.history[global_steps] = shares
             alarm = self.sampler_kwargs["alarm"]
+            self.history.pop(global_steps - alarm["steps"], None)  # no alarm looks further back
             check_output(self.history, alarm["limits"], alarm["steps"], Path(self.sampler_kwargs["checkpoints_dir"]))
             if self.run.stop.exists():
                 self.link.save_this_step()

@@ -24,7 +24,7 @@ def mean_of_test(data: Mapping[str, Any], name: str = "") -> float | None:
 
 def evaluations(run: RunFolder) -> dict[int, float]:
     """The mean of each test after a step of training, by step. The base's is not among them."""
-    found = {step: mean_of_test(data) for step, data in read_metrics(run).items() if step}
+    found = {step: mean_of_test(data) for step, data in read_metrics(run, b'"val-core/').items() if step}
     return {step: mean for step, mean in found.items() if mean is not None}
 
 

@@ -159,7 +159,7 @@ def collect(out: RunFolder) -> dict[tuple[str, int, int], Row]:
 
 def hardware_of(cfg: DictConfig) -> str:
     """The option of `hardware`: the one that is set, or cpu on a machine without a GPU."""
-    if cfg.hardware is None and Path("/dev/nvidia0").exists():
+    if cfg.hardware is None and any(Path("/dev").glob("nvidia[0-9]*")):  # a container may have another than the first
         raise UserError("hardware= is missing: this machine has a GPU; name an option for it, or hardware=cpu")
     return str(cfg.hardware or "cpu")
 
@@ -219,12 +219,12 @@ def training_config(cfg: DictConfig, weights: Path, files: Sequence[Path], out: 
 
 
 def make_room_for_prompts(training: DictConfig, cfg: DictConfig, weights: Path, files: Sequence[Path]) -> None:
-    """Let the longest prompt of the data fit, if the lengths are those of a model that belongs to no run.
+    """Let the longest prompt of the data fit, unless a recipe or the user sets the lengths.
 
     Its tokenizer and template decide how long a prompt is. verl would end at the first that is too long, minutes later.
     """
     named = {each.lstrip("+").partition("=")[0] for each in cfg.overrides}
-    if run_of(Path(cfg.model)) or {"recipe", PROMPT_LENGTH} & named:
+    if {"recipe", PROMPT_LENGTH} & named:
         return
     folder = weights / "huggingface" if is_checkpoint(weights) else weights
     template = training.actor_rollout_ref.model.custom_chat_template
@@ -233,7 +233,7 @@ def make_room_for_prompts(training: DictConfig, cfg: DictConfig, weights: Path, 
     options = training.data.apply_chat_template_kwargs
     longest = max(len(render(tokenizer, prompt, **options)[1]) for prompt in prompts)
     training.data.max_prompt_length = max(training.data.max_prompt_length, longest)
-    if RESPONSE_LENGTH not in named:
+    if RESPONSE_LENGTH not in named and not run_of(Path(cfg.model)):  # a run's responses keep their length
         training.data.max_response_length = longest_response(folder, training.data.max_prompt_length)
 
 

@@ -328,11 +328,16 @@ def last_samples(path: Path) -> list[dict[str, Any]]:
     return read_lines(path)
 
 
-def read_metrics(run: RunFolder) -> dict[int, dict[str, Any]]:
-    """The metrics of a run by step, in order, with those of the present start. A step may have several lines."""
+def read_metrics(run: RunFolder, holding: bytes = b"") -> dict[int, dict[str, Any]]:
+    """The metrics of a run by step, in order, with those of the present start. A step may have several lines.
+
+    Args:
+        holding: only lines with this in them are parsed, as those of days take seconds.
+    """
     metrics: dict[int, dict[str, Any]] = {}
     for path in (run.metrics, run.metrics_part):
-        for line in read_lines(path, skip_damaged=True):
+        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        for line in parse_lines(b"\n".join(each for each in lines if holding in each), path, skip_damaged=True):
             step, data = line.get("step"), line.get("data")
             if isinstance(step, int) and isinstance(data, dict):
                 metrics[step] = metrics.get(step, {}) | data

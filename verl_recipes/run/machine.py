@@ -316,9 +316,14 @@ def refusals(cfg: Any, **_: Any) -> Iterator[Line]:
 
     model, files = cfg.actor_rollout_ref.model, cfg.data.val_files
     others = [(name, each) for name, each in cfg.trackers.items() if name not in ("console", "file")]
+
+    def model_fits() -> None:
+        preflight.check_weights(model)
+        preflight.check_context(cfg)
+
     looks: dict[str, Callable[[], Any]] = {
         "recipe, model and hardware go together": partial(preflight.check_settings, cfg),
-        f"model: {model.path}": partial(preflight.check_weights, model),
+        f"model: {model.path}": model_fits,
         f"data.train_files: {', '.join(as_list(cfg.data.train_files))}": partial(preflight.check_training_data, cfg),
         f"data.val_files: {', '.join(as_list(files))}": partial(preflight.check_data, cfg, "data.val_files", files),
         "the reward function": partial(preflight.check_reward, cfg),

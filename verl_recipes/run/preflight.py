@@ -382,8 +382,8 @@ def check_prompt_lengths(files: Any, key: str, cfg: DictConfig) -> None:
 
 
 def positions_of(folder: Path) -> int | None:
-    """The tokens of the longest sequence of a model; None if its config.json does not say, or stretches positions."""
-    config = read_object(folder / "config.json")
+    """The tokens of the longest sequence of a model or checkpoint; None if it does not say, or stretches positions."""
+    config = read_object((folder / "huggingface" if is_checkpoint(folder) else folder) / "config.json")
     stretched = (config.get("rope_scaling") or config.get("rope_parameters") or {}).get("factor")
     return None if stretched else config.get("max_position_embeddings")
 

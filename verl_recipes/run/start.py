@@ -57,7 +57,9 @@ def merge_metrics(run: RunFolder) -> None:
     by_step: dict[int, dict[str, Any]] = {}
     for entry in read_lines(run.metrics) + read_lines(run.metrics_part):
         step, same = entry["step"], by_step.get(entry["step"], {})  # an evaluation may be repeated alone
-        by_step = {done: kept for done, kept in by_step.items() if done < step} | {step: same | entry["data"]}
+        while by_step and next(reversed(by_step)) >= step:  # they are in order, and so is nearly every entry
+            by_step.popitem()
+        by_step[step] = same | entry["data"]
     saved = last_checkpoint(run.checkpoints)
     if "training/global_step" not in by_step.get(saved, {}) and (rows := read_lines(run.samples_of("train", saved))):
         known = {"training/global_step": saved} | component_metrics(rows)

@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import os
 import re
+import secrets
 import shlex
 import shutil
 import signal
@@ -81,9 +82,12 @@ def run_verl(
             signal.signal(signal.SIGTERM, terminated)
             # All temporary files are then removed with the folder.
             environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
-            environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else LOCAL)
+            # Ray's own token would be a file in the home, which others may read, or which cannot be written.
+            token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else LOCAL | token)
             begin = partial(start, environment=environment, output=output)
-            if environment.get("VERL_PLATFORM") == "cpu" and not in_job():
+            executes = not os.statvfs(scratch).f_flag & os.ST_NOEXEC  # else without the fork server: slower, no more
+            if environment.get("VERL_PLATFORM") == "cpu" and not in_job() and executes:
                 environment[PYTHON] = python = str(scratch / "python")
                 command.append(f"++ray_kwargs.ray_init.runtime_env.py_executable={python}")
                 verl = start_forkserver(Path(python), begin, command)
@@ -270,7 +274,10 @@ def end_services(verl: int) -> None:
     If verl's own process has received a SIGTERM too, it came from a scheduler, and nothing is killed.
     """
     with suppress(psutil.Error, OSError):  # a process may end meanwhile
-        if services := [each for each in psutil.Process(verl).children() if is_terminated(each.pid)]:
+        # psutil would look at every process of the machine, five times a second.
+        files = Path(f"/proc/{verl}/task").glob("*/children")
+        children = " ".join(each.read_text(encoding="utf-8") for each in files).split()
+        if services := [psutil.Process(int(each)) for each in children if is_terminated(int(each))]:
             time.sleep(0.1)  # a scheduler signals all processes within less time
             for each in services if not is_terminated(verl) else ():
                 each.kill()
@@ -304,9 +311,12 @@ def abandoned_scratch() -> list[Path]:
     """The scratch folders of runs that were killed before they could remove them."""
     found = []
     for lock in TEMPORARY.glob(f"{SCRATCH}*/{LOCK}"):
-        with suppress(OSError), lock.open(encoding="utf-8") as handle:  # its run still goes on, or has just removed it
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found.append(lock.parent)
+        with suppress(OSError):  # its run still goes on, or has just removed it
+            if lock.parent.lstat().st_uid != os.getuid():  # that user's next run removes the segments too
+                continue
+            with lock.open(encoding="utf-8") as handle:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                found.append(lock.parent)
     return found
 
 
@@ -332,10 +342,11 @@ def mapped_segments(processes: Iterable[int]) -> set[str]:
 
 def note_segments(scratch: Path) -> None:
     """Record in the scratch folder which segments this run's processes map, as only those may be removed."""
-    noted = noted_segments(scratch)
-    if new := segments() - noted:
+    noted, there = noted_segments(scratch), segments()
+    if new := there - noted:
         ours = mapped_segments(each.pid for each in psutil.Process().children(recursive=True))
-        (scratch / NOTED).write_text("\n".join(noted | (new & ours)), encoding="utf-8")
+        # Each step makes new ones, so those that are gone are forgotten.
+        (scratch / NOTED).write_text("\n".join((noted & there) | (new & ours)), encoding="utf-8")
 
 
 def noted_segments(scratch: Path) -> set[str]:

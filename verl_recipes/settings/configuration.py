@@ -12,10 +12,22 @@ from omegaconf import DictConfig, OmegaConf
 
 from data_prep import SHIPPED
 from data_prep.cli import UserError
+from data_prep.help import did_you_mean
 
 STALENESS = "COUNTDOWN_ZERO_STALENESS"  # environment variable: of the run, for the guard of in_verl/agreement.py
 PYTHON = "COUNTDOWN_ZERO_PYTHON"  # environment variable: the executable that asks cpu/forkserver.py for a process
 MICRO_BATCH = 32  # sequences of a micro-batch on a CPU: more would not be faster on two cores, but hold more padding
+
+# What verl 0.9.1 registers (verl/trainer/ppo/core_algos.py), and gmpo of in_verl/losses.py.
+ESTIMATORS = (
+    "gae", "gdpo", "gpg", "grpo", "grpo_passk", "grpo_vectorized", "opo", "optimal_token_baseline",
+    "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax", "rloo", "rloo_vectorized",
+    "tir_optimal_token_baseline",
+)  # fmt: skip
+LOSSES = (
+    "bypass_mode", "cispo", "clip_cov", "dppo_kl", "dppo_tv", "dro", "geo_mean", "gmpo", "gpg", "gspo", "kl_cov",
+    "sapo", "vanilla",
+)  # fmt: skip
 
 
 def package_dir(name: str) -> str:
@@ -154,6 +166,19 @@ def check_attention(cfg: DictConfig) -> None:
         )
 
 
+def check_names(cfg: DictConfig) -> None:
+    """Raise UserError for an estimator or a loss that verl lacks, unless a library of the user's may register it.
+
+    verl would look the name up after the first rollouts.
+    """
+    if os.environ.get("VERL_USE_EXTERNAL_MODULES") or cfg.actor_rollout_ref.model.external_lib:
+        return
+    names = {"algorithm.adv_estimator": ESTIMATORS, "actor_rollout_ref.actor.policy_loss.loss_mode": LOSSES}
+    for key, known in names.items():
+        if (name := OmegaConf.select(cfg, key)) not in known:
+            raise UserError(f"{key}={name}: verl has none of that name{did_you_mean(name, known)}")
+
+
 def check_algorithm(algorithm: DictConfig) -> None:
     """Raise UserError for what verl 0.9.1 has but its trainer (v1) cannot run, or would leave out without a word."""
     lacking = {"remax": "the reward of a greedy response", "optimal_token_baseline": "sum_pi_squared"}
@@ -213,6 +238,7 @@ def check_choice(cfg: DictConfig) -> None:
             f"of actor_rollout_ref.actor.ppo_mini_batch_size={mini} prompts must be shared evenly by {ranks} ranks: "
             "change prompts=, updates= or actor_rollout_ref.rollout.n"
         )
+    check_names(cfg)
     check_algorithm(cfg.algorithm)
     if str(cfg.reward.custom_reward_function.path).endswith("random_control") and cfg.reward.num_workers > 1:
         raise UserError(
