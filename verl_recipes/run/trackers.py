@@ -65,8 +65,8 @@ def check_trackers(trackers: Mapping[str, Any]) -> None:
         uri = urlsplit(tracker.environment.get("MLFLOW_TRACKING_URI", ""))
         if uri.password or (uri.scheme.startswith("http") and uri.username):  # of a server's address, a token
             raise UserError(
-                "MLFLOW_TRACKING_URI holds a password or a token, which config.yaml and log.txt would hold too; take it "
-                "out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+                "MLFLOW_TRACKING_URI holds a password or a token, which config.yaml and log.txt would hold too; take "
+                "it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             )
         server = tracker_server(name, tracker.environment)
         if server is None:
