@@ -331,7 +331,8 @@ def cached_model(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_model_in_the_cache_is_one_for_preflight_and_doctor_without_a_network(cached_model):
-    cfg = compose("train", "model=local", "actor_rollout_ref.model.path=some/model")
+    lengths = ["data.max_prompt_length=32", "data.max_response_length=64"]  # its context is 512
+    cfg = compose("train", "model=local", "actor_rollout_ref.model.path=some/model", *lengths)
     preflight.check_model("some/model")
     assert machine.Line("ok", f"model: some/model in {cached_model}") in machine.refusals(cfg=cfg)
     assert model.parameter_count(cfg) == 502_912
