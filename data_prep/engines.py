@@ -96,7 +96,7 @@ class Local:
 
         results = self.map(finish_range, ((slices(i), task, annotate(i)) for i in range(2 << task.bits)))
         for i, (rows, solved) in enumerate(results):
-            yield i, sum(int(at[i + 1] - at[i]) for _, at in runs), rows, solved
+            yield i, sum(size for _, _, size in slices(i)), rows, solved
 
     def close(self) -> None:
         if self.pool is not None:
