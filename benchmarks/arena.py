@@ -102,18 +102,14 @@ def kl_to_base(run: Path) -> float:
     return total / tokens
 
 
-def measured(algorithm: str, rate: float, seed: int, run: Path) -> dict[str, Any]:
+def measured(run: Path) -> dict[str, Any]:
     """What is kept of a run that ended."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     lines = [line["data"] for line in read_lines(run / "metrics.jsonl")]
     steps = [line for line in lines if "reward/acc" in line]
     rows = [read_lines(run / "samples" / "validation" / f"{step}.jsonl") for step in (0, STEPS)]
     return {
-        "command": " ".join(["python -m verl_recipes.train", *overrides(algorithm, rate, seed)]),
         "git_commit": summary["git_commit"],
-        "algorithm": algorithm,
-        "learning rate": rate,
-        "seed": seed,
         "training accuracy": [round(step["reward/acc"], 4) for step in steps],
         "entropy": [round(step["actor/entropy"], 4) for step in steps if "actor/entropy" in step],
         "right of 8": {"before": right_counts(rows[0]), "after": right_counts(rows[1])},
@@ -136,10 +132,9 @@ def train(algorithm: str, rate: float, seed: int) -> dict[str, Any]:
         said = log.read_text("utf-8") if log.exists() else ""
         if done.returncode and not any(alarm in said for alarm in ("DegenerateOutputError", "actor disagree")):
             sys.exit(f"{name} ended with status {done.returncode}: see the message above; the same command goes on")
-        if done.returncode:
-            result = {"algorithm": algorithm, "learning rate": rate, "seed": seed, "collapsed": "an alarm ended it"}
-        else:
-            result = measured(algorithm, rate, seed, run)
+        result = {"collapsed": "an alarm ended it"} if done.returncode else measured(run)
+        typed = " ".join(["python -m verl_recipes.train", *overrides(algorithm, rate, seed)])
+        result = {"command": typed, "algorithm": algorithm, "learning rate": rate, "seed": seed, **result}
         RESULTS.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(result) + "\n", encoding="utf-8")
     return json.loads(target.read_text(encoding="utf-8"))

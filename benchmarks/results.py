@@ -6,7 +6,7 @@ measure [runs=FOLDER]  evaluates the tiny base, the runs of the tiny recipe in F
                        again; delete it for that. A model takes about two minutes on two cores.
 page                   writes docs/results.md and docs/zh/results.md from those files. A test compares them.
 
-The more-SFT control continues the base's own supervised training for about as many seconds as GRPO takes.
+The more-SFT control continues the base's own supervised training for about twice as many seconds as GRPO trains.
 """
 
 import json

@@ -28,6 +28,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def to_disk(*paths: Path) -> None:
+    """Wait until these files, and all files in these folders, are on the disk: the kernel may take half a minute."""
+    for file in (each for path in paths for each in (path, *path.rglob("*")) if each.is_file()):
+        with file.open("rb") as content:
+            os.fsync(content.fileno())
+
+
 def exchange(one: Path, other: Path) -> None:
     """Exchange the names of two existing paths in one step (renameat2, Linux)."""
     renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
@@ -106,6 +113,7 @@ def replaced(out: Path, new_only: bool = False) -> Iterator[Path]:
             new = Path(hidden, "new")
             new.mkdir()
             yield new
+            to_disk(new)  # else a power cut could take the old folder and leave empty files
             (keep_beside if new_only else publish)(new, out)
     except OSError as error:
         if error.filename and out.parent not in (place := Path(os.fsdecode(error.filename)).absolute(), *place.parents):

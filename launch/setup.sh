@@ -98,9 +98,10 @@ if [ "$(cat "$VENV/pins.sha256" 2>/dev/null)" != "$(sum_of "${PINS[@]}")" ]; the
         [[ $program != "$PWD/$VENV/bin/"* ]] || die "$VENV has to be made anew, and process ${process#/proc/} uses it"
     done
     echo "Making $VENV (about $GB GB, some minutes; log: $VENV/install.log)"
+    find "$VENV" -mindepth 1 -maxdepth 1 ! -name install.log -exec rm -rf {} + 2>/dev/null || : # the mark goes last
     rm -rf "$VENV"
+    mkdir "$VENV" && : > "$VENV/install.log" # the mark that it is ours, however early this is ended
     python3 -m venv "$VENV" || die "python3 could not make $VENV; it says why above"
-    : > "$VENV/install.log" # from now on it is ours
     if [ "$STACK" = cpu ]; then
         install --no-deps --no-compile -r "$LIST"
         install --no-compile --constraint "$LIST" "$(grep -oE '^torch==[^ ;]+' "$LIST")"

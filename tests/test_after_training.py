@@ -91,6 +91,15 @@ def test_a_stage_that_fails_says_so_and_the_others_are_there(run, monkeypatch, f
     assert train.is_complete(cfg, run)
 
 
+def test_what_was_put_into_the_model_meanwhile_is_not_removed(run):
+    cfg, run = run
+    run.model.mkdir()
+    (run.model / "model-q4.gguf").touch()
+    with pytest.raises(UserError, match="is not of the run"):
+        finish(cfg, run)
+    assert (run.model / "model-q4.gguf").exists()
+
+
 def test_checkpoints_may_lie_elsewhere(run, tmp_path):
     cfg, run = run
     run.checkpoints.rename(tmp_path / "elsewhere")

@@ -1,5 +1,6 @@
 """The arena: its page is made from the committed files, and all algorithms have one budget (benchmarks/arena.py)."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))  # where it finds its neighbour, results.py
 from benchmarks.arena import (
+    ALGORITHMS,
     CONTROL,
     NAMES,
     RATES,
@@ -76,3 +78,7 @@ def test_every_algorithm_has_the_same_budget_and_data(algorithm):
     assert (cfg.data.train_files, cfg.data.max_response_length) == ("data/tiny/train.parquet", 256)
     assert (actor.optim.lr, actor.optim.optimizer, cfg.seed) == (3e-4, "AdamW", 1)
     assert cfg.reward.custom_reward_function.path.endswith("random_control" if algorithm == CONTROL else "countdown")
+    if algorithm in set(ALGORITHMS) & by_algorithm(load()).keys():  # what the page says
+        clauses = re.findall(r"(\d) in ([a-z_, ]+)[,.]", page("arena.md.jinja", load()))
+        updates = {name: number for number, names in clauses for name in re.split(", | and ", names)}
+        assert updates.get(algorithm, updates["the others"]) == str(32 // actor.ppo_mini_batch_size)

@@ -1,5 +1,7 @@
 """Which test of a run was the best, what stays for it, and when the tests end the run."""
 
+from zipfile import ZipFile
+
 import pytest
 from configurations import compose
 from hypothesis import given
@@ -52,6 +54,22 @@ def test_the_tests_decide_the_last_step_and_more_patience_goes_on(tmp_path):
     assert [last_step(asked(patience), run) for patience in (None, 2, 3)] == [30, 15, 30]
 
 
+@pytest.mark.parametrize(("means", "again"), [((0.9, 0.2), True), ((0.9, 0.2, 0.5), False)])
+def test_a_resume_makes_up_for_the_test_of_a_step_that_was_saved_and_not_tested(tmp_path, monkeypatch, means, again):
+    run, starts = run_with(tmp_path, *means), []
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / TRACKER).write_text("10", encoding="utf-8")
+    for step in (0, 30):
+        run.samples_of("validation", step).parent.mkdir(parents=True, exist_ok=True)
+        run.samples_of("validation", step).write_text("{}\n", encoding="utf-8")
+    monkeypatch.setattr(train, "start_verl", lambda *_, **options: starts.append(options["val_before_train"]))
+    more = {"eval_n": 1, "data": {"val_batch_size": None}, "trainer": {"restarts": 0, "test_freq": 5}}
+    run.metrics.rename(run.metrics_part)
+    train.train(OmegaConf.merge(asked(None), more), run, Console(quiet=True), problems=1)
+    assert starts == [again]
+    assert run.metrics.exists()
+
+
 @pytest.mark.parametrize(("patience", "starts"), [(2, 0), (3, 1)])
 def test_a_run_that_its_tests_ended_starts_again_only_with_more_patience(tmp_path, monkeypatch, patience, starts):
     """Its summary, which says that it is complete, is gone then."""
@@ -78,6 +96,8 @@ def test_the_summary_of_an_early_end_is_that_of_a_complete_run(tmp_path):
 def test_the_checkpoint_of_the_best_test_stays_beside_the_newest(tmp_path):
     for step in (5, 10, 15, 20, 25):
         (tmp_path / f"global_step_{step}" / "actor").mkdir(parents=True)
+    for name in ("data.pt", "actor/model_world_size_1_rank_0.pt"):
+        ZipFile(tmp_path / "global_step_20" / name, "w").close()
     (tmp_path / TRACKER).write_text("20", encoding="utf-8")  # 25 is being written
     remove_old(tmp_path, 1, best=10)
     assert checkpoint_steps(tmp_path) == [25, 20, 10]

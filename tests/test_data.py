@@ -603,6 +603,18 @@ def test_a_folder_is_replaced_on_a_file_system_without_locks(tmp_path, monkeypat
     assert (tmp_path / "model" / "weights").read_text(encoding="utf-8") == "new"
 
 
+def test_a_folder_takes_the_place_of_another_only_once_it_is_on_the_disk(tmp_path, monkeypatch):
+    def fails(_):
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("old")
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(UserError, match="could not be written"), replaced(tmp_path / "out") as new:
+        (new / "a").write_text("new")
+    assert (tmp_path / "out" / "a").read_text() == "old"
+
+
 def test_a_folder_that_data_prep_did_not_write_is_not_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="was not written by data_prep"):

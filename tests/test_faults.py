@@ -141,6 +141,31 @@ def checkpoints(tmp_path):
     return tmp_path / "checkpoints"
 
 
+def test_an_older_checkpoint_stays_until_the_newest_is_on_the_disk(checkpoints, monkeypatch):
+    def fails(_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        remove_old(checkpoints, 1)
+    assert (checkpoints / "global_step_4").exists()
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_checkpoint_that_is_cut_short_gets_no_hashes_and_costs_no_older_one(checkpoints, capsys, is_there):
+    file = checkpoints / "global_step_8" / "actor" / "model_world_size_2_rank_0.pt"
+    (checkpoints / TRACKER).write_text("4")
+    with sealing(checkpoints, lambda: remove_old(checkpoints, 1)):
+        content = file.read_bytes()
+        file.unlink()
+        if is_there:
+            file.write_bytes(content[:-30])
+        (checkpoints / TRACKER).write_text("8")
+    assert checkpoint_error(file.parent.parent)
+    assert (checkpoints / "global_step_4").exists()
+    assert f"warning: {file} is missing or cut short; older checkpoints stay" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flipped", "truncated", "foreign"])
 def test_a_damaged_checkpoint_is_named_with_the_way_to_the_one_before(checkpoints, cfg, kind):
@@ -238,16 +263,17 @@ def test_the_hashes_are_those_that_sha256sum_checks(sealed):
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", SUMS], cwd=sealed / "global_step_8", check=True)
 
 
-def test_hashes_are_written_while_verl_runs_of_what_counts_and_anew_of_what_is_saved_again(sealed):
+def test_hashes_are_written_while_verl_runs_of_what_counts_and_anew_of_what_is_saved_again(checkpoints):
     """And a half-written file of the last step, or a checkpoint that verl removes, does not end that."""
-    again, new = sealed / "global_step_8", sealed / "global_step_12"
-    (sealed / TRACKER).write_text("4")
-    with sealing(sealed):
+    again, new = checkpoints / "global_step_8", checkpoints / "global_step_12"
+    seal(again)
+    (checkpoints / TRACKER).write_text("4")
+    with sealing(checkpoints):
         assert not (again / SUMS).exists()
-        (again / "data.pt").write_bytes(b"of the step done again")
+        shutil.copy(again / "actor" / "model_world_size_2_rank_0.pt", again / "data.pt")  # of the step done again
         shutil.copytree(again, new)
-        (sealed / TRACKER).write_text("")
-        (sealed / TRACKER).write_text("8")
+        (checkpoints / TRACKER).write_text("")
+        (checkpoints / TRACKER).write_text("8")
     assert checkpoint_error(again) == ""
     assert (again / SUMS).exists()
     assert not (new / SUMS).exists()

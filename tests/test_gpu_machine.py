@@ -187,6 +187,16 @@ def venv_of_nothing(checkout):
     return notes
 
 
+def test_an_environment_whose_making_was_cut_short_is_made_anew(checkout):
+    notes = venv_of_nothing(checkout)
+    with_venv = (checkout.parent / "bin" / "python3").read_text(encoding="utf-8")
+    program(checkout.parent / "bin", "python3", with_venv.replace("mkdir -p", "exit 1; mkdir -p"))
+    assert "could not make .venv" in setup(checkout, STACK="cpu").stderr
+    program(checkout.parent / "bin", "python3", with_venv)
+    assert setup(checkout, STACK="cpu").returncode == 0
+    assert notes.exists()
+
+
 def test_a_machine_that_would_fail_is_refused_before_anything_is_fetched(checkout):
     notes = venv_of_nothing(checkout)
     cards(checkout.parent / "bin", A800)

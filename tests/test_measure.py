@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_prep.cli import CONFIGS, UserError
 from reward_score.figures import pass_at_k
 from reward_score.grammar import REASONS
-from verl_recipes.measure.comparison import compare
+from verl_recipes.measure.comparison import compare, difference_of
 from verl_recipes.measure.evaluation import majority, measure, summarize, what_is_missing
 from verl_recipes.measure.intervals import figure
 from verl_recipes.measure.problems import by_problem, problem_key
@@ -239,6 +239,17 @@ def test_intervals_of_lengths_and_differences_cover_the_truth_at_their_rate():
         assert low < value < high
         covered += low <= 100 <= high
     assert abs(covered / 1000 - 0.95) <= 3 * np.sqrt(0.95 * 0.05 / 1000)
+
+
+@pytest.mark.parametrize(("one", "other", "n", "problems"), [(0, 0.004, 8, 64), (0, 0.03, 1, 64), (1, 0.95, 1, 32)])
+def test_intervals_of_differences_cover_the_truth_where_few_problems_differ(one, other, n, problems):
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(500):
+        a, b = (rng.binomial(n, share, problems) / n for share in (one, other))
+        _, low, high = difference_of(b - a)
+        covered += low <= other - one <= high
+    assert covered / 500 >= 0.95 - 3 * np.sqrt(0.95 * 0.05 / 500)
 
 
 def test_few_problems_have_wide_intervals():

@@ -24,7 +24,7 @@ from verl_recipes.measure.batch import component_metrics
 from verl_recipes.planning import space
 from verl_recipes.run import preflight as checks
 from verl_recipes.run import start, supervise
-from verl_recipes.run.folder import RunFolder, as_lines
+from verl_recipes.run.folder import RunFolder, as_lines, read_lines, read_metrics
 from verl_recipes.run.goodput import goodput
 from verl_recipes.run.log import last_error
 from verl_recipes.run.start import merge_metrics
@@ -86,6 +86,21 @@ def test_a_resumed_run_keeps_every_step_once(tmp_path):
         *((step, "metrics.jsonl") for step in (0, 1, 2)),
         *((step, "metrics.part.jsonl") for step in (3, 4, 5)),
     ]
+
+
+def test_a_line_that_a_full_disk_cut_short_costs_its_steps_and_not_the_run(tmp_path):
+    run = RunFolder(tmp_path)
+    lines = '{"step": 1, "data": {}}\n{"step": 2, "da{"step": 3, "data": {}}\n{"step": 4, "data": {}}\n'
+    run.metrics_part.write_text(lines, encoding="utf-8")
+    merge_metrics(run)
+    assert [line["step"] for line in read_lines(run.metrics)] == [1, 4]
+
+
+def test_steps_that_the_present_start_makes_again_are_not_done(tmp_path):
+    run = RunFolder(tmp_path)
+    run.metrics.write_text(as_lines({"step": step, "data": {"reward/score": 0.5}} for step in range(7)))
+    run.metrics_part.write_text(as_lines([{"step": 3, "data": {"reward/score": 0.6}}]))
+    assert max(read_metrics(run)) == 3
 
 
 def test_a_step_that_was_saved_but_not_logged_gets_the_metrics_of_its_samples_and_later_its_evaluation(tmp_path):

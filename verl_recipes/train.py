@@ -52,7 +52,7 @@ from verl_recipes.run.folder import (
 )
 from verl_recipes.run.goodput import goodput
 from verl_recipes.run.preflight import check_resume, preflight
-from verl_recipes.run.start import VerlStoppedError, say, start_verl
+from verl_recipes.run.start import VerlStoppedError, merge_metrics, say, start_verl
 from verl_recipes.run.weights import check_replaced, to_hugging_face
 from verl_recipes.settings.schema import TrainKeys
 
@@ -67,6 +67,12 @@ def await_return(cfg: DictConfig, run: RunFolder) -> None:
             raise UserError(f"{error.message}; {again}") from None
 
 
+def lacks_test(cfg: DictConfig, run: RunFolder) -> bool:
+    """Whether the last checkpoint's test is still to be made: verl saves a step first, and then tests it."""
+    done, each = last_checkpoint(run.checkpoints), cfg.trainer.get("test_freq", 0)
+    return done > 0 < each and done % each == 0 and done not in evaluations(run)
+
+
 def train(cfg: DictConfig, run: RunFolder, console: Console, problems: int) -> None:
     """Continue the run up to its last step, and measure the model of that step on the `problems` of the test set."""
     done, responses = last_checkpoint(run.checkpoints), cfg.eval_n * problems if cfg.data.val_batch_size else 1
@@ -79,7 +85,8 @@ def train(cfg: DictConfig, run: RunFolder, console: Console, problems: int) -> N
             run.summary.unlink()
         try:
             base = run.samples_of("validation", 0)
-            start_verl(cfg, run, console, val_before_train=cut_half_line(base) < responses)
+            untested = lacks_test(cfg, run) or cut_half_line(base) < responses
+            start_verl(cfg, run, console, val_before_train=untested)
             break
         except VerlStoppedError as error:
             if not left or "DegenerateOutputError" in str(error):  # it would only happen again
@@ -92,6 +99,7 @@ def train(cfg: DictConfig, run: RunFolder, console: Console, problems: int) -> N
     if cut_half_line(trained) < responses:  # the run was ended before the last evaluation
         run.summary.unlink(missing_ok=True)  # of other responses, if there is one
         start_verl(cfg, run, console, val_before_train=True, val_only=True)
+    merge_metrics(run)  # of a start that was killed in its last seconds
 
 
 def stage_seconds(events: list[dict[str, Any]], started: float, ended: float) -> dict[str, float]:
@@ -158,6 +166,8 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[f
     }
     stale = read_object(run.summary).get("steps") != last_step(cfg, run)
     if stale:  # a failure must leave nothing of an earlier step
+        if not run.model.is_symlink():  # of a link nothing is removed here
+            check_replaced(run.model)  # again, as the training took its time
         shutil.rmtree(run.model, ignore_errors=True)
         for old in (run.summary, run.curves, run.report):
             old.unlink(missing_ok=True)

@@ -53,7 +53,7 @@ from verl_recipes.run.preflight import (
     check_trackers,
     other_ranks,
 )
-from verl_recipes.run.start import say, start_sft
+from verl_recipes.run.start import merge_metrics, say, start_sft
 from verl_recipes.run.weights import check_replaced, to_hugging_face
 from verl_recipes.settings.configuration import gpus_of, longest, package_dir
 from verl_recipes.settings.schema import Name, TrainKeys
@@ -147,11 +147,18 @@ def losses(run: RunFolder) -> dict[int, float]:
     return {step: data["val/loss"] for step, data in read_metrics(run).items() if "val/loss" in data}
 
 
+def write_page(run: RunFolder) -> None:
+    """report.html."""
+    from verl_recipes.reporting.page import write_report
+
+    write_report([run.path], run.report)
+
+
 def finish(cfg: DictConfig, run: RunFolder, console: Console) -> None:
     """model/, curves.png if there is matplotlib, summary.json, which says that all is there, and a page of it all."""
     from verl_recipes.reporting.charts import WARM_START
-    from verl_recipes.reporting.page import write_report
 
+    merge_metrics(run)  # of a start that was killed in its last seconds
     found, last = losses(run), last_checkpoint(run.checkpoints)
     best = best_step({step: -loss for step, loss in found.items() if step <= last})
     to_hugging_face(run.checkpoints / f"global_step_{best}" / "actor", run.model, run.log)
@@ -164,7 +171,7 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console) -> None:
     about = {"name": cfg.name, "steps": last, "seed": cfg.seed, "best_step": best, "held_out_loss": found}
     seconds = sum(ended - began for began, ended, _ in sessions(run))  # of all starts
     write_json(run.summary, about | {"seconds": {"total": seconds}} | provenance())
-    write_report([run.path], run.report)
+    write_page(run)
 
 
 def show(run: RunFolder, console: Console) -> None:
@@ -207,6 +214,8 @@ def main(keys: DictConfig) -> None:
     with run.locked():
         begin("warm_start", cfg, run, inputs, partial(say, console), partial(check_last, cfg, run))
         if run.summary.exists():
+            if not run.report.exists():  # the command was ended before it was written
+                write_page(run)
             say(console, f"{run.path} is complete; fresh=true starts it anew")
             show(run, console)
             return

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from data_prep.cli import UserError
-from verl_recipes.measure.intervals import figure
+from reward_score.figures import FEW
+from verl_recipes.measure.intervals import Figure, figure
 from verl_recipes.measure.problems import Row, by_problem, values
 
 RESAMPLES = 9999
@@ -47,11 +48,23 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> dict[str, Any]:
         "problems": len(a),
         "first": figure(a),
         "second": figure(b),
-        "difference": figure(b - a, share=False),
+        "difference": difference_of(b - a),
         "better": int((b > a).sum()),
         "worse": int((b < a).sum()),
         "p": sign_flip_p(b - a),
     }
+
+
+def difference_of(differences: np.ndarray[Any, Any]) -> Figure:
+    """The mean of differences, shape (problems,), with Student's interval.
+
+    If fewer than FEW problems differ, the interval counts two more, one each way, as Student's own is too narrow then,
+    and has no width if none differs (the idea of Agresti and Min, Statistics in Medicine 24, 2005).
+    """
+    mean, *ends = figure(differences, share=False)
+    if np.count_nonzero(differences) < FEW:
+        _, *ends = figure([*differences, 1.0, -1.0], share=False)
+    return [mean, *ends]
 
 
 def sign_flip_p(differences: np.ndarray[Any, Any]) -> float:

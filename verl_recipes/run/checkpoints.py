@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_prep.cli import UserError
+from data_prep.folder import to_disk
 from verl_recipes.run.folder import read_json
 from verl_recipes.run.hashes import SUMS, changed, compared, seal
 
@@ -34,6 +36,25 @@ def ranks_of(folder: Path) -> int:
     return known or max((int(file.name.split("_")[3]) for file in folder.glob("model_world_size_*")), default=0)
 
 
+def files_of(checkpoint: Path) -> list[Path]:
+    """The files of torch's that should be in a checkpoint. Each ends with a list of what is in it."""
+    world = ranks_of(checkpoint / "actor") or 1
+    expected = [checkpoint / "actor" / f"model_world_size_{world}_rank_{rank}.pt" for rank in range(world)]
+    theirs = [file for file in sorted(checkpoint.rglob("*.pt")) if f"_size_{world}_" in file.name]
+    # verl writes this after the ranks' files (and an asynchronous trainer its queue); a warm start has one for each.
+    data = sorted(checkpoint.glob("data_*.pt")) or [checkpoint / "data.pt"]
+    return list(dict.fromkeys([*data, *expected, *theirs]))
+
+
+def cut_short(checkpoint: Path) -> str:
+    """Which file of a checkpoint is missing or lacks its end, without reading the rest of it; "" for none.
+
+    torch does not notice that a disk is full when it closes a file, and nodes may not share the run's folder.
+    """
+    lacking = [file for file in files_of(checkpoint) if not zipfile.is_zipfile(file)]
+    return f"{lacking[0]} is missing or cut short" if lacking else ""
+
+
 def checkpoint_error(checkpoint: Path) -> str:
     """Which file of a checkpoint is damaged or missing, as a sentence; "" for none.
 
@@ -42,13 +63,10 @@ def checkpoint_error(checkpoint: Path) -> str:
     try:
         if (checkpoint / SUMS).is_file():
             return changed(checkpoint)
-        world = ranks_of(checkpoint / "actor") or 1
+        files = files_of(checkpoint)
     except UserError as error:  # about the hashes, or fsdp_config.json
         return error.message
-    expected = [checkpoint / "actor" / f"model_world_size_{world}_rank_{rank}.pt" for rank in range(world)]
-    # After the ranks' files verl writes data.pt (and an asynchronous trainer its queue).
-    theirs = [file for file in sorted(checkpoint.rglob("*.pt")) if f"_size_{world}_" in file.name]
-    for file in dict.fromkeys([checkpoint / "data.pt", *expected, *theirs]):
+    for file in files:
         try:
             with zipfile.ZipFile(file) as content:
                 damaged = content.testzip()
@@ -111,7 +129,11 @@ def remove_old(checkpoints: Path, keep: int | None, best: int = 0) -> None:
 
     verl would remove only those that the same process wrote, and the last one's actor before the next one is whole.
     """
-    for step in old_steps(checkpoints, keep, best):
+    old, last = old_steps(checkpoints, keep, best), checkpoints / f"global_step_{last_checkpoint(checkpoints)}"
+    if not old or cut_short(last):
+        return
+    to_disk(last, checkpoints / TRACKER)  # verl does not wait for that
+    for step in old:
         shutil.rmtree(checkpoints / f"global_step_{step}", ignore_errors=True)
 
 
@@ -144,8 +166,15 @@ def sealing(checkpoints: Path, tidy: Callable[[], None] = lambda: None) -> Itera
             with suppress(OSError, UserError):  # verl removes a checkpoint, or is writing the step of the last one
                 tidy()
                 for step in unsealed(checkpoints):
-                    if step not in damaged:
-                        seal(checkpoints / f"global_step_{step}")
+                    if step in damaged:
+                        continue
+                    checkpoint = checkpoints / f"global_step_{step}"
+                    if error := cut_short(checkpoint):
+                        damaged.add(step)
+                        why = "is the disk full, or do the nodes not share this folder?"
+                        print(f"warning: {error}; older checkpoints stay ({why})", file=sys.stderr)
+                    else:
+                        seal(checkpoint)
             if over:
                 break
 

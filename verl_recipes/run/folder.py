@@ -340,5 +340,8 @@ def read_metrics(run: RunFolder, holding: bytes = b"") -> dict[int, dict[str, An
         for line in parse_lines(b"\n".join(each for each in lines if holding in each), path, skip_damaged=True):
             step, data = line.get("step"), line.get("data")
             if isinstance(step, int) and isinstance(data, dict):
-                metrics[step] = metrics.get(step, {}) | data
+                same = metrics.get(step, {})
+                while metrics and next(reversed(metrics)) >= step:  # steps that the present start makes again
+                    metrics.popitem()
+                metrics[step] = same | data
     return dict(sorted(metrics.items()))

@@ -26,7 +26,7 @@ class Tail:
             added = file.read()
         whole = added[: added.rfind(b"\n") + 1]
         self.offset += len(whole)
-        return parse_lines(whole, self.path)
+        return parse_lines(whole, self.path, skip_damaged=True)  # a full disk cuts one of verl's lines short
 
 
 class Display:

@@ -55,7 +55,7 @@ def merge_metrics(run: RunFolder) -> None:
     between, the step's line is made from the step's samples.
     """
     by_step: dict[int, dict[str, Any]] = {}
-    for entry in read_lines(run.metrics) + read_lines(run.metrics_part):
+    for entry in read_lines(run.metrics) + read_lines(run.metrics_part, skip_damaged=True):  # a full disk cuts lines
         step, same = entry["step"], by_step.get(entry["step"], {})  # an evaluation may be repeated alone
         while by_step and next(reversed(by_step)) >= step:  # they are in order, and so is nearly every entry
             by_step.popitem()
