@@ -1,6 +1,5 @@
 """The command `python -m data_prep` (data_prep/__main__.py): makes a data folder from a configuration."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -75,9 +74,11 @@ def write_folder(config: dict[str, Any], out: Path, engine: str, workers: int) -
 
 @command("prepare", PrepareKeys)
 def main(cfg: DictConfig) -> None:
+    from joblib import cpu_count  # a container's limit counts; not imported for `--help`
+
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     out, engine = Path(config.pop("out")), config.pop("engine")
-    workers = config.pop("workers") or len(os.sched_getaffinity(0))
+    workers = config.pop("workers") or cpu_count()
     result = write_folder(config, out, engine, workers)
     if result is None:
         print(f"{out}: already there, with this source and configuration")

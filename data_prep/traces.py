@@ -377,9 +377,11 @@ def examples(path: Path) -> dict[str, str]:
 
 @command("config", TracesKeys, folder=CONFIGS / "traces")  # a folder of its own: configs/data is a group
 def main(cfg: DictConfig) -> None:
+    from joblib import cpu_count  # a container's limit counts; not imported for `--help`
+
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     data, out = Path(config.pop("data")), Path(config.pop("out"))
-    workers = config.pop("workers") or len(os.sched_getaffinity(0))
+    workers = config.pop("workers") or cpu_count()
     manifest = write_traces(config, data, out, workers)
     if manifest is None:
         print(f"{out}: already there, with this data and configuration")

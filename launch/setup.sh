@@ -18,6 +18,8 @@ case " $* " in *" --help "* | *" -h "*) # the story that the script opens with
 esac
 
 die() { echo "error: $*" >&2; exit 1; }
+[ "$(uname -s)" = Linux ] || # a Mac's bash cannot read the rest
+    die "Linux is needed, and this is $(uname -s): take WSL2 on Windows, a container on a Mac (docker --platform linux/amd64)"
 
 # Sets the environment variable $1 (by default $2) to 1 or 0, as it is read elsewhere.
 switch() {
@@ -34,7 +36,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 switch DRY_RUN 0
 switch SETUP 1
 [ "$SETUP$DRY_RUN" = 10 ] || { [ "${BASH_SOURCE[0]}" != "$0" ] && return 0 || exit 0; }
-export PIP_DISABLE_PIP_VERSION_CHECK=1
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0 # an environment refuses `user = true` of a pip.conf
+unset PIP_TARGET PIP_PREFIX PIP_ROOT PIP_CONSTRAINT # packages elsewhere, or other versions than the list's
 unset PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME # imports dominate start-up: bytecode must be written and found
 
 STACK=${STACK:-cpu} VENV=.venv GB=4 MB=12000 FETCHED=0
@@ -65,7 +68,7 @@ room() {
             die "making $VENV needs ${need[$disk]} MB of free disk at${at[$disk]}, where ${free[$disk]} are free"
     done
 }
-sum_of() { cat "$@" | sha256sum; }
+sum_of() { { pwd -P && cat "$@"; } | sha256sum; } # an environment names its path: a copied or moved checkout needs another
 PINS=("$LIST" requirements/vllm_alias/pyproject.toml launch/setup.sh)
 
 # Shows pip's work as a count: pip itself is either silent for minutes or prints hundreds of lines.
@@ -82,15 +85,22 @@ install() {
 
 count=$(grep -cE '^[a-zA-Z0-9._-]+==' "$LIST")
 if [ "$(cat "$VENV/pins.sha256" 2>/dev/null)" != "$(sum_of "${PINS[@]}")" ]; then
-    python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null ||
-        die "python3 must be Python 3.11 or 3.12, found: $(python3 --version 2>&1)"
+    PYTHON="" # the first that fits
+    for each in python3 python3.12 python3.11; do
+        "$each" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && PYTHON=$each && break
+    done
+    [ -n "$PYTHON" ] || die "python3 must be Python 3.11 or 3.12, found: $(python3 --version 2>&1); python3.12 beside it would do"
+    [ "$(uname -m)" = x86_64 ] ||
+        die "the packages of $LIST are for x86-64, and this is $(uname -m): set SETUP=0 to use an environment of your own"
+    "$PYTHON" -c 'import os, sys; sys.exit([*map(int, os.confstr("CS_GNU_LIBC_VERSION").split()[1].split("."))] < [2, 31])' 2>/dev/null ||
+        die "glibc 2.31 or newer is needed (Ubuntu 20.04, Debian 11, RHEL 9), found: $(getconf GNU_LIBC_VERSION 2>/dev/null || echo another C library)"
     # While it works, pip keeps what it fetched in its cache and in a temporary folder.
-    room . "$MB" "${PIP_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}}" "$FETCHED" "${TMPDIR:-/tmp}" "$FETCHED"
+    room . "$MB" "${PIP_CACHE_DIR:-${XDG_CACHE_HOME:-${HOME:-/}/.cache}}" "$FETCHED" "${TMPDIR:-/tmp}" "$FETCHED"
     may_write .
-    [ "$STACK" = cpu ] || python3 -m verl_recipes.run.machine ||
+    [ "$STACK" = cpu ] || "$PYTHON" -m verl_recipes.run.machine ||
         die "nothing was fetched yet: fix what is wrong above first, or set SETUP=0 to use an environment of your own"
-    python3 -c 'import ensurepip, venv' 2>/dev/null ||
-        die "python3 has no venv module (Debian, Ubuntu: apt install python3-venv)"
+    "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null ||
+        die "$PYTHON has no venv module (Debian, Ubuntu: apt install $("$PYTHON" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'))"
     [ ! -e "$VENV" ] || [ -e "$VENV/pins.sha256" ] || [ -e "$VENV/install.log" ] ||
         die "$VENV was not made by this script, which would delete it: move it away, or set SETUP=0 to use the present Python"
     for process in /proc/[0-9]*; do
@@ -101,7 +111,7 @@ if [ "$(cat "$VENV/pins.sha256" 2>/dev/null)" != "$(sum_of "${PINS[@]}")" ]; the
     find "$VENV" -mindepth 1 -maxdepth 1 ! -name install.log -exec rm -rf {} + 2>/dev/null || : # the mark goes last
     rm -rf "$VENV"
     mkdir "$VENV" && : > "$VENV/install.log" # the mark that it is ours, however early this is ended
-    python3 -m venv "$VENV" || die "python3 could not make $VENV; it says why above"
+    "$PYTHON" -m venv "$VENV" || die "$PYTHON could not make $VENV; it says why above"
     if [ "$STACK" = cpu ]; then
         install --no-deps --no-compile -r "$LIST"
         install --no-compile --constraint "$LIST" "$(grep -oE '^torch==[^ ;]+' "$LIST")"

@@ -101,7 +101,7 @@ class Command:
 
 
 def train(run_dir, *overrides):
-    return Command(sys.executable, "-m", "verl_recipes.train", f"run_dir={quoted(run_dir)}", *overrides)
+    return Command(sys.executable, "-m", "verl_recipes.train", f"run_dir={quoted(run_dir)}", "force=true", *overrides)
 
 
 def titles(command):

@@ -4,7 +4,7 @@
 #   --all     for a release: with those that take minutes to an hour each (mark `long`), in random order
 #   --gpu-stack    the packages of requirements/gpu.txt (.venv-gpu, 10.6 GB; no card is needed): what composes, against the
 #                  vLLM that GPUs get, and what is imported there
-# As many run at a time as the machine has cores, up to four; -n 0 runs them one by one.
+# As many run at a time as the machine has cores and memory for, up to four; -n 0 runs them one by one.
 set -euo pipefail
 [ "${1:-}" != --gpu-stack ] || export STACK=gpu
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/setup.sh"
@@ -22,4 +22,5 @@ esac
 if [[ "${selection[*]}" != *slow* ]] && ! command -v chromium > /dev/null && ! command -v chromium-browser > /dev/null; then
     echo "Chromium is missing, so the tests of the report are skipped; on Debian: apt-get install chromium"
 fi
-exec python -m pytest tests -n logical --maxprocesses 4 --no-loadscope-reorder "${order[@]}" "${selection[@]}" "$@"
+most=$(awk '/^MemAvailable/ { n = int($2 / 6e6); print(n < 1 ? 1 : n > 4 ? 4 : n) }' /proc/meminfo) # a run takes 5.5 GB
+exec python -m pytest tests -n logical --maxprocesses "$most" --no-loadscope-reorder "${order[@]}" "${selection[@]}" "$@"

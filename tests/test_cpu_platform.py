@@ -162,6 +162,19 @@ def test_the_guard_stops_a_run_whose_rollouts_come_from_other_weights():
         agreement(responses, nested([row.flip(0) for row in ours]), actor, least=IN_BF16)
 
 
+def test_the_guard_compares_only_what_the_model_wrote():
+    """verl gives a tool's answer, and a row that pads a batch, the probability 1."""
+    from verl_recipes.in_verl.agreement import agreement
+
+    def nested(row):
+        return torch.nested.as_nested_tensor([torch.tensor(row)], layout=torch.jagged)
+
+    said, actor = nested([-0.1, -1.0, 0.0, 0.0, -2.0]), nested([-9.0, -0.1, -1.0, -5.0, -4.0, -2.0, -9.0])
+    assert agreement(said, said, actor, written=nested([1, 1, 0, 0, 1])) == pytest.approx(1.0)
+    with pytest.raises(RuntimeError, match="disagree"):
+        agreement(said, said, actor)
+
+
 def test_the_guard_knows_that_top_p_makes_probabilities_larger():
     pytest.importorskip("verl")
     from verl_recipes.in_verl import agreement as guard
@@ -223,6 +236,7 @@ def test_the_guard_gets_top_p_and_top_k_from_verls_own_configuration(monkeypatch
 
     from verl_recipes.cpu import weight_socket, weight_transfer
     from verl_recipes.in_verl import sampling
+    from verl_recipes.settings.configuration import KEPT
 
     def sender(self, config):
         self.config, self.zmq_handle = config, "ipc:///tmp/x"
@@ -231,6 +245,8 @@ def test_the_guard_gets_top_p_and_top_k_from_verls_own_configuration(monkeypatch
     split = compose("train", "topology=split").actor_rollout_ref.rollout
     for top_p, top_k, share in ((0.7, -1, 0.7), (1.0, 20, 0.0), (1, -1, 1.0)):
         monkeypatch.setattr(sampling, "_kept", None)
+        monkeypatch.setenv(KEPT, "0.25")  # with topology=split on GPUs nothing else tells it
+        assert sampling.kept_share() == 0.25
         weight_socket.CPUServerAdapter(RolloutConfig(name="vllm", top_p=top_p, top_k=top_k))
         assert sampling.kept_share() == share
         monkeypatch.setattr(sampling, "_kept", None)

@@ -13,6 +13,7 @@ import pytest
 from configurations import compose
 
 from data_prep.cli import CONFIGS
+from verl_recipes.planning import space
 from verl_recipes.run import machine
 from verl_recipes.run.folder import RunFolder
 from verl_recipes.run.start import environment_of
@@ -250,6 +251,49 @@ def test_flash_attn_is_installed_if_it_is_asked_for_and_only_once(checkout):
     assert asked() == []
     assert setup(checkout, FLASH_ATTN="flash-attn==2.8.3").returncode == 0
     assert asked() == ["wheel", "flash-attn==2.8.3"]
+
+
+def test_a_copied_checkout_makes_an_environment_of_its_own(checkout):
+    notes = venv_of_nothing(checkout)
+    assert setup(checkout, STACK="cpu").returncode == 0
+    notes.unlink()
+    copied = shutil.copytree(checkout, checkout.parent / "copied", symlinks=True)
+    assert setup(copied, STACK="cpu").returncode == 0
+    assert notes.exists()
+
+
+def test_a_python_that_fits_is_found_beside_one_that_does_not(checkout):
+    notes = venv_of_nothing(checkout)
+    (checkout.parent / "bin" / "python3").rename(checkout.parent / "bin" / "python3.12")
+    program(checkout.parent / "bin", "python3", "exit 1")
+    assert setup(checkout, STACK="cpu").returncode == 0
+    assert notes.exists()
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "said"), [("Darwin", "arm64", "Linux is needed"), ("Linux", "aarch64", "are for x86-64")]
+)
+def test_a_machine_that_the_packages_are_not_for_is_one_line(checkout, system, machine, said):
+    notes = venv_of_nothing(checkout)
+    program(checkout.parent / "bin", "uname", f'[ "$1" = -m ] && echo {machine} || echo {system}')
+    refused = setup(checkout, STACK="cpu")
+    assert (refused.returncode, notes.exists()) == (1, False)
+    assert said in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_packages_go_into_the_environment_whatever_pip_is_told_elsewhere(checkout):
+    notes = venv_of_nothing(checkout)
+    pip = checkout.parent / "pip"
+    program(pip.parent, "pip", f'echo "${{PIP_TARGET:-none}} $PIP_USER" >> {notes}')
+    assert setup(checkout, STACK="cpu", PIP_TARGET="/x", PIP_USER="1").returncode == 0
+    assert {*notes.read_text(encoding="utf-8").splitlines()} == {"none 0"}
+
+
+def test_doctor_lets_a_run_start_that_is_forced(monkeypatch):
+    monkeypatch.setattr(space, "free_memory", lambda: 7 * 2**30)
+    states = [next(machine.space(compose("train", *force))).state for force in ((), ("force=true",))]
+    assert states == ["wrong", "warning"]
 
 
 def test_an_environment_that_a_run_uses_is_not_made_anew(checkout):

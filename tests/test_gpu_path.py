@@ -13,7 +13,7 @@ from configurations import compose
 from omegaconf import OmegaConf
 
 from data_prep.cli import CONFIGS, UserError
-from verl_recipes.run import start, supervise
+from verl_recipes.run import pending, start, supervise
 from verl_recipes.run.folder import RunFolder
 from verl_recipes.run.preflight import check_prompt_lengths
 
@@ -25,6 +25,9 @@ def test_ray_has_the_logical_cpus_that_verl_waits_for_however_few_the_machine_ha
     cfg = compose("train", f"hardware={hardware}")
     units = cfg.transfer_queue.backend.SimpleStorage.num_data_storage_units
     assert cfg.ray_kwargs.ray_init.num_cpus > 3 * cfg.gpus + units + 1
+    ranks = compose("train", f"hardware={hardware}", "trainer.n_gpus_per_node=8")  # verl's own key
+    assert ranks.ray_kwargs.ray_init.num_cpus > 3 * 8 + units + 1
+    assert cfg.transfer_queue.backend.SimpleStorage.required_node_resource == "GPU"
 
 
 @pytest.mark.slow
@@ -76,6 +79,38 @@ dead_actors.wait_for_a_death()
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8", timeout=120)
     none, *_, why = done.stdout.splitlines()  # between them, Ray says it too
     assert (done.returncode, none, why) == (1, "[]", "RuntimeError: Killed died, and verl would wait for it for ever")
+
+
+def test_what_other_programs_of_a_cluster_wait_for_does_not_end_a_run():
+    theirs, ours = [{"CPU": 1.0, "GPU": 1.0}, {"GPU": 4.0}], [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 1.0}]
+    assert pending.of_verl([*theirs, *ours]) == ours
+
+
+@pytest.mark.slow
+def test_a_run_whose_queue_another_run_made_ends_before_it_uses_it():
+    code = """
+import ray
+from verl_recipes.in_verl import dead_actors
+
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+
+class TransferQueueController:
+    def pid(self):
+        return 0
+
+if OWN:
+    queue = ray.remote(num_cpus=0)(TransferQueueController).remote()
+    ray.get(queue.pid.remote())
+dead_actors.watch()
+print("went on")
+"""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        for own, status, said in ((True, 0, "went on"), (False, 1, "RuntimeError: another run is on the Ray cluster")):
+            command = [sys.executable, "-c", code.replace("OWN", str(own))]
+            environment = os.environ | {"RAY_TMPDIR": folder}
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8", timeout=120)
+            assert done.returncode == status
+            assert said in done.stdout.splitlines()[-1]
 
 
 def test_a_start_for_which_ray_has_no_room_ends_once_it_said_so_twice(monkeypatch):

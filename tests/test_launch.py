@@ -20,6 +20,7 @@ from commands import RESUMED, metrics_of
 from configurations import compose
 from omegaconf import OmegaConf
 from pages import commands, printed
+from rich.console import Console
 from two_nodes import TWO_NODES, running
 
 from data_prep import cli
@@ -443,6 +444,12 @@ def test_doctor_asks_for_the_key_of_a_tracker_and_for_data_and_model(tmp_path, m
     assert all(each in wrong for each in ("tracker=wandb: no key", "none holds no model", "none.parquet"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert machine.Line("ok", "tracker=wandb") in machine.refusals(cfg=cfg)
+
+
+def test_several_machines_without_a_cluster_are_refused_at_once(monkeypatch):
+    monkeypatch.setattr(train, "preflight", lambda cfg, run: None)
+    with pytest.raises(UserError, match="nodes=2: this command runs on one machine"):
+        train.run_once(compose("train", "hardware=a800_x8_nodes"), Console())
 
 
 def test_a_cluster_without_enough_nodes_is_recognised():

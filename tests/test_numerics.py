@@ -255,10 +255,10 @@ def grpo_passk(case):
 
 def dppo(case, diverges, threshold):
     """A token counts unless it moves the policy away from the old one, and this is too far from it."""
-    advantage, old, now = group_advantage(1e-6), case.old.exp(), case.now.exp()
+    advantage, old, now = over_groups(lambda r: r - r.mean()), case.old.exp(), case.now.exp()
     away = torch.where(advantage > 0, now > old, now < old)
     kept = (~(away & (diverges(old, now) > threshold))).float()
-    return -mean_over_tokens(advantage * (now / old).detach() * kept.detach() * case.now)
+    return -((advantage * (now / old).detach() * kept.detach() * case.now * MASK).sum(1) / 1024).mean()
 
 
 def dppo_tv(case):
@@ -284,7 +284,7 @@ def clip_cov(case):
     """Clip-Cov: one of the tokens that are not clipped, with a covariance between the bounds, drawn as verl does."""
     low = case.config.actor_rollout_ref.actor.policy_loss.clip_cov_lb
     ratio, advantage = (case.now - case.old).exp(), group_advantage(1e-6)
-    loss = clipped(ratio, advantage, 0.2, 0.2)
+    loss = clipped(ratio, advantage, 1.0, 1.0)
     may = (covariance(case) > low) & (covariance(case) < 5) & (MASK > 0) & (loss <= -ratio * advantage)
     tokens = may.nonzero()
     assert len(tokens) > 1

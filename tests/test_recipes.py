@@ -170,6 +170,10 @@ def test_with_several_updates_a_split_keeps_the_weights_that_train_on_the_gpu(ha
             ["algorithm.rollout_correction.bypass_mode=true", "algorithm.rollout_correction.loss_type=reinforce"],
             "correction= has no effect",
         ),
+        (
+            ["algorithm.rollout_correction.rollout_is=token", "actor_rollout_ref.rollout.calculate_log_probs=false"],
+            "need the rollout's log-probabilities",
+        ),
         (["trainer.device=cpu", "trainer.v1.trainer_mode=separate_async", "updates=2"], "bypass_mode=true"),
         (["staleness=1"], "choose topology=colocated_async"),
         (
@@ -183,6 +187,12 @@ def test_what_does_not_go_together_is_refused_in_one_line(overrides, message):
     cfg = OmegaConf.merge(of("datawhale_r1"), OmegaConf.from_dotlist(overrides))
     assert message in refusal(cfg)
     assert "\n" not in refusal(cfg)
+
+
+def test_an_engine_of_vllm_does_not_span_two_machines():
+    split = ("gpus=8", "nodes=2", "topology=split", "actor_rollout_ref.rollout.n_gpus_per_node=3")
+    cfg = of("mini_r1", "qwen2.5_3b_instruct", "h100", *split, "actor_rollout_ref.rollout.tensor_model_parallel_size=2")
+    assert "does not divide 3 GPUs" in refusal(cfg)
 
 
 @pytest.mark.slow

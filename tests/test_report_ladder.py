@@ -10,9 +10,10 @@ from test_reporting import make_run, run_of, sample, turned, write_lines, write_
 
 from data_prep.cli import UserError
 from verl_recipes import report
-from verl_recipes.reporting.page import PAGE_BYTES, write_report
+from verl_recipes.reporting.charts import charts
+from verl_recipes.reporting.page import PAGE_BYTES, about, write_report
 from verl_recipes.reporting.run import Run
-from verl_recipes.reporting.story import example, stories, story
+from verl_recipes.reporting.story import example, gain_of, stories, story
 from verl_recipes.run.folder import RunFolder
 
 RUNGS = ["base model", "after the warm start", "after reinforcement learning"]
@@ -245,3 +246,51 @@ def test_the_page_of_seeds_has_their_command_once(tmp_path):
     assert repeat.count("verl_recipes.train") == 1
     assert "a-seed0, a-seed1 were started by this command, which repeats them" in repeat
     assert "a-seed2: the command that was typed was not recorded" in repeat
+
+
+def test_a_run_with_one_test_tells_of_all_its_test_sets_in_distribution(tmp_path):
+    run = make_run(tmp_path / "run", steps=2)
+    (run / "samples" / "validation" / "2.jsonl").unlink()
+    rows = [sample(0, i, 0) | {"data_source": f"countdown/{i // 50}", "acc": float(i < 50)} for i in range(100)]
+    far = {"data_source": "countdown/tv", "extra_info": {"split": "ood_tv"}, "acc": 0.0}
+    write_samples(run, "validation", 0, [*rows, *(row | far for row in rows)])
+    assert story(run_of(run))[0][0] == "Before training the model got 50 of 100 test responses right."
+
+
+def test_an_evaluation_alone_is_not_of_a_model_before_training(tmp_path):
+    read = run_of(make_evaluation(tmp_path / "evaluation", "runs/mine", 60))
+    assert (story(read)[0], read.called) == (["The model got 60 of 100 test responses right."], ["the measured model"])
+    assert "an evaluation" in about(read)
+
+
+def test_a_page_of_several_tells_the_result_of_a_run_that_ended_early(tmp_path):
+    runs = [*seeds(tmp_path, 30), *seeds(tmp_path / "b", 10, algorithm="rloo")]
+    runs[0].summary, runs[0].planned = {"early_end": True, "steps": 2}, 9
+    assert "From 20 to 50 of 100" in stories(runs)[0][0]
+    runs[0].planned = 2  # the last planned test was the one too many
+    assert "got no better" not in stories(runs)[0][0]
+
+
+def test_what_is_said_of_a_line_names_its_run(tmp_path):
+    runs = [make_run(tmp_path / name, steps=2, algorithm=name) for name in "ab"]
+    path = runs[1] / "metrics.jsonl"
+    path.write_text(path.read_text("utf-8").replace('clip_ratio": 0.1', 'clip_ratio": 0.0'), encoding="utf-8")
+    cut = next(each for each in charts([run_of(run) for run in runs], []) if each["title"] == "Responses cut off")
+    assert cut["said"] == ["cut off, b: 0 at every step"]
+
+
+def test_two_checkpoints_of_a_run_have_two_names(tmp_path):
+    run, _ = make_ladder(tmp_path)
+    two = [make_evaluation(tmp_path / f"e{i}", run / "checkpoints" / f"global_step_{i}", 20 * i) for i in (1, 2)]
+    assert len(set(Run(run, PAGE_BYTES, two).called)) == 2
+
+
+def test_a_metric_that_was_no_number_is_missing(tmp_path):
+    run = make_run(tmp_path / "run", steps=2)
+    path = run / "metrics.jsonl"
+    path.write_text(path.read_text("utf-8").replace('grad_norm": 0.2', 'grad_norm": null'), encoding="utf-8")
+    assert any(line.startswith("actor/grad_norm: no finite number at 2 steps") for line in run_of(run).missing)
+
+
+def test_a_gain_near_0_says_on_which_side_of_it_its_interval_is():
+    assert gain_of([0.003] * 999 + [0.0]) == ("", "+0.3 to +0.3")

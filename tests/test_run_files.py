@@ -182,6 +182,29 @@ def test_a_run_has_a_token_of_its_own_and_writes_none_to_the_home(tmp_path, monk
     assert len({begun(monkeypatch, RunFolder(tmp_path))[1]["RAY_AUTH_TOKEN"] for _ in range(2)}) == 2
 
 
+def test_a_run_on_a_cpu_is_told_of_no_gpus_and_one_on_gpus_of_those_it_may_use(tmp_path, monkeypatch):
+    for name in supervise.HIDDEN:
+        monkeypatch.setenv(name, "0")
+    for platform, left in (("cpu", set()), ("cuda", {*supervise.HIDDEN[1:]})):
+        told = begun(monkeypatch, RunFolder(tmp_path), VERL_PLATFORM=platform)[1]
+        assert told.keys() & {*supervise.HIDDEN} == left
+        assert told["HF_DATASETS_CACHE"] == told["TMPDIR"]
+
+
+def test_rays_workers_bear_a_blank_in_the_path_of_python(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/a b/python")
+    assert begun(monkeypatch, RunFolder(tmp_path))[0][-1].endswith("""py_executable="'/a b/python'\"""")
+
+
+def test_a_job_may_bring_what_its_run_sets_too(tmp_path, monkeypatch):
+    from ray._private.worker import _merge_runtime_env
+
+    monkeypatch.setattr(supervise, "in_job", lambda: True)
+    assert begun(monkeypatch, RunFolder(tmp_path))[1]["RAY_OVERRIDE_JOB_RUNTIME_ENV"] == "1"
+    one, other = {"env_vars": {"WANDB_MODE": "offline"}}, {"env_vars": {"WANDB_MODE": "online"}}
+    assert _merge_runtime_env(one, other, override=True)["env_vars"] == {"WANDB_MODE": "online"}
+
+
 def test_a_tmp_without_programs_does_without_the_fork_server(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC))
     command, environment = begun(monkeypatch, RunFolder(tmp_path), VERL_PLATFORM="cpu")

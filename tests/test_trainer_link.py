@@ -64,8 +64,13 @@ def test_the_link_waits_saves_and_ends(trainer):
     link.wait_for_rollouts()  # verl's own has no such method
     assert calls == ["waited"]
     assert link.responses_to(3) == 3 * trainer.config.actor_rollout_ref.rollout.n > 3
-    assert not link.is_saved()
+    trainer.local_trigger_step = 0
+    assert not link.is_saved("train")
     link.save_this_step()
-    assert link.is_saved()
+    assert link.is_saved("train")
+    assert "self.local_trigger_step = trigger_idx" in inspect.getsource(type(trainer).step)
+    trainer.local_trigger_step = 1  # with topology=split and several updates: the step has batches to come
+    assert not link.is_saved("train")
+    assert link.is_saved("validation")  # it comes after the step
     with pytest.raises(RuntimeError, match="ended by SIGTERM"):
         link.stop("by SIGTERM")

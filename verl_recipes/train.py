@@ -259,6 +259,11 @@ def run_once(cfg: DictConfig, console: Console) -> None:
     inputs = preflight(cfg, run)
     if in_job():
         check_nodes(cfg)
+    elif cfg.trainer.nnodes > 1 and cfg.trainer.device != "cpu":
+        raise UserError(
+            f"nodes={cfg.trainer.nnodes}: this command runs on one machine; several are a Ray cluster "
+            "(bash launch/ray_submit.sh) or Slurm's (launch/slurm.sbatch): docs/launch.md"
+        )
     with run.locked():
         begin("run", cfg, run, inputs, partial(say, console), partial(check_last, cfg, run))
         if is_complete(cfg, run):

@@ -70,6 +70,7 @@ class BatchRollout:
             "top_p": 1.0 if greedy else source.top_p,
             "top_k": -1 if greedy else source.top_k,
             "max_tokens": self.rollout.response_length,
+            "ignore_eos": self.rollout.ignore_eos,
             "logprobs": 0,  # only that of the sampled token
         }
 

@@ -41,7 +41,12 @@ def correlation(rollout_log_probs: Tensor, log_probs: Tensor) -> float:
 
 
 def agreement(
-    responses: Tensor, rollout: Tensor, log_probs: Tensor, nucleus: float = 1.0, least: float = AGREEMENT
+    responses: Tensor,
+    rollout: Tensor,
+    log_probs: Tensor,
+    nucleus: float = 1.0,
+    least: float = AGREEMENT,
+    written: Tensor | None = None,
 ) -> float:
     """How well the rollout engine's log-probabilities fit the actor's weights, as a correlation.
 
@@ -52,6 +57,8 @@ def agreement(
         nucleus: the least share of the probability that sampling kept. vLLM renormalises its log-probabilities over it,
             so they may be larger by up to -log(nucleus).
         least: the least correlation.
+        written: nested, in the shape of responses: 0 for a token that the model did not write. verl gives these, a
+            tool's answer or a row that pads a batch, the probability 1.
 
     Raises:
         RuntimeError: the correlation of the probabilities is under `least`.
@@ -60,6 +67,9 @@ def agreement(
     rows = zip(log_probs.unbind(), rollout.unbind(), lengths, strict=True)
     pairs = [(row[-length - 1 : -1].float(), said[:length].reshape(-1)) for row, said, length in rows]
     actor, said = torch.cat([row for row, _ in pairs]).cpu(), torch.cat([said for _, said in pairs]).float().cpu()
+    if written is not None:
+        own = torch.cat([row[:length] for row, length in zip(written.unbind(), lengths, strict=True)]).bool().cpu()
+        actor, said = actor[own], said[own]
     more = (said - actor).clamp(min=0.0, max=-math.log(nucleus) if nucleus else math.inf)
     value = correlation(said - more if nucleus < 1 else said, actor)
     if value < least:
@@ -99,7 +109,7 @@ class Guarded(Engine):
         return super().get_per_tensor_param(*args, **kwargs)
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Loss, forward_only: bool = False) -> Any:
-        rollout = data.get("rollout_log_probs", data.get("old_log_probs", None))
+        rollout = data.get("rollout_log_probs", None)
         check = self.unchecked and rollout is not None and not (self.engine_config.forward_only or self.is_base)
         if check:
             tu.assign_non_tensor(data, return_model_output=True)
@@ -107,7 +117,8 @@ class Guarded(Engine):
         if check:
             exact = AGREEMENT if self._autocast_dtype == torch.float32 else IN_BF16
             least = STALE if int(os.environ.get(STALENESS, "0")) else exact
-            value = agreement(data["responses"], rollout, output["model_output"]["log_probs"], kept_share(), least)
+            said, written = output["model_output"]["log_probs"], data["loss_mask"]
+            value = agreement(data["responses"], rollout, said, kept_share(), least, written)
             self.unchecked = False
             if not forward_only:  # for the other pass verl has a metric
                 output["metrics"]["rollout_actor_probs_pearson_corr"] = [value]

@@ -42,5 +42,11 @@ def wait_for_a_death() -> None:
 
 
 def watch() -> None:
-    """Begin to look, for as long as this process lives."""
+    """Begin to look, for as long as this process lives. Another run of the cluster must not share TransferQueue."""
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    if all(each["ActorClassName"] != "TransferQueueController" for each in actors(job_id=job).values()):
+        # A run that was submitted at the same time made it. After an exception verl would end that run's queue.
+        print("RuntimeError: another run is on the Ray cluster, and verl's TransferQueue is for one", flush=True)
+        time.sleep(LOOK)  # so that Ray brings this line to the log
+        os._exit(1)
     threading.Thread(target=wait_for_a_death, name="dead actors", daemon=True).start()

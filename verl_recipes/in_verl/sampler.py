@@ -38,6 +38,7 @@ from verl_recipes.run.folder import RunFolder, append_line, as_lines, pack, writ
 POLL_SECONDS = 0.05  # between two looks for finished rollouts, if there are few
 POLL_SHARE = 0.1  # of the time at most may go into looking, as 8,192 keys take a good part of a second
 POLL_MOST = 2.0  # seconds, verl's own interval
+OF_BATCH = ("reward/missing", "reward/groups_without_signal")  # what the rows do not tell
 FIELDS = ["prompts", "responses", "reward_model", "data_source", "extra_info", "extra_fields", "rm_scores"]
 
 
@@ -74,6 +75,7 @@ class CountdownReplayBuffer(ReplayBuffer):
             train_batch_size=sampler_kwargs["train_batch_size"],
             gen_batch_size=1,
             max_inflight_gen_batches=groups["max_inflight_gen_batches"],
+            sync_refill_failed_groups=sampler_kwargs.get("sync_refill_failed_groups", False),
             **kwargs,
         )
         dead_actors.watch()  # verl's trainer makes its replay buffer before its actors
@@ -128,7 +130,9 @@ class CountdownReplayBuffer(ReplayBuffer):
                 groups = len({row["prompt_id"] for row in rows}) + self.without_signal
                 shares["reward/groups_without_signal"] = self.without_signal / groups
             self.link.learn(rows)
-            self.history[global_steps] = shares
+            # With topology=split a step has several batches, and the last one has the longest responses.
+            own = {name: shares[name] for name in OF_BATCH if name in shares}
+            self.history[global_steps] = component_metrics(self.rows[split, global_steps]) | own
             alarm = self.sampler_kwargs["alarm"]
             self.history.pop(global_steps - alarm["steps"], None)  # no alarm looks further back
             check_output(self.history, alarm["limits"], alarm["steps"], Path(self.sampler_kwargs["checkpoints_dir"]))
@@ -138,7 +142,7 @@ class CountdownReplayBuffer(ReplayBuffer):
 
     def end_if_asked(self, split: str) -> None:
         """End verl after a step that is saved: if a scheduler asked for it (run/supervise.py), or by `patience`."""
-        if self.run.stop.exists() and self.link.is_saved():
+        if self.run.stop.exists() and self.link.is_saved(split):
             self.link.stop("by SIGTERM, after a checkpoint")
         patience = self.sampler_kwargs["patience"]
         if split == "train" and patience and is_enough(evaluations(self.run), patience):

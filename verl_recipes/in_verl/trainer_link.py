@@ -63,9 +63,13 @@ class TrainerLink:
         """Make the trainer save after the present step: it reads `save_freq` after each step."""
         self.trainer.config.trainer.save_freq = 1
 
-    def is_saved(self) -> bool:
-        """Whether the previous step was saved, because of `save_this_step` or because every step is."""
-        return bool(self.trainer.config.trainer.save_freq == 1)
+    def is_saved(self, split: str) -> bool:
+        """Whether what was trained so far is saved, because of `save_this_step` or because every step is.
+
+        With topology=split a training step has several batches, and is saved after the last of them.
+        """
+        within = split == "train" and self.trainer.local_trigger_step > 0
+        return bool(self.trainer.config.trainer.save_freq == 1 and not within)
 
     def stop(self, why: str) -> None:
         raise RuntimeError(f"ended {why}")

@@ -179,20 +179,21 @@ def line(curves: Sequence[Curve], scale: float = 1) -> dict[str, Any]:
 
 def number(value: float) -> str:
     """A value as a reader wants it: three digits that count, and no exponent for what a person can count."""
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
 def instead(chart: Chart, each: Line) -> str:
     """What is said of a line that shows nothing; "" if it is worth drawing."""
-    most = each["most"]
+    most, name = each["most"], f"{each['label']}{each['run'] and ', ' + each['run']}"
     if most <= chart.floor and chart.term == "agreement":
         within = f"to within {most:.0e}" if most else "exactly"
-        return f"the probabilities of rollout engine and trainer correlate at 1 {within}, at every step"
+        whose = f"{each['run']}: " if each["run"] else ""
+        return f"{whose}the probabilities of rollout engine and trainer correlate at 1 {within}, at every step"
     if most <= chart.floor:
         rounding = f" (below {chart.floor:.6f}, which is rounding)" if most else ""
-        return f"{each['label']}: 0 at every step{rounding}"
+        return f"{name}: 0 at every step{rounding}"
     if len(each["x"]) == 1:
-        return f"{each['label']}: {number(each['y'][0])} at step {each['x'][0]}, the only value"
+        return f"{name}: {number(each['y'][0])} at step {each['x'][0]}, the only value"
     return ""
 
 

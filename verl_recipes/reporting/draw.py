@@ -29,12 +29,14 @@ INK, GRID = "#1c1e21", "#d0d4da"
 PANELS = ("reward", "well_formed", "response_tokens", "without_signal", "agreement", "parts_of_step")
 FEW = 40  # points of a line whose points are shown
 POINT: dict[str, Any] = {"fmt": "o", "markersize": 5, "capsize": 3, "linewidth": 1.4, "zorder": 3}
+POINT["clip_on"] = False  # a point at 0 would be half a point
 
 
 def looks(chart: dict[str, Any], line: dict[str, Any]) -> tuple[int, int]:
     """Colour and dash of a line: of one run a colour a metric; of several a colour a run, and a dash a metric."""
     if len({each["group"] for each in chart["lines"]}) > 1:
-        return line["group"] % len(COLOURS), line["colour"] % len(DASHES)
+        dash = line["colour"] + line["group"] // len(COLOURS)  # the ninth run has the first one's colour
+        return line["group"] % len(COLOURS), dash % len(DASHES)
     return line["colour"] % len(COLOURS), line["colour"] // len(COLOURS) % len(DASHES)
 
 

@@ -98,9 +98,14 @@ def spread(values: Iterable[float | None], sign: str = "") -> str:
     return f"{share(fmean(known), sign)} ({share(min(known), sign)} to {share(max(known), sign)})" if known else ""
 
 
+def counts(each: Row) -> bool:
+    """Whether a run counts in the mean of its seeds. If it is not complete, its last test is of an earlier step."""
+    return each["state"] == "complete" and each["before"] is not None and each["after"] is not None
+
+
 def means(members: Sequence[Row]) -> list[str]:
     """The row of several seeds: their mean, with the least and the most. A seed that occurs twice counts once."""
-    measured = [each for each in members if each["before"] is not None and each["after"] is not None]
+    measured = [each for each in members if counts(each)]
     rows = list({each["seed"]: each for each in measured}.values())
     figures = [spread(each[key] for each in rows) for key in ("before", "after")]
     gain = spread((each["after"] - each["before"] for each in rows), "+")
@@ -126,6 +131,6 @@ def listing(folders: Sequence[Path]) -> dict[str, Any]:
             twice = "; this seed once more" if each["seed"] is not None and each["seed"] in seen else ""
             seen.add(each["seed"])
             rows.append(cells(each | {"state": each["state"] + twice}))
-        if len({each["seed"] for each in members if each["before"] is not None and each["after"] is not None}) > 1:
+        if len({each["seed"] for each in members if counts(each)}) > 1:
             rows.append(means(members))
     return {"columns": COLUMNS, "rows": rows, "unread": unread}

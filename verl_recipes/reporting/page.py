@@ -25,7 +25,7 @@ from verl_recipes.run.folder import MADE_BY, RunFolder, mark_of, write_whole
 HERE = Path(__file__).parent
 PAGE_BYTES = 4_000_000  # of samples on a page, before they are compressed
 HIDDEN = re.compile(
-    "[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+    "[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
 # The cost of published runs, by their authors (docs/recipes.md names the sources).
@@ -137,7 +137,10 @@ def with_pictures(drawn: list[dict[str, Any]], missing: list[str]) -> None:
 
 def about(run: Run) -> list[str]:
     """What the line below the title says of a run."""
-    done = f"{run.steps} steps" if run.state == "complete" else f"{run.steps} of {run.planned or '?'} steps"
+    if run.is_evaluation:
+        return ["an evaluation"]
+    planned = "" if run.state == "complete" else f" of {run.planned or '?'}"
+    done = f"{run.steps}{planned} step{'s' * (planned != '' or run.steps != 1)}"
     took = f"{run.state}{', ' if run.seconds else ''}{duration(run.seconds)}"
     return [each for each in (done, took, run.machine, run.began) if each]
 

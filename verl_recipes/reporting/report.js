@@ -12,7 +12,8 @@ function element(tag, text, attributes = {}) {
 
 const label = (line) => (line.run ? `${line.label}, ${line.run}` : line.label);
 const value = (line, i) => (line.low ? `${short(line.y[i])} (${short(line.low[i])} to ${short(line.high[i])})` : short(line.y[i]));
-const short = (number) => (Number.isFinite(number) ? String(Number(number.toPrecision(4))) : "–");
+const whole = (number) => Math.round(number).toLocaleString("en");
+const short = (number) => (!Number.isFinite(number) ? "–" : Math.abs(number) < 1000 ? String(Number(number.toPrecision(4))) : whole(number));
 
 function table(chart) {
   const made = element("table"), head = element("tr"), body = element("tbody"), top = element("thead");
@@ -61,6 +62,10 @@ for (const figure of figures) {
   });
 }
 
+// The page of a run that goes on looks again, but not while somebody reads a part: it would close, and filters be lost.
+const { refresh } = document.body.dataset;
+if (refresh) setInterval(() => document.querySelector("details[open]") || location.reload(), 1000 * refresh);
+
 // A link to a part opens it.
 function reveal() {
   const part = location.hash && document.getElementById(location.hash.slice(1))?.closest("details.part");
@@ -71,7 +76,7 @@ document.querySelector("nav").addEventListener("click", () => setTimeout(reveal)
 reveal();
 
 // Control characters and those that turn the direction of text are shown by their code, so that no response can hide one.
-const visible = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]/gu,
+const visible = (text) => text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]/gu,
   (sign) => `⟨U+${sign.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
 
 const inWords = (reason) => reasons[reason] ?? reason;

@@ -31,7 +31,7 @@ from verl_recipes.measure.problems import (
 )
 from verl_recipes.reporting.metrics import Curve, curves_of, seconds_of
 from verl_recipes.run.fingerprint import read_config
-from verl_recipes.run.folder import RunFolder, last_samples, read_lines, read_metrics, read_object
+from verl_recipes.run.folder import RunFolder, last_samples, mark_of, read_lines, read_metrics, read_object
 
 STEP_BYTES = 40_000  # the least room on the page for a step's samples: several long responses
 SHOWN = 6_000  # characters of one response on the page; the middle of a longer one is left out
@@ -223,7 +223,13 @@ class Run:
         if not metrics:
             self.missing.append("no metrics.jsonl with a step in it, so there are no curves")
         self.curves, self.steps = curves_of(metrics), max(metrics, default=0)
+        # verl's file logger writes NaN and infinity as null.
+        lost = Counter(name for data in metrics.values() for name, value in data.items() if value is None)
+        self.missing += [
+            f"{name}: no finite number at {count} steps, which are not drawn" for name, count in lost.items()
+        ]
         self.is_warm_start = "sft" in self.config
+        self.is_evaluation = mark_of(folder).get("kind") == "evaluation"
         self.summary, self.state, self.planned = read_summary(self.folder, self.config)
         self.read_warm_start()
         if not self.summary:
@@ -256,7 +262,7 @@ class Run:
         self.measured = [path.name for path in measured]
         if measured:
             self.read_evaluations(measured)
-        elif len(self.evaluations) < 2 and not self.is_warm_start:
+        elif len(self.evaluations) < 2 and not self.is_warm_start and not self.is_evaluation:
             what = f"one test, at step {self.evaluated[0]}" if self.evaluated else "no validation with samples"
             self.missing.append(f"{what}, so base and trained model are not compared")
         self.figures = [evaluation_figures(groups) for groups in self.evaluations]
@@ -292,10 +298,13 @@ class Run:
             UserError: one is not finished, or they are not of the same problems.
         """
         self.evaluations = [in_distribution(by_problem(last_samples(path))) for path in measured]
-        self.called = self.whose([str(read_object(RunFolder(path).summary).get("model", path)) for path in measured])
+        models = [str(read_object(RunFolder(path).summary).get("model", path)) for path in measured]
+        self.called = self.whose(models)
         for path, groups in zip(measured, self.evaluations, strict=True):
             if groups.keys() != self.evaluations[0].keys():
                 raise UserError(f"{measured[0]} and {path} were not measured on the same problems")
+        if len({*zip(self.called, models, strict=True)}) > len({*self.called}):  # two checkpoints of one run
+            self.called = [f"{each} ({model})" for each, model in zip(self.called, models, strict=True)]
         temperatures = [read_object(RunFolder(path).summary).get("temperature") for path in measured]
         if len(set(temperatures)) > 1:
             self.called = [f"{each} (temperature {t})" for each, t in zip(self.called, temperatures, strict=True)]
@@ -324,6 +333,7 @@ class Run:
                 self.evaluated.append(file.step)
                 self.evaluations.append(in_distribution(groups))
                 start = "after the warm start" if self.warm_start else "before training"
+                start = "the measured model" if self.is_evaluation else start
                 self.called.append(f"after step {file.step}" if file.step else start)
             if file in on_page:
                 for row, sample in self.fitting(rows, file, page_bytes // len(on_page)):
@@ -420,7 +430,7 @@ class Run:
 
         def money(hours: float) -> str:
             amounts = [each * hours for each in prices if not math.isnan(hours)]
-            return " to ".join(f"{each:.4g}" if each < 10_000 else f"{each:,.0f}" for each in amounts)
+            return " to ".join(f"{each:.4g}" if each < 9_999.5 else f"{each:,.0f}" for each in amounts)
 
         return {
             "device": lookup(self.config, "trainer.device") or "unknown device",

@@ -44,15 +44,17 @@ def gain_of(gained: Sequence[float]) -> tuple[str, str]:
     _, low, high = (100 * each for each in figure(gained or [0.0], share=False))
     if not math.isfinite(low):
         return "", ""
+    digits = 1 if min(abs(low), abs(high)) < 0.5 else 0  # an end that rounds to 0 would hide on which side it is
     doubt = "no difference that the test can tell from chance" if low <= 0 <= high else ""
-    return doubt or ("the model got worse" if high < 0 else ""), f"{low:+.0f} to {high:+.0f}"
+    return doubt or ("the model got worse" if high < 0 else ""), f"{low:+.{digits}f} to {high:+.{digits}f}"
 
 
 def what_changed(run: Run, sides: Sides) -> tuple[str, str]:
     """The sentence about right answers, and how sure it is. Only evaluations (`Run.measured`) may be more than two."""
     means, whose = [fmean(each.values()) for each in sides], run.called[1:]
     if not run.measured:
-        whose = [f"after {run.evaluated[-1]} steps of training"]
+        steps = run.evaluated[-1]
+        whose = [f"after {steps} step{'s' * (steps != 1)} of training"]
     verdicts, ends = zip(*(gain_of(gains(*pair)) for pair in pairwise(sides)), strict=True)
     if len(sides) == 2:
         said = f"{from_to(*means)} {whose[0]}{': ' if verdicts[0] else ''}{verdicts[0]}."
@@ -102,13 +104,18 @@ def learned(run: Run) -> list[str]:
     return [f"{start}, and {end}."]
 
 
+def how_it_ended(run: Run) -> list[str]:
+    """The sentence about a run that has not done all its steps."""
+    if run.state != "complete":
+        return [f"The run {run.state}: {run.steps} of {run.planned or 'an unknown number of'} steps are done."]
+    if run.summary.get("early_end") and run.steps < run.planned:  # the last planned test may also be the one too many
+        return [f"The run ended after {run.steps} of {run.planned} steps, as its tests got no better any more."]
+    return []
+
+
 def story(run: Run) -> tuple[list[str], str]:
     """The sentences, and how sure the first of them is."""
-    said = []
-    if run.state != "complete":
-        said.append(f"The run {run.state}: {run.steps} of {run.planned or 'an unknown number of'} steps are done.")
-    elif run.summary.get("early_end"):
-        said.append(f"The run ended after {run.steps} of {run.planned} steps, as its tests got no better any more.")
+    said = how_it_ended(run)
     if sides := sides_of(run, "mean@"):
         sentence, sure = what_changed(run, sides)
         return [*said, sentence, *filter(None, [how_it_changed(run)])], sure
@@ -118,10 +125,11 @@ def story(run: Run) -> tuple[list[str], str]:
     if run.is_warm_start:
         return [*said, *learned(run)] or ["Nothing has been measured yet."], ""
     sure = ""
-    for curve in list(run.tests.values())[:1] if "acc" in run.judged else ():
-        step, (mean, low, high) = next(iter(curve.items()))
-        when = "Before training" if step == 0 else f"At step {step}"
-        said.append(f"{when} the model got {of_100(mean)} of 100 test responses right.")
+    found = [each for side in run.figures[:1] for name, each in side.items() if name.startswith("mean@") and each]
+    for each in found:  # of all test sets in distribution, as the sentence about two tests
+        mean, low, high = figure(each.values())
+        when = f"At step {run.evaluated[0]} the" if run.evaluated[0] else "Before training the"
+        said.append(f"{'The' if run.is_evaluation else when} model got {of_100(mean)} of 100 test responses right.")
         sure = f"95% interval of the test: {of_100(low)} to {of_100(high)}."
     return [*said, *filter(None, [so_far(run)])] or ["Nothing has been measured yet."], sure
 
@@ -131,11 +139,12 @@ def of_recipe(members: Sequence[Run]) -> tuple[str, str, str]:
 
     It is of the mean, if two seeds or more have both tests; a seed that occurs twice counts once. Else it is one run's.
     """
-    measured = {lookup(run.config, "seed"): sides for run in members if (sides := sides_of(run, "mean@"))}
+    ended = (run for run in members if run.state == "complete")  # the last test of another run is of an earlier step
+    measured = {lookup(run.config, "seed"): sides for run in ended if (sides := sides_of(run, "mean@"))}
     if len(measured) < 2:
         one = next((run for run in members if sides_of(run, "mean@")), members[0])
         sentences, sure = story(one)
-        return one.name, sentences[0], sure
+        return one.name, " ".join(sentences[: len(how_it_ended(one)) + 1]), sure
     means = [[fmean(each.values()) for each in (sides[0], sides[-1])] for sides in measured.values()]
     gained = [now - was for was, now in means]
     verdict, ends = gain_of(gained)

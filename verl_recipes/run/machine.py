@@ -31,6 +31,8 @@ TOGETHER = ("torch", "vllm", "verl", "ray", "transformers", "tensordict", "trans
 DRIVERS = {13: 580, 12: 525}  # least driver for a major version of CUDA (its release notes, table of minor versions)
 QUERY = "--query-gpu=name,memory.total,memory.used,driver_version,compute_mode"
 SETUP = {False: "bash launch/setup.sh", True: "STACK=gpu bash launch/setup.sh"}  # by whether the run is one on GPUs
+# setup.sh looks at its list and not at what is installed: without this file it makes the environment anew.
+AGAIN = {gpu: f"rm -f .venv{'-gpu' * gpu}/pins.sha256; {command}" for gpu, command in SETUP.items()}
 
 
 class Line(NamedTuple):
@@ -82,12 +84,12 @@ def packages(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
         try:
             found = metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield Line("wrong", f"{name} is not installed; {wanted} is needed", SETUP[gpu])
+            yield Line("wrong", f"{name} is not installed; {wanted} is needed", AGAIN[gpu])
             continue
         if found.split("+")[0] == wanted:
             yield Line("ok", f"{name} {found}")
         else:
-            yield Line("warning", f"{name} {found}; {wanted} is what was resolved together", SETUP[gpu])
+            yield Line("warning", f"{name} {found}; {wanted} is what was resolved together", AGAIN[gpu])
     named = {entry.value for entry in metadata.entry_points().select(group="verl.plugins")}
     if missing := {"verl_recipes.in_verl", "verl_recipes.cpu"} - named:
         names = " and ".join(sorted(missing))
@@ -182,7 +184,7 @@ def cards(gpu: bool, cfg: Any, smi: Smi, **_: Any) -> Iterator[Line]:
         text = f"GPU {', '.join(map(str, alone))}: only one process may use it, and a run needs two (compute mode)"
         yield Line("warning", text, "sudo nvidia-smi -c DEFAULT, or topology=split if there are several")
     if not cuda_of_torch():
-        yield Line("wrong", "torch is a build without CUDA, or not installed", SETUP[gpu])
+        yield Line("wrong", "torch is a build without CUDA, or not installed", AGAIN[gpu])
 
 
 def compiler(gpu: bool, **_: Any) -> Iterator[Line]:
@@ -226,7 +228,7 @@ def imports(gpu: bool, cfg: Any, **_: Any) -> Iterator[Line]:
     for what, code in loads.items():
         status, text = run(sys.executable, "-c", code)
         last = text.splitlines()[-1] if text else "failed"
-        fix = "pip uninstall flash-attn  # torch's own kernels take its place" if "flash" in what else SETUP[gpu]
+        fix = "pip uninstall flash-attn  # torch's own kernels take its place" if "flash" in what else AGAIN[gpu]
         yield Line("wrong", f"{what}: {last}", fix) if status else Line("ok", what)
 
 
@@ -235,13 +237,13 @@ def space(cfg: Any, **_: Any) -> Iterator[Line]:
     from verl_recipes.planning.space import needs
 
     from_free = {
-        "memory": "ps aux --sort=-rss | head  # what uses it; a smaller model or fewer ranks need less",
+        "memory": "ps aux --sort=-rss | head  # what uses it; or force=true (the tiny run takes 5.5 GB)",
         "disk": "df -h; du -sh runs/*  # run_dir= on a larger disk, or trainer.max_actor_ckpt_to_keep=1",
     }
     for each in needs(cfg, Path(cfg.run_dir)):
         text = f"{each.free / GIB:.0f} GiB of {each.what} are free, about {each.need / GIB:.0f} are needed"
         fix = from_free[each.what.split()[0]]
-        yield Line("ok", text) if each.free >= each.need else Line("wrong", str(each), fix)
+        yield Line("ok", text) if each.free >= each.need else Line("warning" if cfg.force else "wrong", str(each), fix)
 
 
 def shared_memory(gpu: bool, **_: Any) -> Iterator[Line]:

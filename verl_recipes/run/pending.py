@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 Resources = Mapping[str, float]
 SHOWN = ("CPU", "GPU")
+RANK = (2, 3, 10)  # CPUs that verl asks for with a GPU; other programs of a cluster wait for other amounts
 
 
 def amounts(resources: Resources) -> str:
@@ -18,6 +19,11 @@ def amounts(resources: Resources) -> str:
     '3 CPU, 1 GPU'
     """
     return ", ".join(f"{resources[name]:g} {name}" for name in SHOWN if resources.get(name)) or "no CPU and no GPU"
+
+
+def of_verl(wanted: Iterable[Resources]) -> list[Resources]:
+    """Those that verl may have asked for: CPUs alone, or a GPU with the CPUs of a rank."""
+    return [each for each in wanted if not each.get("GPU") or (each["GPU"] == 1 and each.get("CPU") in RANK)]
 
 
 def sentence(wanted: Iterable[Resources], total: Resources, free: Resources) -> str:
@@ -45,7 +51,7 @@ def pending(address: str) -> str:
         for demand in [*demands.placement_group_demand, *demands.ray_task_actor_demand]
         for each in demand.bundles_by_count
     ]
-    return sentence(wanted, status.total_resources(), status.available_resources())
+    return sentence(of_verl(wanted), status.total_resources(), status.available_resources())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,16 @@ from rich.progress import Progress as RichProgress
 from verl_recipes.run.folder import RunFolder, parse_lines
 
 
+def clock(seconds: float) -> str:
+    """Minutes and seconds, from an hour on with the hours before them.
+
+    >>> clock(81.9), clock(72_000)
+    ('1:21', '20:00:00')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
 class Tail:
     """The whole JSON lines that a file gained since the last `read`."""
 
@@ -59,9 +69,9 @@ class Display:
 
     def step(self, step: int, each: float, what: str) -> None:
         """Show a step of training, and how long the others will take, at `each` seconds a step."""
-        left = int(each * (self.steps - step))
+        left = clock(each * (self.steps - step))
         self.bar.update(self.task, completed=step)
-        self.say(f"step {step} of {self.steps}: {what}, {each:.1f} s a step, {left // 60}:{left % 60:02d} left")
+        self.say(f"step {step} of {self.steps}: {what}, {each:.1f} s a step, {left} left")
 
 
 class Losses(Display):
@@ -114,8 +124,7 @@ class Progress(Display):
         self.bar.update(self.task, total=self.batches, completed=done)
         text = f", batch {done + 1} of {self.batches}"
         if done:
-            seconds = int((event["time"] - self.measured[0]) / done * (self.batches - done))
-            text += f", {seconds // 60}:{seconds % 60:02d} left"
+            text += f", {clock((event['time'] - self.measured[0]) / done * (self.batches - done))} left"
         return text
 
     def update(self) -> None:

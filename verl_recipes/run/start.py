@@ -25,7 +25,7 @@ from verl_recipes.run.log import last_error
 from verl_recipes.run.machine import hardware
 from verl_recipes.run.progress import Losses, Progress
 from verl_recipes.run.supervise import SFT, run_verl, size_of
-from verl_recipes.settings.configuration import STALENESS, is_split, user_cache
+from verl_recipes.settings.configuration import KEPT, STALENESS, is_split, kept_of, user_cache
 
 NOTICE = 25  # seconds between SIGTERM and the end, for a checkpoint; schedulers commonly give 30
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"  # Ray's: the seconds between a job's SIGTERM and SIGKILL, 3 unless it is set
@@ -96,6 +96,8 @@ def environment_of(cfg: DictConfig, run: RunFolder) -> dict[str, str]:
     environment["VLLM_NO_USAGE_STATS"] = "1"
     if is_split(cfg):  # verl 0.9.1 crashes on a message at level INFO (trainer_separate_async.py, flush=True)
         environment["VERL_LOGGING_LEVEL"] = "WARNING"
+    rollout = cfg.actor_rollout_ref.rollout
+    environment[KEPT] = str(kept_of(rollout.top_p, rollout.top_k))
     if cfg.staleness:
         environment[STALENESS] = str(cfg.staleness)
     for tracker in cfg.trackers.values():

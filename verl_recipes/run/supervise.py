@@ -27,6 +27,7 @@ from typing import Any, TextIO
 
 import psutil
 
+from data_prep.cli import quoted
 from verl_recipes.run.cluster import in_job
 from verl_recipes.run.folder import RunFolder
 from verl_recipes.settings.configuration import PYTHON
@@ -36,11 +37,17 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 # All temporary files of a run are in one folder here. Ray's sockets are in it too: a socket's path has at most 107
 # bytes, and Ray's have 106 if process numbers have seven digits. So the name is short, and TMPDIR is ignored.
 TEMPORARY, SCRATCH = Path("/tmp"), "czero-"
+TEMPORARIES = ("RAY_TMPDIR", "TMPDIR", "HF_DATASETS_CACHE")  # verl loads parquet by datasets, which copies it
 # Files in it: locked as long as the run goes on, and the names of its segments.
 LOCK, NOTED = "scratch.lock", "segments"
 # Ray starts a cluster of its own instead of joining one that runs on this machine, and listens on the loopback address
 # alone, as it does on Windows and macOS.
 LOCAL = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+LOCAL["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # under `uv run`, its workers take this Python too
+# A tracker's mode comes with a job and from its configuration; Ray refuses a name that is in both.
+JOB = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
+# Slurm sets all of these. verl refuses the first two beside the third, against which Ray would count logical GPUs.
+HIDDEN = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 ENGINE = "VLLM::EngineCore"  # verl waits for ever for one that dies while it receives weights
 DEAD = 60  # seconds; at a normal end engines stop only some seconds before verl
 # It waits for ever for room in Ray as well. A start on two cores takes half of this, so Ray is rarely asked.
@@ -81,10 +88,12 @@ def run_verl(
         with scratch_folder() as scratch, run.log.open("a", encoding="utf-8") as output:
             signal.signal(signal.SIGTERM, terminated)
             # All temporary files are then removed with the folder.
-            environment = os.environ | environment | {name: str(scratch) for name in ("RAY_TMPDIR", "TMPDIR")}
+            environment = os.environ | environment | {name: str(scratch) for name in TEMPORARIES}
             # Ray's own token would be a file in the home, which others may read, or which cannot be written.
             token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-            environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | ({} if in_job() else LOCAL | token)
+            environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | (JOB if in_job() else LOCAL | token)
+            for name in HIDDEN if environment.get("VERL_PLATFORM") == "cpu" else HIDDEN[:1]:
+                environment.pop(name, None)
             begin = partial(start, environment=environment, output=output)
             executes = not os.statvfs(scratch).f_flag & os.ST_NOEXEC  # else without the fork server: slower, no more
             if environment.get("VERL_PLATFORM") == "cpu" and not in_job() and executes:
@@ -92,6 +101,9 @@ def run_verl(
                 command.append(f"++ray_kwargs.ray_init.runtime_env.py_executable={python}")
                 verl = start_forkserver(Path(python), begin, command)
             else:
+                python = shlex.quote(sys.executable)  # Ray gives it to bash as it is
+                if python != sys.executable and not in_job():
+                    command.append(f"++ray_kwargs.ray_init.runtime_env.py_executable={quoted(python)}")
                 verl = begin([sys.executable, *command])
             already = written(run)
             is_late, is_going = lambda: time.monotonic() > deadline, lambda: written(run) > already

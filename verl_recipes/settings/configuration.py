@@ -15,6 +15,7 @@ from data_prep.cli import UserError
 from data_prep.help import did_you_mean
 
 STALENESS = "COUNTDOWN_ZERO_STALENESS"  # environment variable: of the run, for the guard of in_verl/agreement.py
+KEPT = "COUNTDOWN_ZERO_KEPT"  # environment variable: what kept_of says of the run, for the same guard
 PYTHON = "COUNTDOWN_ZERO_PYTHON"  # environment variable: the executable that asks cpu/forkserver.py for a process
 MICRO_BATCH = 32  # sequences of a micro-batch on a CPU: more would not be faster on two cores, but hold more padding
 
@@ -126,6 +127,11 @@ def needs_reference(cfg: DictConfig) -> bool:
     return bool(cfg.algorithm.use_kl_in_reward or cfg.actor_rollout_ref.actor.use_kl_loss)
 
 
+def kept_of(top_p: float, top_k: int) -> float:
+    """The share of the probability that sampling keeps at least; 0 with top_k, where it is not known."""
+    return 0.0 if top_k > 0 else float(top_p)
+
+
 def longest(cfg: DictConfig) -> int:
     """Tokens of the longest sequence: prompt and response."""
     return cfg.data.max_prompt_length + cfg.data.max_response_length
@@ -139,7 +145,8 @@ def check_ranks(cfg: DictConfig) -> None:
             f"topology=split takes a GPU for generation, so one {cfg.card.name} has none left to train: "
             "take gpus=2 or more, or topology=colocated"
         )
-    generating, parallel = rollout.n_gpus_per_node * (rollout.nnodes or 1), rollout.tensor_model_parallel_size
+    # An engine is on one machine, so each machine has whole ones.
+    generating, parallel = rollout.n_gpus_per_node, rollout.tensor_model_parallel_size
     if generating % parallel:
         raise UserError(
             f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide {generating} GPUs: "
@@ -196,6 +203,17 @@ def check_algorithm(algorithm: DictConfig) -> None:
         )
 
 
+def check_log_probs(cfg: DictConfig) -> None:
+    """Raise UserError if verl lacks the log-probabilities by which it is to correct; it would do nothing."""
+    correction = cfg.algorithm.rollout_correction
+    needed = correction.rollout_is or correction.rollout_rs or correction.bypass_mode
+    if needed and not cfg.actor_rollout_ref.rollout.calculate_log_probs:
+        raise UserError(
+            "correction= and algorithm.rollout_correction.bypass_mode need the rollout's log-probabilities: set "
+            "actor_rollout_ref.rollout.calculate_log_probs=true"
+        )
+
+
 def check_tests(cfg: DictConfig) -> None:
     """Raise UserError if what the tests decide would meet a step without a checkpoint."""
     patience = cfg.get("patience")
@@ -240,6 +258,7 @@ def check_choice(cfg: DictConfig) -> None:
         )
     check_names(cfg)
     check_algorithm(cfg.algorithm)
+    check_log_probs(cfg)
     if str(cfg.reward.custom_reward_function.path).endswith("random_control") and cfg.reward.num_workers > 1:
         raise UserError(
             f"reward.num_workers={cfg.reward.num_workers}: the coins of reward=random need one worker, which counts "
