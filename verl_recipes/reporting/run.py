@@ -193,6 +193,12 @@ def read_summary(folder: RunFolder, config: dict[str, Any]) -> tuple[dict[str, A
     return {}, "goes on" if folder.is_locked() else "ended early", planned
 
 
+def not_finite(metrics: Mapping[int, Mapping[str, Any]]) -> list[str]:
+    """Lines on metrics of steps that were NaN or infinite, which verl's file logger writes as null."""
+    lost = Counter(name for data in metrics.values() for name, value in data.items() if value is None)
+    return [f"{name}: no finite number at {count} steps, which are not drawn" for name, count in lost.items()]
+
+
 class SampleFile(NamedTuple):
     """A file of samples/."""
 
@@ -223,11 +229,7 @@ class Run:
         if not metrics:
             self.missing.append("no metrics.jsonl with a step in it, so there are no curves")
         self.curves, self.steps = curves_of(metrics), max(metrics, default=0)
-        # verl's file logger writes NaN and infinity as null.
-        lost = Counter(name for data in metrics.values() for name, value in data.items() if value is None)
-        self.missing += [
-            f"{name}: no finite number at {count} steps, which are not drawn" for name, count in lost.items()
-        ]
+        self.missing += not_finite(metrics)
         self.is_warm_start = "sft" in self.config
         self.is_evaluation = mark_of(folder).get("kind") == "evaluation"
         self.summary, self.state, self.planned = read_summary(self.folder, self.config)
