@@ -73,6 +73,12 @@ def test_every_key_of_the_whole_configuration_is_refused_or_may_change(config):
     assert len(before) > 500
 
 
+def test_the_sampler_gets_no_key_that_runs_begun_earlier_lack(config):
+    """A key that is new may be there only if it is in the list of what may change; this one is not."""
+    own = {"filter_groups", "train_batch_size", "samples_dir", "tokenizer", "response_length", "checkpoints_dir"}
+    assert config["trainer"]["v1"]["sampler"]["sampler_kwargs"].keys() == own | {"patience", "alarm"}
+
+
 def test_what_may_change_is_a_list_of_keys_that_there_are(config):
     """But for what other recipes and hardware have."""
     keys = [key for key, _ in flat(config)] + ["versions.verl", "data.curriculum.steps"]

@@ -24,9 +24,9 @@ def test_ray_has_the_logical_cpus_that_verl_waits_for_however_few_the_machine_ha
     """Three a GPU for verl's pools, one a storage unit and the controller of TransferQueue, and one for what starts."""
     cfg = compose("train", f"hardware={hardware}")
     units = cfg.transfer_queue.backend.SimpleStorage.num_data_storage_units
-    assert cfg.ray_kwargs.ray_init.num_cpus > 3 * cfg.gpus + units + 1
+    assert cfg.ray_kwargs.ray_init.num_cpus == 3 * cfg.gpus + units + 9
     ranks = compose("train", f"hardware={hardware}", "trainer.n_gpus_per_node=8")  # verl's own key
-    assert ranks.ray_kwargs.ray_init.num_cpus > 3 * 8 + units + 1
+    assert ranks.ray_kwargs.ray_init.num_cpus == 3 * 8 + units + 9
     assert cfg.transfer_queue.backend.SimpleStorage.required_node_resource == "GPU"
 
 
@@ -104,7 +104,7 @@ if OWN:
 dead_actors.watch()
 print("went on")
 """
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:  # Ray is still ending
         for own, status, said in ((True, 0, "went on"), (False, 1, "RuntimeError: another run is on the Ray cluster")):
             command = [sys.executable, "-c", code.replace("OWN", str(own))]
             environment = os.environ | {"RAY_TMPDIR": folder}

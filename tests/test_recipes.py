@@ -189,10 +189,11 @@ def test_what_does_not_go_together_is_refused_in_one_line(overrides, message):
     assert "\n" not in refusal(cfg)
 
 
-def test_an_engine_of_vllm_does_not_span_two_machines():
-    split = ("gpus=8", "nodes=2", "topology=split", "actor_rollout_ref.rollout.n_gpus_per_node=3")
+@pytest.mark.parametrize(("generating", "refused"), [(3, True), (1, False), (2, False)])
+def test_an_engine_of_vllm_takes_no_part_of_two_machines(generating, refused):
+    split = ("gpus=8", "nodes=2", "topology=split", f"actor_rollout_ref.rollout.n_gpus_per_node={generating}")
     cfg = of("mini_r1", "qwen2.5_3b_instruct", "h100", *split, "actor_rollout_ref.rollout.tensor_model_parallel_size=2")
-    assert "does not divide 3 GPUs" in refusal(cfg)
+    assert (f"does not divide {generating} GPUs" in str(refusal(cfg))) == refused
 
 
 @pytest.mark.slow

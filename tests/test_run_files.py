@@ -185,7 +185,7 @@ def test_a_run_has_a_token_of_its_own_and_writes_none_to_the_home(tmp_path, monk
 def test_a_run_on_a_cpu_is_told_of_no_gpus_and_one_on_gpus_of_those_it_may_use(tmp_path, monkeypatch):
     for name in supervise.HIDDEN:
         monkeypatch.setenv(name, "0")
-    for platform, left in (("cpu", set()), ("cuda", {*supervise.HIDDEN[1:]})):
+    for platform, left in (("cpu", set()), ("cuda", {*supervise.HIDDEN[2:]})):
         told = begun(monkeypatch, RunFolder(tmp_path), VERL_PLATFORM=platform)[1]
         assert told.keys() & {*supervise.HIDDEN} == left
         assert told["HF_DATASETS_CACHE"] == told["TMPDIR"]

@@ -38,7 +38,6 @@ from verl_recipes.run.folder import RunFolder, append_line, as_lines, pack, writ
 POLL_SECONDS = 0.05  # between two looks for finished rollouts, if there are few
 POLL_SHARE = 0.1  # of the time at most may go into looking, as 8,192 keys take a good part of a second
 POLL_MOST = 2.0  # seconds, verl's own interval
-OF_BATCH = ("reward/missing", "reward/groups_without_signal")  # what the rows do not tell
 FIELDS = ["prompts", "responses", "reward_model", "data_source", "extra_info", "extra_fields", "rm_scores"]
 
 
@@ -65,7 +64,7 @@ class CountdownReplayBuffer(ReplayBuffer):
     """For verl's synchronous trainer. Its settings are `trainer.v1.sampler.sampler_kwargs` in configs/train.yaml."""
 
     def __init__(self, *args: Any, sampler_kwargs: Mapping[str, Any], **kwargs: Any) -> None:
-        groups = sampler_kwargs["filter_groups"]
+        groups, self.link = sampler_kwargs["filter_groups"], TrainerLink(kwargs)
         super().__init__(
             *args,
             sampler_kwargs=sampler_kwargs,
@@ -75,11 +74,10 @@ class CountdownReplayBuffer(ReplayBuffer):
             train_batch_size=sampler_kwargs["train_batch_size"],
             gen_batch_size=1,
             max_inflight_gen_batches=groups["max_inflight_gen_batches"],
-            sync_refill_failed_groups=sampler_kwargs.get("sync_refill_failed_groups", False),
+            sync_refill_failed_groups=self.link.refills_failed_groups(),
             **kwargs,
         )
         dead_actors.watch()  # verl's trainer makes its replay buffer before its actors
-        self.link = TrainerLink(kwargs)
         self.run = RunFolder(Path(sampler_kwargs["samples_dir"]).parent)
         self.tokenizer = AutoTokenizer.from_pretrained(sampler_kwargs["tokenizer"])
         self.rows: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
@@ -125,13 +123,13 @@ class CountdownReplayBuffer(ReplayBuffer):
         shares = component_metrics(rows)
         if split == "train":
             # The share of responses that failed; verl trains on nothing in their place.
-            shares["reward/missing"] = 1 - len(rows) / self.link.responses_to(batch_size)
+            own = {"reward/missing": 1 - len(rows) / self.link.responses_to(batch_size)}
             if self.without_signal:  # dynamic sampling left these groups out of the batch
                 groups = len({row["prompt_id"] for row in rows}) + self.without_signal
-                shares["reward/groups_without_signal"] = self.without_signal / groups
+                own["reward/groups_without_signal"] = self.without_signal / groups
+            shares |= own
             self.link.learn(rows)
             # With topology=split a step has several batches, and the last one has the longest responses.
-            own = {name: shares[name] for name in OF_BATCH if name in shares}
             self.history[global_steps] = component_metrics(self.rows[split, global_steps]) | own
             alarm = self.sampler_kwargs["alarm"]
             self.history.pop(global_steps - alarm["steps"], None)  # no alarm looks further back

@@ -59,6 +59,10 @@ class TrainerLink:
         """How many responses so many prompts of a training step get."""
         return int(prompts * self.trainer.config.actor_rollout_ref.rollout.n)
 
+    def refills_failed_groups(self) -> bool:
+        """verl's own key, which it gives to its own replay buffers alone."""
+        return bool(self.trainer.config.trainer.v1.sampler.sync_refill_failed_groups)
+
     def save_this_step(self) -> None:
         """Make the trainer save after the present step: it reads `save_freq` after each step."""
         self.trainer.config.trainer.save_freq = 1

@@ -41,9 +41,9 @@ def files_of(checkpoint: Path) -> list[Path]:
     world = ranks_of(checkpoint / "actor") or 1
     expected = [checkpoint / "actor" / f"model_world_size_{world}_rank_{rank}.pt" for rank in range(world)]
     theirs = [file for file in sorted(checkpoint.rglob("*.pt")) if f"_size_{world}_" in file.name]
-    # verl writes this after the ranks' files (and an asynchronous trainer its queue); a warm start has one for each.
-    data = sorted(checkpoint.glob("data_*.pt")) or [checkpoint / "data.pt"]
-    return list(dict.fromkeys([*data, *expected, *theirs]))
+    # verl writes this after the ranks' files (and an asynchronous trainer its queue); a warm start's has a number.
+    data = next(checkpoint.glob("data_*.pt"), checkpoint / "data.pt")
+    return list(dict.fromkeys([data, *expected, *theirs]))
 
 
 def cut_short(checkpoint: Path) -> str:

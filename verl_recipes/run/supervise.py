@@ -46,7 +46,7 @@ LOCAL = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 LOCAL["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # under `uv run`, its workers take this Python too
 # A tracker's mode comes with a job and from its configuration; Ray refuses a name that is in both.
 JOB = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
-# Slurm sets all of these. verl refuses the first two beside the third, against which Ray would count logical GPUs.
+# A cluster may set all of these. verl refuses the first two beside the third, against which Ray counts logical GPUs.
 HIDDEN = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 ENGINE = "VLLM::EngineCore"  # verl waits for ever for one that dies while it receives weights
 DEAD = 60  # seconds; at a normal end engines stop only some seconds before verl
@@ -92,7 +92,7 @@ def run_verl(
             # Ray's own token would be a file in the home, which others may read, or which cannot be written.
             token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
             environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | (JOB if in_job() else LOCAL | token)
-            for name in HIDDEN if environment.get("VERL_PLATFORM") == "cpu" else HIDDEN[:1]:
+            for name in HIDDEN if environment.get("VERL_PLATFORM") == "cpu" else HIDDEN[:2]:
                 environment.pop(name, None)
             begin = partial(start, environment=environment, output=output)
             executes = not os.statvfs(scratch).f_flag & os.ST_NOEXEC  # else without the fork server: slower, no more

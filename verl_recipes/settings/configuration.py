@@ -78,16 +78,20 @@ def attention() -> str:
     return "flash_attention_2" if find_spec("flash_attn") else "torch_varlen"
 
 
-def ray_cpus(gpus: int, storage_units: int) -> int:
-    """The logical CPUs of Ray on a machine with this many GPUs, however many the machine has: verl waits for them.
+def ray_cpus(training: int, generating: int, nodes_alone: int, storage_units: int) -> int:
+    """The logical CPUs of Ray on a machine with these GPUs, however many it has: verl waits for them.
 
     verl 0.9.1 asks for three a GPU, TransferQueue for one a storage unit and one for its controller. Eight more are for
     actors that start: each holds one until it runs.
 
-    >>> ray_cpus(1, 8)
-    20
+    Args:
+        training, generating: GPUs. They are the same ones unless `nodes_alone`, on how many nodes some only generate.
+        storage_units: of TransferQueue.
+
+    >>> ray_cpus(1, 1, 0, 8), ray_cpus(6, 2, 1, 8)
+    (20, 41)
     """
-    return 3 * gpus + storage_units + 1 + 8
+    return 3 * (training + generating * bool(nodes_alone)) + storage_units + 1 + 8
 
 
 RESOLVERS: dict[str, Callable[..., Any]] = {
@@ -145,9 +149,9 @@ def check_ranks(cfg: DictConfig) -> None:
             f"topology=split takes a GPU for generation, so one {cfg.card.name} has none left to train: "
             "take gpus=2 or more, or topology=colocated"
         )
-    # An engine is on one machine, so each machine has whole ones.
+    # An engine takes some GPUs of one machine, or all of several (verl's replica.py).
     generating, parallel = rollout.n_gpus_per_node, rollout.tensor_model_parallel_size
-    if generating % parallel:
+    if generating % parallel and (parallel % generating or generating * (rollout.nnodes or 1) % parallel):
         raise UserError(
             f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide {generating} GPUs: "
             "choose a divisor"
