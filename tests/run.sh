@@ -22,8 +22,8 @@ esac
 if [[ "${selection[*]}" != *slow* ]] && ! command -v chromium > /dev/null && ! command -v chromium-browser > /dev/null; then
     echo "Chromium is missing, so the tests of the report are skipped; on Debian: apt-get install chromium"
 fi
-free="from verl_recipes.planning.space import free_memory; print(int(free_memory() / 6e9))" # a run takes 5.5 GB
-most=$(python -c "$free")
+memory="from verl_recipes.planning.space import free_memory; print(int(free_memory() / 6e9))" # a run takes 5.5 GB
+most=$(python -c "$memory")
 [[ "${selection[*]}" != *"not slow"* ]] || most=4 # these start no run
 most=$((most < 1 ? 1 : most > 4 ? 4 : most))
 exec python -m pytest tests -n logical --maxprocesses "$most" --no-loadscope-reorder "${order[@]}" "${selection[@]}" "$@"
