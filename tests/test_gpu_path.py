@@ -51,6 +51,14 @@ def test_ray_itself_says_what_it_has_no_room_for():
     assert said == "Ray has no room for 3 CPU: it has 2 CPU, of which 2 CPU are free"
 
 
+def ended(code):
+    """A script that starts Ray, after its end; Ray may go on to end while the folder of its sockets is removed."""
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
+        environment = os.environ | {"RAY_TMPDIR": folder}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8", timeout=120)
+
+
 @pytest.mark.slow
 def test_a_process_ends_after_the_death_of_an_actor_that_verl_did_not_end():
     code = """
@@ -73,10 +81,7 @@ os.kill(pids[2], signal.SIGKILL)
 dead_actors.PATIENCE = 0
 dead_actors.wait_for_a_death()
 """
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
-        environment = os.environ | {"RAY_TMPDIR": folder}
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8", timeout=120)
+    done = ended(code)
     none, *_, why = done.stdout.splitlines()  # between them, Ray says it too
     assert (done.returncode, none, why) == (1, "[]", "RuntimeError: Killed died, and verl would wait for it for ever")
 
@@ -104,13 +109,10 @@ if OWN:
 dead_actors.watch()
 print("went on")
 """
-    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:  # Ray is still ending
-        for own, status, said in ((True, 0, "went on"), (False, 1, "RuntimeError: another run is on the Ray cluster")):
-            command = [sys.executable, "-c", code.replace("OWN", str(own))]
-            environment = os.environ | {"RAY_TMPDIR": folder}
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, encoding="utf-8", timeout=120)
-            assert done.returncode == status
-            assert said in done.stdout.splitlines()[-1]
+    for own, status, said in ((True, 0, "went on"), (False, 1, "RuntimeError: another run is on the Ray cluster")):
+        done = ended(code.replace("OWN", str(own)))
+        assert done.returncode == status
+        assert said in done.stdout.splitlines()[-1]
 
 
 def test_a_start_for_which_ray_has_no_room_ends_once_it_said_so_twice(monkeypatch):

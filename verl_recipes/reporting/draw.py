@@ -28,8 +28,7 @@ INK, GRID = "#1c1e21", "#d0d4da"
 # By term, of a run.
 PANELS = ("reward", "well_formed", "response_tokens", "without_signal", "agreement", "parts_of_step")
 FEW = 40  # points of a line whose points are shown
-POINT: dict[str, Any] = {"fmt": "o", "markersize": 5, "capsize": 3, "linewidth": 1.4, "zorder": 3}
-POINT["clip_on"] = False  # a point at 0 would be half a point
+POINT: dict[str, Any] = {"fmt": "o", "markersize": 5, "capsize": 3, "linewidth": 1.4, "zorder": 3, "clip_on": False}
 
 
 def looks(chart: dict[str, Any], line: dict[str, Any]) -> tuple[int, int]:

@@ -328,6 +328,14 @@ def last_samples(path: Path) -> list[dict[str, Any]]:
     return read_lines(path)
 
 
+def add_step(metrics: dict[int, dict[str, Any]], step: int, data: dict[str, Any]) -> None:
+    """Add a line to metrics by step, which stay in order: later steps go, as a resumed run makes them again."""
+    same = metrics.get(step, {})  # a step may have several lines, as an evaluation may be repeated alone
+    while metrics and next(reversed(metrics)) >= step:
+        metrics.popitem()
+    metrics[step] = same | data
+
+
 def read_metrics(run: RunFolder, holding: bytes = b"") -> dict[int, dict[str, Any]]:
     """The metrics of a run by step, in order, with those of the present start. A step may have several lines.
 
@@ -340,8 +348,5 @@ def read_metrics(run: RunFolder, holding: bytes = b"") -> dict[int, dict[str, An
         for line in parse_lines(b"\n".join(each for each in lines if holding in each), path, skip_damaged=True):
             step, data = line.get("step"), line.get("data")
             if isinstance(step, int) and isinstance(data, dict):
-                same = metrics.get(step, {})
-                while metrics and next(reversed(metrics)) >= step:  # steps that the present start makes again
-                    metrics.popitem()
-                metrics[step] = same | data
-    return dict(sorted(metrics.items()))
+                add_step(metrics, step, data)
+    return metrics

@@ -20,7 +20,7 @@ from verl_recipes.measure.batch import component_metrics
 from verl_recipes.run.best import best_step, early_end, evaluations
 from verl_recipes.run.checkpoints import RESHARDED, last_checkpoint, remove_old, sealing
 from verl_recipes.run.cluster import in_job, join_cluster
-from verl_recipes.run.folder import RunFolder, append_line, as_lines, cut_half_line, read_lines, write_whole
+from verl_recipes.run.folder import RunFolder, add_step, append_line, as_lines, cut_half_line, read_lines, write_whole
 from verl_recipes.run.log import last_error
 from verl_recipes.run.machine import hardware
 from verl_recipes.run.progress import Losses, Progress
@@ -56,10 +56,7 @@ def merge_metrics(run: RunFolder) -> None:
     """
     by_step: dict[int, dict[str, Any]] = {}
     for entry in read_lines(run.metrics) + read_lines(run.metrics_part, skip_damaged=True):  # a full disk cuts lines
-        step, same = entry["step"], by_step.get(entry["step"], {})  # an evaluation may be repeated alone
-        while by_step and next(reversed(by_step)) >= step:  # they are in order, and so is nearly every entry
-            by_step.popitem()
-        by_step[step] = same | entry["data"]
+        add_step(by_step, entry["step"], entry["data"])
     saved = last_checkpoint(run.checkpoints)
     if "training/global_step" not in by_step.get(saved, {}) and (rows := read_lines(run.samples_of("train", saved))):
         known = {"training/global_step": saved} | component_metrics(rows)

@@ -42,8 +42,11 @@ TEMPORARIES = ("RAY_TMPDIR", "TMPDIR", "HF_DATASETS_CACHE")  # verl loads parque
 LOCK, NOTED = "scratch.lock", "segments"
 # Ray starts a cluster of its own instead of joining one that runs on this machine, and listens on the loopback address
 # alone, as it does on Windows and macOS.
-LOCAL = {"RAY_ADDRESS": "local", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-LOCAL["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # under `uv run`, its workers take this Python too
+LOCAL = {
+    "RAY_ADDRESS": "local",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, its workers take this Python too
+}
 # A tracker's mode comes with a job and from its configuration; Ray refuses a name that is in both.
 JOB = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
 # A cluster may set all of these. verl refuses the first two beside the third, against which Ray counts logical GPUs.
