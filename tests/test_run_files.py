@@ -1,11 +1,13 @@
 """What a run writes and reads, without starting verl."""
 
 import copy
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from multiprocessing import shared_memory
 from types import SimpleNamespace
@@ -304,9 +306,12 @@ sys.exit(1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whom", ["command", "group", "everything", "timeout"])
-def test_verl_goes_on_to_save_whichever_processes_get_sigterm(tmp_path, whom):
-    """The command alone; its process group, as `kill -- -PGID`; every process, as Slurm and systemd; `timeout`."""
+@pytest.mark.parametrize("whom", ["command", "group", "everything", "timeout", "terminal"])
+def test_verl_goes_on_to_save_whichever_processes_get_the_signal(tmp_path, whom):
+    """The command alone; its process group, as `kill -- -PGID`; every process, as Slurm and systemd; `timeout`.
+
+    A terminal that is closed sends SIGHUP, and every write to it fails from then on.
+    """
     (tmp_path / "verl.py").write_text(VERL, encoding="utf-8")
     verl = tmp_path / "python"
     verl.write_text(f"#!/bin/sh\nexec {sys.executable} verl.py\n", encoding="utf-8")
@@ -314,11 +319,14 @@ def test_verl_goes_on_to_save_whichever_processes_get_sigterm(tmp_path, whom):
     script = (
         "import sys; from pathlib import Path; from verl_recipes.run import supervise\n"
         f"sys.executable, supervise.TEMPORARY = {str(verl)!r}, Path.cwd()\n"
-        "supervise.run_verl(supervise.RunFolder('.'), {}, lambda: None, notice=20)\n"
+        "supervise.run_verl(supervise.RunFolder('.'), {}, lambda: print('.', flush=True), notice=20)\n"
     )
+    terminal, ours = os.openpty()
     command = [*(["timeout", "600"] if whom == "timeout" else []), sys.executable, "-c", script]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = psutil.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+    own = {"start_new_session": True, "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
+    run = psutil.Popen(command, cwd=tmp_path, env=environment, stdin=ours, stdout=ours, stderr=ours, **own)
+    os.close(ours)
     while not (tmp_path / "started").exists():
         assert run.poll() is None
         time.sleep(0.05)
@@ -326,11 +334,15 @@ def test_verl_goes_on_to_save_whichever_processes_get_sigterm(tmp_path, whom):
         os.killpg(run.pid, signal.SIGTERM)
     elif whom == "timeout":
         run.send_signal(signal.SIGALRM)  # as the kernel does when its time is over
+    elif whom == "terminal":
+        os.close(terminal)
     else:
         for process in [run, *(run.children(recursive=True) if whom == "everything" else [])]:
             process.terminate()
     assert run.wait(timeout=60) == (124 if whom == "timeout" else 128 + signal.SIGTERM)
     assert (tmp_path / "saved").exists()
+    if whom != "terminal":
+        os.close(terminal)
 
 
 def test_services_that_ray_ends_itself_are_killed_at_once_and_not_those_that_a_scheduler_signals():

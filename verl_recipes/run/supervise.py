@@ -14,6 +14,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -68,8 +69,8 @@ def run_verl(
     Args:
         environment: added to this process's own.
         watch: called about five times a second; it shows the progress.
-        notice: seconds that verl gets to end by itself after SIGTERM. The file `stop` asks it to
-            (verl_recipes/in_verl/sampler.py).
+        notice: seconds that verl gets to end by itself after SIGTERM; 0 ends it at once. The file `stop` asks it to
+            (verl_recipes/in_verl/sampler.py). After SIGHUP, from a terminal that was closed, it gets the time it needs.
         trainer: the entry of one of verl's trainers.
 
     Returns:
@@ -86,10 +87,20 @@ def run_verl(
         run.stop.touch()
         deadline = min(deadline, time.monotonic() + notice)
 
+    def hung_up(*_: object) -> None:
+        """The terminal is gone, so every write to it fails; but nobody kills what it left behind after some seconds."""
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for stream in (1, 2):
+            if not stat.S_ISREG(os.fstat(stream).st_mode):
+                os.dup2(nothing, stream)
+        run.stop.touch() if notice else terminated()
+
     run.stop.unlink(missing_ok=True)
     try:
         with scratch_folder() as scratch, run.log.open("a", encoding="utf-8") as output:
             signal.signal(signal.SIGTERM, terminated)
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` has it
+                signal.signal(signal.SIGHUP, hung_up)
             # All temporary files are then removed with the folder.
             environment = os.environ | environment | {name: str(scratch) for name in TEMPORARIES}
             # Ray's own token would be a file in the home, which others may read, or which cannot be written.
@@ -130,7 +141,7 @@ def scratch_folder() -> Iterator[Path]:
         remove(abandoned)
     scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=TEMPORARY))
     lock = lock_scratch(scratch)
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     try:
         yield scratch
     finally:
