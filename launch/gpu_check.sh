@@ -5,6 +5,7 @@
 # more. Once .venv-gpu is there, nothing is downloaded.
 #   bash launch/gpu_check.sh [hardware=h100 | hardware=a800 | hardware=rtx4090 | hardware=cpu] [overrides]
 #   OUT=folder          for the results (runs/gpu_check/results); please open an issue with its report.md
+#   WORK=folder         for the runs themselves (runs/gpu_check)
 #   STAGES="0 1 2"      only these, if there is less time
 #   MODEL=folder        the pretrained model of stage 4: SmolLM2-135M-Instruct, by verl_recipes.fetch
 #   DRY_RUN=1           only print the commands             SETUP=0   use the present Python

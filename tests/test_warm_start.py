@@ -13,6 +13,7 @@ from rich.console import Console
 from data_prep.cli import CONFIGS, UserError, compose
 from data_prep.prompts import messages_for
 from verl_recipes import warm_start
+from verl_recipes.planning import space
 from verl_recipes.run.folder import RunFolder, append_line, as_lines
 from verl_recipes.run.progress import Losses
 from verl_recipes.run.weights import find_weights
@@ -137,6 +138,18 @@ def test_a_mistake_is_one_line(tmp_path, overrides, message):
         warm_start.check_traces(cfg)
     assert message in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_disk_must_hold_the_checkpoints_of_the_warm_start_and_not_the_recipes(tmp_path, monkeypatch):
+    """AdamW's, of which verl keeps one more than `patience`; the recipe trains by SGD or has a critic."""
+    asked = []
+    monkeypatch.setattr(warm_start, "check_start", lambda cfg, folder: asked.append(cfg) or {})
+    own = [f"traces={traces(tmp_path / 'traces', 64)}", "steps=200", "every=20", "patience=3"]
+    for recipe in ("tiny", "tinyzero_ppo"):
+        warm_start.check_traces(config(own, "model=qwen2.5_0.5b", f"recipe={recipe}", "hardware=h100"))
+        assert space.checkpoints_at_once(asked[-1]) == 4
+        assert space.checkpoint_bytes(asked[-1], 1000) == 3 * 4 * 1000
+        assert space.samples_bytes(asked[-1], trains=True) == 0
 
 
 def test_a_warm_start_goes_on_with_as_many_ranks_as_saved_it(tmp_path):

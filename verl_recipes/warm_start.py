@@ -139,7 +139,11 @@ def check_traces(cfg: DictConfig) -> Inputs:
                 "traces (count=, held_out_share=)"
             )
     train, held_out = found
-    return Inputs(train, held_out, check_start(cfg, Path(cfg.run_dir)))
+    own = cfg.copy()  # this trainer's checkpoints, not the recipe's; verl removes an old one before it saves the next
+    own.trainer.update({"total_training_steps": cfg.sft.steps, "save_freq": cfg.sft.every})
+    own.trainer.max_actor_ckpt_to_keep, own.data.train_batch_size = cfg.sft.patience, 0  # it has no samples
+    own.actor_rollout_ref.actor.optim.optimizer, own.critic.enable = "AdamW", False
+    return Inputs(train, held_out, check_start(own, Path(cfg.run_dir)))
 
 
 def losses(run: RunFolder) -> dict[int, float]:
