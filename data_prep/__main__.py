@@ -1,7 +1,7 @@
 """python -m data_prep [overrides]: any Countdown source as parquet in verl's format, with a datasheet.
 
     data/tiny/
-        train.parquet, test.parquet   problems in the form of data_prep/prompts.py; no numbers are in both, unless split=
+        train.parquet, test.parquet   problems as in data_prep/prompts.py; no numbers are in both, unless split= says so
         ood_<name>.parquet            test sets out of distribution (configs/ood)
         rejected.jsonl                rows of the source that are not valid problems, with place and reason
         datasheet.md, .json, .png     statistics of all files

@@ -58,8 +58,11 @@ def publish(new: Path, out: Path) -> None:
             return
         except OSError as error:  # another writer made or removed `out` in between
             if error.errno in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-                text = f"{out} is on a file system that cannot replace a folder in one step: remove it first"
-                raise UserError(text) from None
+                kept = new.rename(tempfile.mkdtemp(prefix=f"{out.name}-", dir=out.parent))
+                raise UserError(
+                    f"{out} is on a file system that cannot replace a folder in one step, and stays as it is; what was "
+                    f"made is in {kept}"
+                ) from None
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or not new.exists():
                 raise
 

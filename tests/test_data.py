@@ -603,6 +603,23 @@ def test_a_folder_is_replaced_on_a_file_system_without_locks(tmp_path, monkeypat
     assert (tmp_path / "model" / "weights").read_text(encoding="utf-8") == "new"
 
 
+def test_a_file_system_that_cannot_exchange_folders_costs_no_work(tmp_path, monkeypatch):
+    def exchange(*_):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # as NFS does
+
+    monkeypatch.setattr("data_prep.folder.exchange", exchange)
+    (tmp_path / "data").mkdir()
+    with (
+        pytest.raises(UserError, match="stays as it is; what was made is in") as error,
+        replaced(tmp_path / "data") as new,
+    ):
+        (new / "file").write_text("new", encoding="utf-8")
+    [kept] = tmp_path.glob("data-*")
+    assert (kept / "file").exists()
+    assert str(kept) in str(error.value)
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_folder_takes_the_place_of_another_only_once_it_is_on_the_disk(tmp_path, monkeypatch):
     def fails(_):
         raise OSError(5, "Input/output error")

@@ -6,6 +6,8 @@ import random
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
+from threading import Event
 
 import pytest
 from configurations import compose
@@ -18,6 +20,7 @@ from verl_recipes.run.checkpoints import (
     checkpoint_error,
     how_to_continue,
     last_checkpoint,
+    old_steps,
     remove_old,
     sealing,
 )
@@ -164,6 +167,31 @@ def test_a_checkpoint_that_is_cut_short_gets_no_hashes_and_costs_no_older_one(ch
     assert checkpoint_error(file.parent.parent)
     assert (checkpoints / "global_step_4").exists()
     assert f"warning: {file} is missing or cut short; older checkpoints stay" in capsys.readouterr().err
+
+
+def test_a_save_that_a_kill_ended_takes_no_place_of_a_whole_checkpoint(checkpoints):
+    half, whole = checkpoints / "global_step_10", checkpoints / "global_step_9"
+    for folder in (half, whole):  # a user made the run go on from step 8
+        shutil.copytree(checkpoints / "global_step_8", folder)
+    (half / "data.pt").unlink()
+    with sealing(checkpoints):
+        pass
+    assert (half.exists(), whole.exists()) == (False, True)
+    shutil.copytree(whole, checkpoints / "global_step_12")
+    (checkpoints / TRACKER).write_text("12")
+    assert old_steps(checkpoints, 2) == [8, 4]
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
+def test_hashes_do_not_keep_a_run_from_ending_in_time(checkpoints, monkeypatch, signal):
+    """Those of a large checkpoint take longer than the seconds between SIGTERM and SIGKILL; the next start goes on."""
+    begun, go_on, done = Event(), Event(), Event()
+    monkeypatch.setattr("verl_recipes.run.checkpoints.seal", lambda _: (begun.set(), go_on.wait(60), done.set()))
+    with suppress(signal), sealing(checkpoints):
+        assert begun.wait(30)
+        raise signal
+    assert not done.is_set()
+    go_on.set()
 
 
 @pytest.mark.slow

@@ -303,6 +303,9 @@ def test_checkpoints_are_no_more_than_the_run_saves_and_those_on_the_disk_count(
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "file").write_bytes(bytes(1000))
     assert sum(each.need for each in space.disks(cfg, tmp_path, 10**6, trains=True)) == whole - 1000
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "1.jsonl.gz").write_bytes(bytes(1000))
+    assert sum(each.need for each in space.disks(cfg, tmp_path, 10**6, trains=True)) == whole - 2000
     assert sum(each.need for each in space.disks(cfg, tmp_path, 10**6, trains=False)) < whole
 
 

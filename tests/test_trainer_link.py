@@ -7,6 +7,7 @@ import pytest
 from configurations import compose
 
 from verl_recipes.in_verl.trainer_link import TrainerLink
+from verl_recipes.run.folder import RunFolder, read_lines
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +29,21 @@ def trainer():
     trainer.config = compose("train", f"{sampler}.path=pkg://test_trainer_link", f"{sampler}.name=Recording")
     trainer.trainer_mode = "sync"
     return trainer
+
+
+def test_a_tests_further_batches_are_added_to_its_file_and_not_kept(tmp_path):
+    """An evaluation may have gigabytes of responses; a training step's are few, and its metrics are of all."""
+    from verl_recipes.in_verl.sampler import CountdownReplayBuffer
+
+    buffer = object.__new__(CountdownReplayBuffer)
+    buffer.run, buffer.rows = RunFolder(tmp_path), {}
+    for split, step, kept in (("validation", 0, 0), ("train", 1, 3), ("validation", 1, 0), ("train", 2, 3)):
+        rows = [{"response": f"{number} \ud800"} for number in range(3)]
+        for batch in (rows[:2], rows[2:]):
+            buffer.write(batch, split, step)
+        assert [row["response"][0] for row in read_lines(buffer.run.samples_of(split, step))] == ["0", "1", "2"]
+        assert len(buffer.rows[split, step]) == kept
+    assert buffer.run.samples_of("train", 1).with_suffix(".jsonl.gz").exists()
 
 
 def test_a_batch_is_in_the_order_of_its_prompts_not_in_that_in_which_responses_ended(monkeypatch):

@@ -16,8 +16,8 @@ over the one before, and one problem answered by all. That page is RUN/ladder.ht
 `watch=true` makes the page again whenever the run has done something, until it ends; the page refreshes itself.
 `serve=true` does the same and serves the page to this machine alone; the address is printed, and Ctrl-C ends it.
 
-The page holds some of the samples and says how many there are. Everything else is computed from all samples, except
-behaviours, which are read from 64 responses of each step.
+The page holds some of the samples and says how many there are. Everything else is computed from all samples, in a
+run of more than 500 steps from those of 500, except behaviours, which are read from 64 responses of each step.
 """
 
 import time

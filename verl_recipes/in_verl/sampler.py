@@ -16,7 +16,6 @@ One line of the files it writes, `samples/{train,validation}/<step>.jsonl`:
 """
 
 import time
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ class CountdownReplayBuffer(ReplayBuffer):
         dead_actors.watch()  # verl's trainer makes its replay buffer before its actors
         self.run = RunFolder(Path(sampler_kwargs["samples_dir"]).parent)
         self.tokenizer = AutoTokenizer.from_pretrained(sampler_kwargs["tokenizer"])
-        self.rows: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+        self.rows: dict[tuple[str, int], list[dict[str, Any]]] = {}  # of the present step
         self.history: dict[int, dict[str, float]] = {}  # metrics of the training steps
         self.without_signal = 0  # groups that dynamic sampling dropped in this step
 
@@ -172,15 +171,18 @@ class CountdownReplayBuffer(ReplayBuffer):
         } | scored({name: as_float(value) for name, value in verdict.items()}, float(own["rm_scores"].sum()))
 
     def write(self, rows: list[dict[str, Any]], split: str, step: int) -> None:
-        """Add rows to the file of their step, which is replaced as a whole."""
-        everything = self.rows[split, step]
-        everything += rows
-        path = self.run.samples_of(split, step)
-        write_whole(path, as_lines(everything, default=for_json))
+        """Add rows to the file of their step. Only training's are kept, as an evaluation may have gigabytes."""
+        path, text = self.run.samples_of(split, step), as_lines(rows, default=for_json)
+        if (split, step) in self.rows:  # a further batch
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        else:
+            write_whole(path, text)
+        everything = self.rows.get((split, step), []) + rows if split == "train" else []
         for other in self.rows.keys() - {(split, step)}:  # earlier steps are finished
             if other[0] == "train":
                 pack(self.run.samples_of(*other))
-        self.rows = defaultdict(list, {(split, step): everything})
+        self.rows = {(split, step): everything}
 
     def note(self, event: str, split: str, step: int) -> None:
         """Append an event to `events.jsonl`, from which the command shows the progress."""

@@ -28,6 +28,7 @@ from verl_recipes.measure.problems import (
 
 Groups = Mapping[Key, Sequence[Row]]
 PerProblem = dict[str, dict[Key, float]]  # figure, problem, value
+COUNTED = 8  # samples of a problem whose candidates are counted, as a long response takes 20 ms and more
 NO_SHARES = {"response_tokens", "candidates", "score"}  # figures that are not shares
 
 
@@ -97,7 +98,8 @@ def shape(groups: Groups) -> PerProblem:
 
 def mean_candidates(groups: Groups) -> PerProblem:
     """`candidates`, the mean at each problem of Countdown."""
-    counts = {key: [count for row in group if (count := candidates(row)) is not None] for key, group in groups.items()}
+    some = {key: group[:COUNTED] for key, group in groups.items()}
+    counts = {key: [count for row in group if (count := candidates(row)) is not None] for key, group in some.items()}
     return {"candidates": {key: fmean(found) for key, found in counts.items() if found}}
 
 

@@ -104,7 +104,8 @@ def samples_bytes(cfg: DictConfig, trains: bool) -> float:
 
 def disks(cfg: DictConfig, run_dir: Path, count: int, trains: bool) -> list[Need]:
     """What a run needs of each file system that it writes to, without what its folder already holds."""
-    wanted: list[tuple[Path, float, str]] = [(run_dir, GIB + samples_bytes(cfg, trains), "")]  # 1 GiB is for logs
+    samples = max(0.0, samples_bytes(cfg, trains) - _held(run_dir / "samples"))
+    wanted: list[tuple[Path, float, str]] = [(run_dir, GIB + samples, "")]  # 1 GiB is for logs
     if trains:
         one, number = checkpoint_bytes(cfg, count), checkpoints_at_once(cfg)
         folder = Path(cfg.trainer.default_local_dir)

@@ -15,7 +15,15 @@ import yaml
 
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes.measure.behaviours import BEHAVIOURS, behaviours, statements
-from verl_recipes.measure.evaluation import NO_SHARES, Groups, PerProblem, accuracies, shape, what_is_missing
+from verl_recipes.measure.evaluation import (
+    COUNTED,
+    NO_SHARES,
+    Groups,
+    PerProblem,
+    accuracies,
+    shape,
+    what_is_missing,
+)
 from verl_recipes.measure.intervals import Figure, figure
 from verl_recipes.measure.problems import (
     Key,
@@ -36,6 +44,7 @@ from verl_recipes.run.folder import RunFolder, last_samples, mark_of, read_lines
 STEP_BYTES = 40_000  # the least room on the page for a step's samples: several long responses
 SHOWN = 6_000  # characters of one response on the page; the middle of a longer one is left out
 READ = 32_768  # characters of one response that are searched for behaviours
+READ_STEPS = 500  # steps whose samples are read, as 1,024 long responses take over a second
 BEHAVIOUR_ROWS = 64  # responses of each step that are searched
 NAMES = {"format": "well formed", "response_tokens": "response tokens", "score": "reward"}  # of figures, on the page
 
@@ -103,7 +112,7 @@ def behaviour_means(rows: Sequence[Row]) -> dict[str, float]:
 def evaluation_figures(groups: Groups) -> PerProblem:
     """The figures of an evaluation for the headline, at each problem."""
     n = least_samples(groups.values())
-    done = {key: found for key, rows in groups.items() if (found := found_in(rows))}
+    done = {key: found for key, rows in groups.items() if (found := found_in(rows, COUNTED))}
     tried = {"candidates": {key: fmean(each["candidates"] for each in found) for key, found in done.items()}}
     shares = {
         name: {key: fmean(each[name] > 0 for each in found) for key, found in done.items()} for name in BEHAVIOURS
@@ -215,7 +224,7 @@ class Run:
 
         Args:
             folder: of the run.
-            page_bytes: room for samples on the page.
+            page_bytes: room for samples on the page; 0: no sample is read.
             measured: folders of evaluations that are compared, in this order, instead of the run's first and last test.
         """
         self.folder, self.name, self.missing = RunFolder(folder), folder.resolve().name, list[str]()
@@ -260,7 +269,8 @@ class Run:
         self.evaluated: list[int] = []  # the steps of the first and the last test
         self.evaluations: list[Groups] = []  # the samples by problem of what is compared
         self.called: list[str] = []  # in words, whose they are
-        self.read_samples(page_bytes)
+        if page_bytes:
+            self.read_samples(page_bytes)
         self.measured = [path.name for path in measured]
         if measured:
             self.read_evaluations(measured)
@@ -312,9 +322,15 @@ class Run:
             self.called = [f"{each} (temperature {t})" for each, t in zip(self.called, temperatures, strict=True)]
 
     def read_samples(self, page_bytes: int) -> None:
-        """Read figures and behaviours from all samples, and keep as many samples as fit on the page."""
-        splits = ("train", "validation")
-        files = [SampleFile(split, *each) for split in splits for each in self.folder.sample_files(split).items()]
+        """Read figures and behaviours from the samples of READ_STEPS steps, and keep as many as fit on the page."""
+        files = list[SampleFile]()
+        for split in ("train", "validation"):
+            found = [SampleFile(split, *each) for each in self.folder.sample_files(split).items()]
+            some = found[:: math.ceil(len(found) / READ_STEPS) or 1]
+            some += found[-1:] if found[-1:] != some[-1:] else []
+            files += some
+            if len(some) < len(found):
+                self.missing.append(f"{split} samples of {len(found):,} steps: those of {len(some)} were read")
         if not files and not self.is_warm_start:
             self.missing.append("no samples/, so there are neither samples nor behaviours")
         # Only evenly chosen steps are on the page, but always the first and the last evaluation.

@@ -148,14 +148,18 @@ def unsealed(checkpoints: Path) -> list[int]:
 def sealing(checkpoints: Path, tidy: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Meanwhile, write the hashes of each checkpoint once verl has saved it, beside training and not within a step.
 
-    At the end the block waits for those that are left, unless it ends by Ctrl-C. Then and meanwhile it calls `tidy`.
+    At the end the block waits for those that are left, unless it ends by Ctrl-C or SIGTERM. Then and meanwhile it calls
+    `tidy`.
     """
     last, ended, patient = last_checkpoint(checkpoints), threading.Event(), True
     earlier = unsealed(checkpoints)  # their run was killed before their hashes were written
-    for sums in checkpoints.glob(f"global_step_*/{SUMS}"):
-        step = sums.parent.name.removeprefix("global_step_")
-        if step.isdecimal() and int(step) > last:  # it does not count, and is saved again
-            sums.unlink(missing_ok=True)
+    for step in checkpoint_steps(checkpoints):
+        checkpoint = checkpoints / f"global_step_{step}"
+        with suppress(UserError):  # its fsdp_config.json is damaged
+            if step > last and cut_short(checkpoint):  # a kill ended its save; later it would count as one to keep
+                shutil.rmtree(checkpoint, ignore_errors=True)
+        if step > last:  # it does not count, and is saved again
+            (checkpoint / SUMS).unlink(missing_ok=True)
 
     def work() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # training goes first
@@ -182,7 +186,7 @@ def sealing(checkpoints: Path, tidy: Callable[[], None] = lambda: None) -> Itera
     thread.start()
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the next start checks and hashes what is left
         patient = False
         raise
     finally:

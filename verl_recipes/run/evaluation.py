@@ -86,7 +86,7 @@ class SamplingKeys(Checked):
     temperature: Number = Field(ge=0, description="of the samples")
     greedy: bool = Field(description="also one response to each problem at temperature 0")
     seed: Seed = Field(description="of the samples")
-    batch: Count = Field(description="problems at once; a killed command loses at most these")
+    batch: Count = Field(description="problems at once, until the longest response ends; a kill loses at most these")
     max_prompt_length: Count = Field(
         description="tokens, if the model's run allows fewer: other problems may be longer"
     )
