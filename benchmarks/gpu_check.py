@@ -270,10 +270,15 @@ def run(file: Path, seconds: float, steps: int, command: list[str]) -> int:
     first_step: list[float] = []  # when it was seen
     seen, trained, nothing = -1, 0, RunFolder(file.parent / "nothing")
 
+    def stamp() -> int:
+        """When the run's configuration was written last, by the clock of its file system."""
+        return folder.config.stat().st_mtime_ns if folder.config.exists() else 0
+
+    before = stamp()
+
     def ours() -> RunFolder:
         """The run's folder, once the command has emptied it of an earlier run, or has taken that one up."""
-        begun = folder.config.exists() and folder.config.stat().st_mtime >= began
-        return folder if begun else nothing
+        return folder if stamp() != before else nothing
 
     def until() -> float:
         """When its time is over."""

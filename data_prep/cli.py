@@ -350,7 +350,7 @@ def _misspelt(overrides: Sequence[str], keys: type[Checked]) -> Iterator[None]:
 
 
 @contextmanager
-def _until_closed() -> Iterator[None]:
+def until_closed() -> Iterator[None]:
     """Printing may end early: `| head` has read enough."""
     try:
         yield
@@ -362,7 +362,7 @@ def _until_closed() -> Iterator[None]:
 def show(cfg: "DictConfig") -> None:
     from omegaconf import OmegaConf
 
-    with _until_closed():
+    with until_closed():
         print(OmegaConf.to_yaml(cfg), end="")
 
 
@@ -399,14 +399,17 @@ def command(
         @wraps(main)
         @in_one_line()
         def entry() -> None:
-            for stream in (sys.stdout, sys.stderr):
-                stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.reconfigure(errors="backslashreplace")
+            if sys.getfilesystemencoding() != "utf-8" and not "".join([*sys.argv, os.getcwd()]).isascii():
+                # verl's processes use UTF-8 (run/start.py), and would take such a name for another folder's.
+                raise UserError("a name that is not ASCII needs a locale with UTF-8: set LC_ALL=C.UTF-8")
             if any("\ud800" <= letter <= "\udfff" for argument in sys.argv for letter in argument):
                 raise UserError("an argument is not text in this locale's encoding; set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
             arguments = sys.argv[1:]
             try:
                 if set(HELP) & set(arguments):
-                    with _until_closed():
+                    with until_closed():
                         print(help_text(sys.modules["__main__"].__doc__ or "", config, keys, folder, bool(others)))
                     return
                 if "--version" in arguments:

@@ -15,7 +15,8 @@ export STACK
 model=${1:-} name=${NAME:-ladder}
 [[ -n $model && $model != *=* ]] || die "name a model of configs/model: bash launch/ladder.sh qwen2.5_0.5b hardware=a800"
 shift
-[[ $name != */* ]] || die "NAME=$name: one name of a folder is wanted, without a slash"
+[[ $name =~ ^[A-Za-z][A-Za-z0-9\ ._-]*$ ]] || # Hydra reads 2026_11_29 and 1e-4 as numbers
+    die "NAME=$name: one name of a folder is wanted: a letter of ASCII first, then letters, digits, blanks and . _ -"
 for each in "$@"; do # another value would be noticed only after the warm start
     case $each in name=* | run_dir=* | seeds=* | warm_start=*) die "${each%%=*}= is set by the ladder; NAME= names its folders" ;; esac
 done

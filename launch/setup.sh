@@ -59,7 +59,7 @@ room() {
         folder=$1
         while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
         disk=$(stat -c %d "$folder")
-        free[$disk]=$(df -Pk "$folder" | awk 'NR == 2 { print int($4 / 1000) }')
+        free[$disk]=$(($(stat -f -c '%a*%S' "$folder") / 1000000)) # df prints blanks of a share's name
         need[$disk]=$((${need[$disk]:-0} + $2)) at[$disk]+=" $folder"
         shift 2
     done

@@ -10,6 +10,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../launch/setup.sh"
 
 export HF_HUB_OFFLINE=1
+unset FORCE_COLOR TTY_COMPATIBLE # rich would take what tests read for a terminal
 selection=(-m "not long") order=(-p no:randomly)
 case "${1:-}" in
     --fast) selection=(-m "not end_to_end and not slow and not long"); shift ;;

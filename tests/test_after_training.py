@@ -177,3 +177,24 @@ def test_a_warm_start_ends_without_matplotlib_too(run):
         warm_start.finish(cfg, run, console)
     assert f"is not installed, so there is no {run.curves}" in console.export_text()
     assert (run.model.exists(), run.summary.exists(), run.curves.exists()) == (True, True, False)
+
+
+def test_a_warm_starts_model_is_that_of_the_least_loss(run):
+    cfg, run = run
+    shutil.copytree(run.checkpoints / "global_step_2", run.checkpoints / "global_step_1")
+    lines = [{"step": step, "data": {"train/loss": 1.5, "val/loss": loss}} for step, loss in ((1, 1.0), (2, 1.2))]
+    write_whole(run.metrics, as_lines(lines))
+    warm_start.finish(cfg, run, Console(quiet=True))
+    assert json.loads(run.summary.read_text(encoding="utf-8"))["best_step"] == 1
+
+
+@pytest.mark.parametrize("lines", [7, 8])
+def test_a_measurement_of_the_base_that_was_cut_short_is_made_again(run, monkeypatch, lines):
+    cfg, run = run
+    cfg.data.val_batch_size, cfg.trainer.total_training_steps = 4, 4
+    for step, rows in ((0, lines), (4, 8)):
+        write_whole(run.samples_of("validation", step), "{}\n" * rows)
+    starts = []
+    monkeypatch.setattr(train, "start_verl", lambda *_, **options: starts.append(options["val_before_train"]))
+    train.train(cfg, run, Console(quiet=True), problems=4)
+    assert starts == [lines < 8]

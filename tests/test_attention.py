@@ -212,8 +212,9 @@ def test_the_card_takes_flash_attn_if_it_is_installed_and_torchs_kernels_if_not(
     assert {model.override_config.attn_implementation for model in models(cfg)} == {"flash_attention_2"}
 
 
-def test_sequences_that_ranks_share_are_refused_without_flash_attn():
-    cfg = compose("train", "hardware=a800_x4", "actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2")
+@pytest.mark.parametrize("key", ["actor.fsdp_config", "actor", "ref"])  # verl copies the two into fsdp_config
+def test_sequences_that_ranks_share_are_refused_without_flash_attn(key):
+    cfg = compose("train", "hardware=a800_x4", f"actor_rollout_ref.{key}.ulysses_sequence_parallel_size=2")
     with pytest.raises(UserError, match="needs flash-attn"):
         check_attention(cfg)
     cfg.actor_rollout_ref.model.override_config.attn_implementation = "flash_attention_2"

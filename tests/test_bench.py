@@ -3,10 +3,11 @@
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, islice
 from statistics import fmean
 
 import numpy as np
@@ -20,6 +21,8 @@ from omegaconf import OmegaConf
 from scipy.special import stdtrit
 from scipy.stats import hypergeom
 from test_data import multisets, prepare, rows, truths, write_source
+from test_reporting import make_run
+from transformers import AutoTokenizer
 
 from data_prep import split as splits
 from data_prep import traces
@@ -33,6 +36,7 @@ from data_prep.test_set import FOLDER, SUMS, identity, read_problems
 from reward_score import bench
 from reward_score.figures import t_quantile
 from verl_recipes import bench as command
+from verl_recipes import tiny_base
 from verl_recipes.measure.intervals import figure
 from verl_recipes.run.folder import RunFolder, as_lines, write_whole
 
@@ -390,3 +394,30 @@ def test_the_exhaustive_baseline_is_the_hypergeometric_chance(monkeypatch):
         for tries in (1, 7, 60, 68):
             missed = hypergeom(total, solutions, tries).pmf(0)
             assert board.random_order(problem, tries) == pytest.approx(1 - missed)
+
+
+def test_a_row_of_the_board_counts_the_test_sets_numbers_in_what_its_run_trained_on(tmp_path):
+    run = make_run(tmp_path / "run", steps=2)
+    for name, numbers in (("train", read_problems()[0]["numbers"]), ("val", [1, 50, 60])):
+        truth = {"ground_truth": {"numbers": numbers, "target": 7}}
+        pq.write_table(pa.table({"reward_model": [truth]}), tmp_path / f"{name}.parquet")
+    files = {f"{name}_files": {f"{tmp_path}/{name}.parquet": "0"} for name in ("train", "val")}
+    RunFolder(run).write_mark("run", **files)
+    assert command.training_of(run)["reserved_rows"] == 1
+
+
+def test_a_checkpoint_on_the_board_has_cost_the_steps_up_to_it(tmp_path):
+    run = make_run(tmp_path / "run", steps=4)
+    RunFolder(run).write_mark("run")
+    half, whole = (command.training_of(run / "checkpoints" / f"global_step_{step}") for step in (2, 4))
+    assert 0 < half["device_hours"] < whole["device_hours"]
+
+
+def test_the_tiny_base_learns_from_numbers_of_the_training_side_alone():
+    cfg = compose("tiny_base", "problems=2000")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "assets" / "tiny_base")
+    texts = [
+        tokenizer.decode(row["input_ids"]) for row in islice(tiny_base.rows(cfg, cfg.stages.search, tokenizer), 300)
+    ]
+    lists = [[*map(int, re.search(r"\[([\d, ]+)\]", text)[1].split(","))] for text in texts]
+    assert not splits.is_held_out(hash_numbers(*padded(lists)), cfg.held_out_share).any()

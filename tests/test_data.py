@@ -975,3 +975,41 @@ def test_any_value_of_any_key_is_valid_or_refused_in_one_line_that_names_it(base
         said = str(error).removeprefix("error: ")
     assert "\n" not in said
     assert not said or re.search(rf"(^|; ){re.escape(key)}[=:.]", said)
+
+
+def test_a_shuffled_recipes_rows_are_on_the_same_side_each_time(tmp_path):
+    source = random_source(tmp_path / "s.parquet", 300)
+    options = ("source=local", f"source.paths={source}", "split=mini_r1", "split.train=90", "split.test=10")
+    for out in "ab":
+        prepare(tmp_path / out, *options, "annotate=no")
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+
+
+def test_a_source_in_several_batches_gives_the_rows_that_a_recipe_takes_by_place(tmp_path, monkeypatch):
+    from datasets import Dataset
+
+    numbers = [[i + 1, 2, 3] for i in range(30)]
+    Dataset.from_dict({"nums": numbers, "target": [6] * 30}).save_to_disk(tmp_path / "saved")
+    lines = [json.dumps({"nums": each, "target": 6}) for each in numbers]
+    (tmp_path / "s.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr("data_prep.sources.ROWS", 7)
+    for name in ("saved", "s.jsonl"):
+        split = ("split=tinyzero", "split.train=20", "split.test=5", "annotate=no")
+        prepare(tmp_path / f"of-{name}", "source=local", f"source.paths={tmp_path / name}", *split)
+        assert [each["numbers"] for each in truths(tmp_path / f"of-{name}" / "train.parquet")] == numbers[:20]
+
+
+def test_problems_that_share_only_their_numbers_are_not_the_same_problem(tmp_path):
+    numbers = [[i % 7 + 1, 2, 3] for i in range(30)]
+    source = write_source(tmp_path / "s.parquet", numbers, list(range(1, 31)))
+    split = ("split=tinyzero", "split.train=20", "split.test=5", "annotate=no")
+    result = prepare(tmp_path / "out", "source=local", f"source.paths={source}", *split)
+    assert result["leaks"]["test"] == {"rows": 5, "numbers_in_training": 5, "problems_in_training": 0}
+    assert result["sets"]["train"]["duplicates_kept"] == 0
+
+
+def test_rows_are_numbered_through_all_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.prepare.ROW_GROUP", 10)
+    prepare(tmp_path / "out", "train_size=64", "test_size=8", "annotate=no")
+    infos = pq.read_table(tmp_path / "out" / "train.parquet")["extra_info"].to_pylist()
+    assert [info["index"] for info in infos] == list(range(64))

@@ -13,6 +13,7 @@ import time
 import urllib.request
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -323,6 +324,7 @@ def test_an_export_holds_the_weights_the_tokenizer_and_the_template_of_the_run(r
         assert tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"] == expected
         assert tokenizer.chat_template == OmegaConf.load(run_dir / "config.yaml").prompt.chat_template
         assert (model.generation_config.max_new_tokens, model.generation_config.eos_token_id) == (256, 261)
+        assert model.generation_config.do_sample  # by temperature 1, as in training; the base's own file says nothing
 
 
 @pytest.mark.slow
@@ -534,3 +536,64 @@ def test_a_server_of_the_exported_model_writes_what_the_rollout_engine_wrote(eva
         os.killpg(server.process.pid, signal.SIGTERM)
         server.process.communicate(timeout=60)
         time.sleep(1)
+
+
+SAMPLING = evaluation.SamplingKeys.model_fields.keys() - {"batch", "fresh", "name", "out"}
+
+
+@pytest.mark.parametrize("key", sorted(SAMPLING))
+def test_an_evaluation_with_another_value_of_any_key_is_another_one(key):
+    cfg = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml")
+    other = OmegaConf.merge(cfg, {key: ["x"] if key == "overrides" else "another"})
+    assert evaluation.identity(cfg, {}, {}) != evaluation.identity(other, {}, {})
+
+
+def test_another_seed_gives_every_response_another_seed(tmp_path):
+    pq.write_table(pa.table({"prompt": ["x"] * 8}), tmp_path / "test.parquet")
+    both = [evaluation.rows_to_answer([tmp_path / "test.parquet"], 4, 1.0, True, seed) for seed in (0, 1)]
+    one, other = ({row["extra_info"]["sampling"]["seed"] for row in rows} for rows in both)
+    assert not one & other
+
+
+def test_figures_are_of_all_responses_or_there_are_none(monkeypatch, tmp_path):
+    truth = {"style": "rule", "ground_truth": {"numbers": [1, 2, 3], "target": 6}}
+    row = {"data_source": "x", "prompt": [{"role": "user", "content": ")("}], "reward_model": truth}
+    pq.write_table(pa.Table.from_pylist([row] * 3), tmp_path / "test.parquet")
+    monkeypatch.setattr(evaluation, "check_start", lambda *_, **__: {})
+
+    def start(training, out, *_, **__):
+        asked = pq.read_table(out.path / evaluation.PENDING).to_pylist()
+        said = {"response": "", "acc": 0.0, "ground_truth": truth["ground_truth"], "response_tokens": 0}
+        write_whole(out.samples_of("validation", 0), as_lines([each | said for each in asked][1:]))
+
+    monkeypatch.setattr(evaluation, "start_verl", start)
+    options = [f"model={BASE}", f"data={quoted(tmp_path)}", f"out={quoted(tmp_path / 'out')}", "name=x", "n=1"]
+    cfg = cli.compose("config", [*options, "hardware=cpu"], folder=CONFIGS / "evaluate")
+    with pytest.raises(UserError, match="verl left 1 of 6 rows without a response"):
+        evaluation.evaluate(cfg, RunFolder(cfg.out), Console(quiet=True))
+    assert not RunFolder(cfg.out).summary.exists()
+
+
+def test_a_model_is_uploaded_as_private_as_was_asked(monkeypatch, tmp_path):
+    made = []
+
+    class Api:
+        def create_repo(self, repository, **options):
+            made.append(options.get("private"))
+
+        def upload_folder(self, **_):
+            return SimpleNamespace(repo_url="address")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    for private in (True, False):
+        export.upload(tmp_path, "some/model", private)
+    assert made == [True, False]
+
+
+def test_an_evaluation_by_weights_on_gpus_of_their_own_has_one_batch_a_step(tmp_path):
+    """verl's trainer for topology=split asserts it, whatever the recipe's updates are."""
+    cfg = cli.compose("config", [f"model={BASE}", "hardware=h100"], folder=CONFIGS / "evaluate")
+    cfg.overrides = ["gpus=4", "topology=split", "recipe=tinyzero_grpo"]
+    out = RunFolder(tmp_path / "out")
+    training = evaluation.training_config(cfg, BASE, [tmp_path / "test.parquet"], out)
+    assert training.trainer.v1.separate_async.parameter_sync_step == 1

@@ -116,6 +116,10 @@ def test_what_does_not_touch_the_numbers_may_change(run, config, key):
     check_unchanged(run, changed(config, key), FACTS)
 
 
+def test_a_folder_with_the_slash_that_the_tab_key_writes_is_the_same():
+    assert differences({"model": "runs/x/"}, {"model": "runs/x"}) == []
+
+
 @pytest.mark.parametrize("name", ["train_files", "val_files", "model"])
 def test_other_content_under_the_same_name_is_refused(run, config, name):
     ((key, _),) = FACTS[name].items()
@@ -139,9 +143,17 @@ def test_a_hubs_model_of_another_revision_is_refused_if_both_are_known(tmp_path,
         check_unchanged(run, config, other)
 
 
-def test_more_steps_are_refused_if_the_learning_rate_follows_them(run, config):
+@pytest.mark.parametrize(
+    ("worker", "key", "value"),
+    [
+        ("actor", "lr_scheduler_type", "cosine"),
+        ("actor", "warmup_style", "cosine"),  # verl's former name
+        ("critic", "lr_warmup_steps_ratio", 0.1),
+    ],
+)
+def test_more_steps_are_refused_if_a_learning_rate_follows_them(run, config, worker, key, value):
     cosine = changed(config, "trainer.total_training_steps")
-    cosine["actor_rollout_ref"]["actor"]["optim"]["lr_scheduler_type"] = "cosine"
+    (cosine["critic"] if worker == "critic" else cosine["actor_rollout_ref"]["actor"])["optim"][key] = value
     with pytest.raises(UserError, match="the learning rate depends on it"):
         check_unchanged(run, cosine, FACTS)
 
@@ -189,7 +201,7 @@ def test_a_command_that_may_not_go_on_changes_nothing_in_the_folder(tmp_path):
     def refuses(step):
         raise UserError("no")
 
-    with pytest.raises(UserError, match="no"):
+    with pytest.raises(UserError, match=r"^error: no$"):
         begun(run, "trainer.save_freq=7", check=refuses)
     assert (run.config.read_bytes(), run.mark.read_bytes()) == before
 

@@ -136,6 +136,8 @@ def test_a_prompt_that_verls_own_loop_would_cut_is_refused(small_data):
         UserError, match=r"has \d+ tokens .* cut off its beginning at data\.max_prompt_length=10: raise"
     ):
         check_prompt_lengths(cfg.data.train_files, "data.train_files", cfg)
+    cfg.data.filter_overlong_prompts = True  # verl leaves it out
+    check_prompt_lengths(cfg.data.train_files, "data.train_files", cfg)
     cfg = compose("train", "data.max_prompt_length=10", *small_data)  # the CPU's loop raises
     check_prompt_lengths(cfg.data.train_files, "data.train_files", cfg)
 

@@ -68,7 +68,7 @@ def test_a_model_with_a_large_vocabulary_trains_and_is_evaluated_with_nothing_bu
     assert json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["steps"] == 2
     steps = [line["data"] for line in metrics_of(run_dir) if "training/global_step" in line["data"]]
     assert len(steps) == 2
-    assert all(max(step[name] for name in AGREEMENT if name in step) >= 0.99 for step in steps)
+    assert all(min(step[name] for name in AGREEMENT if name in step) >= 0.99 for step in steps)
     if model.name != "qwen3":
         return  # the run has measured itself twice, by what evaluate does; one goes on to the command
     test_set = small_data[1].removeprefix("data.val_files=")

@@ -124,11 +124,26 @@ def test_a_person_sees_one_line_and_a_failed_exit(tmp_path, overrides, message):
         (["curriculum=balanced", "data.curriculum.order=hard"], "data.curriculum.order=hard: should be"),
         (["data.val_max_samples=16"], "data.val_max_samples=16: verl would take so many responses"),
         (["trainer.val_only=true"], "trainer.val_only=true: a run trains"),
+        (["trainer.use_v1=false"], "trainer.use_v1=false: verl's former trainer"),
+        (["actor_rollout_ref.actor.strategy=fsdp"], "actor_rollout_ref.actor.strategy=fsdp: this project's engines"),
+        (["actor_rollout_ref.rollout.val_kwargs.do_sample=false"], "do_sample=false: verl 0.9.1 does not read it"),
+        (["custom_reward_function.path=my.py"], "does not read it; write reward.custom_reward_function.path="),
+        (["reward_model.reward_manager=dapo"], "does not read it; write reward.reward_manager.name="),
+        (["actor_rollout_ref.rollout.max_model_len=128"], "max_model_len=128 is less than the 288 tokens"),
+        (["actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent"], "needs verl's own manager"),
+        (["actor_rollout_ref.rollout.agent.agent_loop_manager_class=null"], "add reward.num_workers=1"),
         (["trainer.logger=null"], "trainer.logger=null: should be a valid list"),
     ],
 )
 def test_what_cannot_end_well_is_refused_before_the_start(refused, small_data, overrides, message):
     refused(message, *small_data, *overrides)
+
+
+def test_a_path_of_another_model_than_the_name_says_is_refused(tmp_path, refused, small_data):
+    """Sizes, prompt and data would be the tiny model's."""
+    (tmp_path / "config.json").write_text('{"vocab_size": 151936}', encoding="utf-8")
+    (tmp_path / "model.safetensors").touch()
+    refused("add model=local", *small_data, f"actor_rollout_ref.model.path={quoted(tmp_path)}")
 
 
 def test_a_value_is_read_as_yaml_reads_it():

@@ -26,7 +26,7 @@ from verl_recipes.reporting.draw import picture
 from verl_recipes.reporting.listing import listing
 from verl_recipes.reporting.metrics import seconds_of
 from verl_recipes.reporting.page import PAGE_BYTES, as_script_data, write_report
-from verl_recipes.reporting.run import Run, marked
+from verl_recipes.reporting.run import STEP_BYTES, Run, SampleFile, marked
 from verl_recipes.reporting.story import example, story
 from verl_recipes.reporting.terms import PAGES, terms
 from verl_recipes.reporting.terms import page as glossary
@@ -91,6 +91,12 @@ def test_of_very_many_steps_some_are_read_and_the_page_says_so(tmp_path, monkeyp
     assert sorted(run.training) == [1, 5, 9, 10]
     assert "train samples of 10 steps: those of 4 were read" in run.missing
     assert not Run(tmp_path / "run", 0).training  # nothing is read
+
+
+def test_a_long_chinese_response_has_room_on_the_page(tmp_path):
+    run = Run(make_run(tmp_path / "run"), PAGE_BYTES)
+    row = sample(1, 0, 0, "先算三加四" * 2000 + "</think>" + "再想一想" * 2000)
+    assert list(run.fitting([row], SampleFile("train", 1, tmp_path), STEP_BYTES))
 
 
 def killed(run):

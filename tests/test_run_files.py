@@ -4,22 +4,27 @@ import copy
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import termios
 import time
+from contextlib import chdir, suppress
 from multiprocessing import shared_memory
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from configurations import compose
 from huggingface_hub import constants
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from data_prep.cli import CONFIGS, UserError
+from data_prep.cli import CONFIGS, UserError, quoted
 from verl_recipes import train
 from verl_recipes.in_verl import alarms
 from verl_recipes.measure.batch import component_metrics
@@ -29,6 +34,7 @@ from verl_recipes.run import start, supervise
 from verl_recipes.run.folder import RunFolder, as_lines, read_lines, read_metrics
 from verl_recipes.run.goodput import goodput
 from verl_recipes.run.log import last_error
+from verl_recipes.run.progress import Progress
 from verl_recipes.run.start import merge_metrics
 
 ROOT = CONFIGS.parent
@@ -379,7 +385,7 @@ def test_verl_is_started_again_as_often_as_asked_but_not_after_an_alarm(tmp_path
         raise train.VerlStoppedError(message)
 
     monkeypatch.setattr(train, "start_verl", stops)
-    cfg = OmegaConf.create({"trainer": {"total_training_steps": 4, "restarts": 2}, "data": {"val_batch_size": None}})
+    cfg = compose("train", "trainer.total_training_steps=4", "trainer.restarts=2")
     with pytest.raises(UserError, match="verl stopped"):
         train.train(cfg, RunFolder(tmp_path), Console(quiet=True), problems=1)
     assert len(calls) == starts
@@ -490,5 +496,92 @@ def test_goodput_counts_each_second_of_every_start_once(tmp_path):
     run.metrics.write_text(as_lines([{"step": 2, "data": {"timing_s/save_checkpoint": 2.0}}]))
     parts = {"steps": 33.0, "start": 60.0, "evaluations": 15.0, "saves": 2.0, "lost": 5.0}
     assert goodput(run) == {"share": 33 / 115} | parts
+    set_back = [("began", 200), ("began", 100), ("ended", 150)]
+    run.starts.write_text(as_lines({"event": event, "time": time} for event, time in set_back))
+    assert goodput(run) == {}  # the clock was set back in between, so nothing is known
     run.starts.unlink()
     assert goodput(run) == {}
+
+
+def test_a_run_starts_a_ray_of_its_own_whatever_cluster_the_environment_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.9.9.9:6379")
+    assert begun(monkeypatch, RunFolder(tmp_path))[1]["RAY_ADDRESS"] == "local"
+
+
+def test_a_start_does_not_end_by_what_asked_an_earlier_one_to(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    run.stop.touch()  # the earlier one was killed before it could end
+    assert begun(monkeypatch, run)
+
+
+def test_under_nohup_a_closed_terminal_ends_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervise, "start", lambda *_, **__: subprocess.Popen(["sleep", "0.5"]))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert supervise.run_verl(RunFolder(tmp_path), {}, lambda: signal.raise_signal(signal.SIGHUP)) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.slow
+def test_verl_that_waits_for_a_dead_engine_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervise, "DEAD", 0.5)
+    verl = subprocess.Popen(["sleep", "600"])
+    engine = subprocess.Popen([supervise.ENGINE, "600"], executable="sleep")
+    late = time.monotonic() + 30
+    try:
+        why = supervise.wait_for_end(verl, tmp_path, engine.kill, lambda: time.monotonic() > late, lambda: True)
+    finally:
+        for process in (verl, engine):
+            process.kill()
+            process.wait()
+    assert why.startswith(f"{supervise.ENGINE} died")
+
+
+def test_ray_is_asked_for_room_until_the_first_rollouts(tmp_path, monkeypatch):
+    monkeypatch.setattr(supervise, "what_lacks", lambda *_: "no room")
+    for goes_on, why in ((lambda: False, "no room"), (lambda: True, "")):
+        with subprocess.Popen(["sleep", "0.3"]) as verl:
+            assert supervise.wait_for_end(verl, tmp_path, lambda: None, lambda: False, goes_on) == why
+
+
+def test_a_new_run_does_not_take_over_the_checkpoints_of_another(tmp_path):
+    (tmp_path / "other").mkdir()
+    RunFolder(tmp_path / "other").write_mark("run")
+    place = f"trainer.default_local_dir={quoted(tmp_path / 'other' / 'checkpoints')}"
+    cfg = compose("train", f"run_dir={quoted(tmp_path / 'run')}", place)
+    with pytest.raises(UserError, match=r"is in another run, .*other"):
+        checks.preflight(cfg, RunFolder(cfg.run_dir, cfg.trainer.default_local_dir))
+
+
+def test_a_run_is_refused_the_data_of_another_prompt(tmp_path):
+    made = {"configuration": {"prompt": {"name": "mini_r1", "chat_template": "another"}}}
+    (tmp_path / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
+    pq.write_table(pa.table({name: ["x"] for name in checks.COLUMNS}), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match="made with prompt=mini_r1, which has another chat template"):
+        checks.check_data(compose("train"), "data.train_files", str(tmp_path / "train.parquet"))
+
+
+def test_a_data_folder_with_brackets_is_no_pattern(tmp_path):
+    from datasets.data_files import resolve_pattern
+
+    (file := tmp_path / "a[1]" / "x.parquet").parent.mkdir()
+    file.touch()
+    for name, folder in ((str(file), "/"), ("x.parquet", file.parent)):
+        cfg = compose("train", f"data.train_files={quoted(name)}")
+        with chdir(folder):
+            [wanted] = start.as_verl_wants(cfg, {})["data"]["train_files"]
+            assert resolve_pattern(wanted, str(folder)) == [str(file)]
+    assert start.as_pattern("data/tiny/train.parquet") == "data/tiny/train.parquet"
+
+
+def test_a_log_gets_lines_whatever_force_color_says_and_a_full_disk_below_it_ends_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Progress(Console(), RunFolder(tmp_path), 0, 1):
+        pass
+    assert re.fullmatch(r"[\d:]+ starting Ray.*\n", capsys.readouterr().out)
+    with suppress(OSError), Path("/dev/full").open("w", encoding="utf-8") as full:
+        with Progress(Console(file=full), RunFolder(tmp_path), 0, 1) as progress:
+            progress.say("on a full disk")
+        went_on = True
+    assert went_on

@@ -9,6 +9,8 @@ from fractions import Fraction
 
 import chatml
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from configurations import options
 from hypothesis import given, settings
@@ -22,6 +24,7 @@ from data_prep.cli import CONFIGS, UserError, quoted
 from data_prep.schema import TracesKeys
 from data_prep.search import after, expression, random_step, solution_steps
 from data_prep.solver import flat
+from data_prep.split import hash_numbers, padded
 from data_prep.traces import functions_of
 from data_prep.wording import PHRASES, STYLES, write_trace
 from reward_score.countdown import compute_score
@@ -445,3 +448,9 @@ def test_help_shows_the_keys_and_a_refusal_is_one_line_on_the_screen(tmp_path):
     refused = subprocess.run([*command, f"data={tmp_path}/x"], cwd=CONFIGS.parent, capture_output=True, text=True)
     assert refused.returncode == 1
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_traces_leave_out_the_numbers_of_sets_out_of_distribution_too(tmp_path):
+    truth = {"ground_truth": {"numbers": [1, 50, 60], "target": 7}}
+    pq.write_table(pa.table({"reward_model": [truth]}), tmp_path / "ood_far.parquet")
+    assert hash_numbers(*padded([[1, 50, 60]]))[0] in traces.hashes_of_tests(tmp_path)

@@ -90,3 +90,66 @@ def test_the_link_waits_saves_and_ends(trainer):
     assert link.is_saved("validation")  # it comes after the step
     with pytest.raises(RuntimeError, match="ended by SIGTERM"):
         link.stop("by SIGTERM")
+
+
+@pytest.fixture
+def told(monkeypatch, tmp_path):
+    """What the replay buffer asks of verl's trainer in a training step, in order."""
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+    from verl_recipes.in_verl.sampler import CountdownReplayBuffer
+
+    calls, row = [], {"prompt_id": "a", "response": "x", "score": 1.0, "acc": 1.0}
+
+    class Link:
+        def __getattr__(self, name):
+            return lambda *_: calls.append(name) or 1
+
+    monkeypatch.setattr(ReplayBuffer, "sample", lambda *_: calls.append("sample") or (None, {}))
+    monkeypatch.setattr(CountdownReplayBuffer, "read", lambda *_: [row])
+    buffer = object.__new__(CountdownReplayBuffer)
+    buffer.link, buffer.run, buffer.trainer_mode = Link(), RunFolder(tmp_path), "sync"
+    buffer.rows, buffer.history = {}, {}
+    alarm = {"steps": 5, "limits": {}}
+    buffer.sampler_kwargs = {"patience": None, "alarm": alarm, "checkpoints_dir": str(tmp_path)}
+    buffer.sample(1, "train", 1)
+    return calls
+
+
+def test_trackers_are_shielded_from_the_first_batch_on(told):
+    assert told.index("shield_trackers") < told.index("sample")
+
+
+def test_the_curriculum_is_told_how_each_training_step_came_out(told):
+    assert told.count("learn") == 1
+
+
+def test_every_run_looks_for_actors_that_have_died(trainer, monkeypatch):
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+    from verl_recipes.in_verl import dead_actors, sampler
+
+    def watch():
+        raise EOFError
+
+    monkeypatch.setattr(ReplayBuffer, "__init__", lambda self, *_, **__: None)
+    monkeypatch.setattr(dead_actors, "watch", watch)
+    with pytest.raises(EOFError):
+        sampler.CountdownReplayBuffer(**trainer._build_replay_buffer().arguments)
+
+
+def test_a_table_that_fails_ends_no_run(trainer):
+    """verl sends its tables of samples and of dropped groups to trackers by itself."""
+
+    class Broken:
+        def log(self, *_):
+            raise ConnectionResetError
+
+    link = TrainerLink(trainer._build_replay_buffer().arguments)
+    trainer.logger = SimpleNamespace(logger={})
+    trainer.validation_generations_logger = trainer.dapo_filtered_reward_logger = Broken()
+    for _ in range(2):  # as at every batch
+        link.shield_trackers()
+    for name in ("validation_generations_logger", "dapo_filtered_reward_logger"):
+        assert f"self.{name}" in inspect.getsource(inspect.getmodule(type(trainer).__mro__[1]))
+        getattr(trainer, name).log(["wandb"], {}, 1)

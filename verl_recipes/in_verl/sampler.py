@@ -78,7 +78,8 @@ class CountdownReplayBuffer(ReplayBuffer):
         )
         dead_actors.watch()  # verl's trainer makes its replay buffer before its actors
         self.run = RunFolder(Path(sampler_kwargs["samples_dir"]).parent)
-        self.tokenizer = AutoTokenizer.from_pretrained(sampler_kwargs["tokenizer"])
+        trusted = self.link.trusts_remote_code()
+        self.tokenizer = AutoTokenizer.from_pretrained(sampler_kwargs["tokenizer"], trust_remote_code=trusted)
         self.rows: dict[tuple[str, int], list[dict[str, Any]]] = {}  # of the present step
         self.history: dict[int, dict[str, float]] = {}  # metrics of the training steps
         self.without_signal = 0  # groups that dynamic sampling dropped in this step

@@ -29,6 +29,19 @@ class Tracker:
         self.tracker.finish(**arguments)
 
 
+class Tables:
+    """verl's tables of samples and of dropped groups, which it sends to trackers by itself; as Tracker."""
+
+    def __init__(self, tables: Any) -> None:
+        self.tables = tables
+
+    def log(self, trackers: Any, table: Any, step: int) -> None:
+        try:
+            self.tables.log(trackers, table, step)
+        except Exception as error:  # whatever a tracker's package raises
+            print(f"a table of step {step} is missing: {error!r}", flush=True)
+
+
 class TrainerLink:
     """verl's trainer (verl.trainer.ppo.v1.trainer_base.PPOTrainer), as its replay buffer sees it."""
 
@@ -48,6 +61,9 @@ class TrainerLink:
         for name, tracker in trackers.items():
             if name not in UNSHIELDED and not isinstance(tracker, Tracker):
                 trackers[name] = Tracker(name, tracker)
+        for name in ("validation_generations_logger", "dapo_filtered_reward_logger"):
+            if not isinstance(tables := getattr(self.trainer, name, None), Tables | None):
+                setattr(self.trainer, name, Tables(tables))
 
     def learn(self, rows: list[dict[str, Any]]) -> None:
         """Tell the curriculum, if there is one, how a training step's samples came out (in_verl/dataset.py)."""
@@ -58,6 +74,10 @@ class TrainerLink:
     def responses_to(self, prompts: int) -> int:
         """How many responses so many prompts of a training step get."""
         return int(prompts * self.trainer.config.actor_rollout_ref.rollout.n)
+
+    def trusts_remote_code(self) -> bool:
+        """Whether the model may bring code, as verl's workers ask."""
+        return bool(self.trainer.config.actor_rollout_ref.model.trust_remote_code)
 
     def refills_failed_groups(self) -> bool:
         """verl's own key, which it gives to its own replay buffers alone."""

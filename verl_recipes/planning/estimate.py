@@ -47,7 +47,7 @@ def advice(cfg: DictConfig, phase: str) -> str:
             (now > least, f"actor_rollout_ref.actor.{key} below {now}, down to {least}"),
             (needs_critic(cfg), f"{other}.{{param_offload,optimizer_offload}}=true"),
             (not engine.offload_policy, "actor_rollout_ref.actor.fsdp_config.offload_policy=true (slower)"),
-            (not model.lora_rank, "actor_rollout_ref.model.lora_rank=32"),
+            (not model.lora_rank, "tuning=lora"),
         ]
     return "; ".join([text for useful, text in settings if useful] + ["more GPUs, or a smaller model"])
 

@@ -384,7 +384,7 @@ class Run:
         rows.sort(key=lambda row: zlib.crc32(repr(problem_key(row)).encode("utf-8", "replace")))
         for row in rows:
             sample = self.sample(row, file)
-            room -= len(json.dumps(sample))
+            room -= len(json.dumps(sample, ensure_ascii=False).encode("utf-8", "replace"))
             if room < 0:
                 return
             yield row, sample

@@ -191,7 +191,7 @@ def training_config(cfg: DictConfig, weights: Path, files: Sequence[Path], out: 
         f"data.train_files={quoted(out.path / PENDING)}",
         f"data.val_files={quoted(out.path / PENDING)}",
         f"data.val_batch_size={cfg.batch * (cfg.n + cfg.greedy)}",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=${data.train_batch_size}",
+        "updates=1",  # a mini-batch is then a batch, and with topology=split one a step
         "trainer.resume_mode=disable",
         "data.custom_cls.path=null",  # a curriculum would choose among the rows
     ]
@@ -257,6 +257,10 @@ def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
     files, weights = find_data(cfg.data), find_weights(Path(cfg.model))
     training = training_config(cfg, weights, files, out)
     check_ranks(training)
+    if cfg.greedy and training.actor_rollout_ref.rollout.agent.default_agent_loop != "row_sampling":
+        raise UserError(
+            "greedy=true needs the agent loop row_sampling, which knows each row's temperature: set it false"
+        )
     check_trackers(training.trackers)
     check_reward(training)
     names = [str(file) for file in files]

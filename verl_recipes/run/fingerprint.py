@@ -76,6 +76,11 @@ def comparable(config: dict[str, Any]) -> dict[str, Any]:
     return {key: below.sub(r"\1${run_dir}", value) if isinstance(value, str) else value for key, value in flat(config)}
 
 
+def unslashed(value: Any) -> Any:
+    """A value without the slash that the Tab key writes after a folder."""
+    return value.rstrip("/") if isinstance(value, str) else value
+
+
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A clause for each key that differs and is not one of MAY_CHANGE: its name, the old value and the new one.
 
@@ -84,7 +89,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """
     found = []
     for key in dict.fromkeys([*before, *now]):
-        if before.get(key) != now.get(key) and not any(fnmatchcase(key, pattern) for pattern in MAY_CHANGE):
+        may_change = any(fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
+        if unslashed(before.get(key)) != unslashed(now.get(key)) and not may_change:
             was, becomes = (shortened(side[key]) if key in side else "not set" for side in (before, now))
             found.append(f"{key} was {was} and is {becomes} now")
     return found
@@ -92,9 +98,12 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def depends_on_steps(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A clause for each number of steps that differs and that every step depends on: by learning rate or curriculum."""
-    optim, found = "actor_rollout_ref.actor.optim", []
+    found, follows = [], False
     was, steps = (side.get("trainer.total_training_steps") for side in (before, now))
-    follows = now.get(f"{optim}.lr_scheduler_type") != "constant" or now.get(f"{optim}.lr_warmup_steps_ratio")
+    for optim in ("actor_rollout_ref.actor.optim", "critic.optim"):
+        # verl's former name of the schedule wins.
+        schedule = now.get(f"{optim}.warmup_style") or now.get(f"{optim}.lr_scheduler_type", "constant")
+        follows = follows or schedule != "constant" or bool(now.get(f"{optim}.lr_warmup_steps_ratio"))
     if steps != was and follows:
         found.append(f"trainer.total_training_steps was {was} and is {steps} now, and the learning rate depends on it")
     was, steps = (side.get("data.curriculum.steps") for side in (before, now))

@@ -23,7 +23,7 @@ def sessions(run: RunFolder) -> list[Session]:
 
 
 def goodput(run: RunFolder) -> dict[str, float]:
-    """Seconds of all starts by what they went into, and `share`, that of `steps`; empty if no start was recorded.
+    """Seconds of all starts by what they went into, and `share`, that of `steps`; empty if that is not known.
 
     `start` is until the first rollouts of each start, `saves` are checkpoints, `lost` are steps that were done again
     because the run was killed before their checkpoint.
@@ -41,4 +41,5 @@ def goodput(run: RunFolder) -> dict[str, float]:
     parts["saves"] = min(parts["steps"], sum(each.get("timing_s/save_checkpoint", 0.0) for each in data))
     parts["steps"] -= parts["saves"]
     total = sum(parts.values())
-    return {"share": parts["steps"] / total} | parts if total else {}
+    was_set_back = min(parts.values()) < 0  # the clock
+    return {"share": parts["steps"] / total} | parts if total and not was_set_back else {}

@@ -320,6 +320,7 @@ def refusals(cfg: Any, **_: Any) -> Iterator[Line]:
     others = [(name, each) for name, each in cfg.trackers.items() if name not in ("console", "file")]
 
     def model_fits() -> None:
+        preflight.check_same_model(cfg)
         preflight.check_weights(model)
         preflight.check_context(cfg)
 

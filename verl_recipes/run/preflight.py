@@ -240,6 +240,11 @@ def check_settings(cfg: DictConfig) -> None:
             "what they need; the file logger is always on"
         )
     for key in ("actor_rollout_ref.actor", "critic"):
+        if (strategy := OmegaConf.select(cfg, f"{key}.strategy")) != "fsdp2":
+            raise UserError(
+                f"{key}.strategy={strategy}: this project's engines, with the guard of the weights, are fsdp2's: leave "
+                "it out"
+            )
         saved = OmegaConf.select(cfg, f"{key}.checkpoint")
         kept = set(saved.save_contents) & set(saved.load_contents)
         if missing := {"model", "optimizer", "extra"} - kept:
@@ -255,10 +260,17 @@ def check_settings(cfg: DictConfig) -> None:
         raise UserError(
             f"trainer.v1.sampler.sampler_kwargs.samples_dir={folder}: a run's samples are in its own folder"
         )
+    if not cfg.actor_rollout_ref.rollout.val_kwargs.do_sample:
+        raise UserError(
+            "actor_rollout_ref.rollout.val_kwargs.do_sample=false: verl 0.9.1 does not read it; for greedy tests set "
+            "actor_rollout_ref.rollout.val_kwargs.temperature=0 eval_n=1"
+        )
     if not trainer.val_before_train:
         raise UserError(
             "trainer.val_before_train=false: a run always measures the model first; eval_n=1 makes it short"
         )
+    if not trainer.get("use_v1", True):
+        raise UserError("trainer.use_v1=false: verl's former trainer writes no samples here; leave it out")
     if trainer.get("val_only"):
         raise UserError(
             "trainer.val_only=true: a run trains; `python -m verl_recipes.evaluate model=PATH` only measures"
@@ -347,6 +359,10 @@ def lacking(needed: Sequence[Need]) -> str:
 def check_data(cfg: DictConfig, key: str, files: Any) -> DataFiles:
     """Raise UserError if data files cannot be read, or their prompts do not fit the run; returns rows and hashes."""
     found = check_parquet(files, key, cfg.data.made_by)
+    if others := [name for name in as_list(files) if not name.endswith(".parquet")]:
+        raise UserError(
+            f"{key}: {others[0]}: verl takes a file for parquet only if its name ends in .parquet; rename it"
+        )
     check_prompt(files, cfg)
     check_prompt_lengths(files, key, cfg)
     return found
@@ -360,6 +376,8 @@ def check_prompt_lengths(files: Any, key: str, cfg: DictConfig) -> None:
     model, most = cfg.actor_rollout_ref.model, cfg.data.max_prompt_length
     folder = tokenizer_folder(model.path)
     if cfg.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class") or not (folder and folder.is_dir()):
+        return
+    if cfg.data.get("filter_overlong_prompts"):  # verl then leaves them out
         return
     import numpy as np  # these take a while, as does the start of a run on GPUs
     import pyarrow.compute as pc
@@ -398,6 +416,27 @@ def check_context(cfg: DictConfig) -> None:
             f"data.max_prompt_length={cfg.data.max_prompt_length} and data.max_response_length="
             f"{cfg.data.max_response_length} are more than the {most} positions of {path}: lower one of them"
         )
+    if (room := cfg.actor_rollout_ref.rollout.get("max_model_len")) and room < longest(cfg):
+        raise UserError(
+            f"actor_rollout_ref.rollout.max_model_len={room} is less than the {longest(cfg)} tokens of "
+            "data.max_prompt_length and data.max_response_length: vLLM would end responses there; raise it, or lower "
+            "one of them"
+        )
+
+
+def check_same_model(cfg: DictConfig) -> None:
+    """Raise UserError if the path is of another model than `model=`, whose sizes, prompt and data the run has."""
+    path, known = cfg.actor_rollout_ref.model.path, cfg.architecture
+    if not known:
+        return
+    folder = tokenizer_folder(path)
+    words = read_object(folder / "config.json").get("vocab_size") if folder else None
+    is_other = words != known.vocab_size if words else not folder and known.parameters < 1e7  # those are on no hub
+    if is_other:
+        raise UserError(
+            f"actor_rollout_ref.model.path={path} is not the model that model= names, whose sizes, prompt and data the "
+            "run would have: add model=local, or that model's name"
+        )
 
 
 def check_start(cfg: DictConfig, folder: Path, trains: bool = True) -> dict[str, str]:
@@ -427,6 +466,7 @@ def preflight(cfg: DictConfig, run: RunFolder) -> Inputs:
     check_trackers(cfg.trackers)
     check_reward(cfg)
     train, val = check_training_data(cfg), check_data(cfg, "data.val_files", cfg.data.val_files)
+    check_same_model(cfg)
     model = check_start(cfg, run.path)
     check_context(cfg)
     return Inputs(train, val, model)

@@ -1,6 +1,7 @@
 """Shows what a run is doing and how long it will take, read from the files that the run writes."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Self
@@ -46,6 +47,8 @@ class Display:
 
     def __init__(self, console: Console, run: RunFolder, first_step: int, steps: int) -> None:
         self.console, self.steps, self.first_step = console, steps, first_step
+        # FORCE_COLOR makes rich take a log for a terminal, and TERM=dumb is one that cannot redraw a line.
+        self.is_live = console.is_interactive and console.file.isatty()
         self.metrics = Tail(run.metrics_part)
         self.bar = RichProgress(
             SpinnerColumn(), BarColumn(30), TextColumn("{task.description}"), TimeElapsedColumn(), console=console
@@ -54,18 +57,20 @@ class Display:
         self.training_since: float | None = None
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if self.is_live:
             self.bar.start()
         self.say(self.starting)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.bar.stop()
+        with suppress(OSError):  # the terminal is gone
+            self.bar.stop()
 
     def say(self, what: str) -> None:
         self.bar.update(self.task, description=what)
-        if not self.console.is_terminal:
-            self.console.print(f"{time.strftime('%H:%M:%S')} {what}", highlight=False, soft_wrap=True)
+        if not self.is_live:
+            with suppress(OSError):  # a full disk below the log costs lines, and not the run
+                self.console.print(f"{time.strftime('%H:%M:%S')} {what}", highlight=False, soft_wrap=True)
 
     def step(self, step: int, each: float, what: str) -> None:
         """Show a step of training, and how long the others will take, at `each` seconds a step."""
@@ -95,7 +100,7 @@ class Losses(Display):
                     self.training_since, self.first_step = time.monotonic(), step
                     continue
                 self.loss = data["train/loss"]
-                if self.console.is_terminal:
+                if self.is_live:
                     self.step(step, self.each(step), f"loss {self.loss:.3f}")
             elif "val/loss" in data:
                 self.held_out[step] = data["val/loss"]
@@ -115,25 +120,23 @@ class Progress(Display):
         self.measured: list[float] = []  # when each batch of an evaluation began
         self.done: float | None = None  # when verl logged its last step, the last thing that it does
 
-    def left(self, event: dict[str, Any]) -> str:
+    def left(self) -> str:
         """The number of an evaluation's batch, and how long the others will take; "" if there is one batch."""
         if self.batches == 1:
             return ""
-        self.measured.append(event["time"])
+        self.measured.append(time.monotonic())
         done = len(self.measured) - 1
         self.bar.update(self.task, total=self.batches, completed=done)
         text = f", batch {done + 1} of {self.batches}"
         if done:
-            text += f", {clock((event['time'] - self.measured[0]) / done * (self.batches - done))} left"
+            text += f", {clock((self.measured[-1] - self.measured[0]) / done * (self.batches - done))} left"
         return text
 
     def update(self) -> None:
         """Read the files and show what is new."""
         for event in self.events.read():
             if event["event"] == "generating" and event["split"] == "validation":
-                self.say(
-                    f"measuring the model at step {event['step']}: responses to the test problems{self.left(event)}"
-                )
+                self.say(f"measuring the model at step {event['step']}: responses to the test problems{self.left()}")
             elif event["event"] == "generating" and self.training_since is None:
                 self.training_since = time.monotonic()
                 self.say("training")

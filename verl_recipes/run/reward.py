@@ -11,6 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from data_prep.cli import UserError
 
 KEY = "reward.custom_reward_function"
+# verl 0.9.1 still has these sections, and its trainer reads none of them; some keys have another name now.
+FORMER = ("custom_reward_function", "reward_model", "sandbox_fusion")
+RENAMED = {"reward_model.reward_manager": "reward_manager.name", "reward_model.num_workers": "num_workers"}
 VERLS = ("data_source", "solution_str", "ground_truth", "extra_info")  # the keywords that verl's managers pass
 
 
@@ -31,6 +34,9 @@ def check_reward(cfg: DictConfig) -> None:
 
     If its module has a `check_options`, as those of reward_score do, that function may refuse the options too.
     """
+    for key in (f"{name}.{last}" for name in FORMER for last in cfg.get(name) or {}):
+        if not isinstance(value := OmegaConf.select(cfg, key), DictConfig | None):
+            raise UserError(f"{key}={value}: verl 0.9.1 does not read it; write reward.{RENAMED.get(key, key)}=")
     function = cfg.reward.custom_reward_function
     if not function.path:  # verl then chooses one of its own by `data_source`
         return

@@ -1,5 +1,6 @@
 """One start of verl in the folder of a run: the configuration that verl gets, its end, and its metrics."""
 
+import glob
 import os
 import shlex
 import shutil
@@ -70,6 +71,12 @@ def typed() -> str:
     return shlex.join(["python", "-m", f"verl_recipes.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
 
 
+def as_pattern(file: str) -> str:
+    """A data file for verl's reader (`datasets`), which takes `[`, `*` and `?` in its full path for a pattern."""
+    full = os.path.abspath(file)
+    return file if glob.escape(full) == full else glob.escape(full)
+
+
 def as_verl_wants(cfg: DictConfig, trainer: dict[str, Any]) -> dict[str, Any]:
     """A run's resolved configuration, with these keys of `trainer` set.
 
@@ -80,8 +87,9 @@ def as_verl_wants(cfg: DictConfig, trainer: dict[str, Any]) -> dict[str, Any]:
     # `start_verl` removes old checkpoints (run/checkpoints.py, remove_old).
     config["trainer"] |= trainer | {"max_actor_ckpt_to_keep": None, "max_critic_ckpt_to_keep": None}
     config["trainer"]["remove_previous_ckpt_in_save"] = False
-    files, validation = config["data"]["val_files"], config["actor_rollout_ref"]["rollout"]["val_kwargs"]
-    config["data"]["val_files"] = as_list(files) * validation["n"]
+    data, validation = config["data"], config["actor_rollout_ref"]["rollout"]["val_kwargs"]
+    data |= {key: [as_pattern(file) for file in as_list(data[key])] for key in ("train_files", "val_files")}
+    data["val_files"] *= validation["n"]
     validation["n"] = 1
     return config
 

@@ -279,7 +279,8 @@ def start_forkserver(
     """
     address = python.with_suffix(".socket")
     program = str(Path(__file__).parent.parent / "cpu" / "forkserver.py")
-    ask = shlex.join([sys.executable, "-IS", program, str(address)])
+    # -I ignores PYTHONUTF8, which the server has.
+    ask = shlex.join([sys.executable, "-IS", "-X", "utf8", program, str(address)])
     python.write_text(f'#!/bin/sh\nexec {ask} "$@"\n', encoding="utf-8")
     python.chmod(0o755)
     with socket.create_server(str(address), family=socket.AF_UNIX, backlog=64) as server:

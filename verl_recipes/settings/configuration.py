@@ -167,13 +167,28 @@ def check_staleness(cfg: DictConfig) -> None:
 
 def check_attention(cfg: DictConfig) -> None:
     """Raise UserError where sequences are divided among ranks by what only flash-attn's attention does."""
-    actor, critic, model = cfg.actor_rollout_ref.actor.fsdp_config, cfg.critic.fsdp, cfg.actor_rollout_ref.model
-    ranks = max(actor.ulysses_sequence_parallel_size, critic.ulysses_sequence_parallel_size)
+    actor, ref, model = cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.ref, cfg.actor_rollout_ref.model
+    # The engine's key has a former name beside it, which verl copies into it.
+    places = (actor, actor.fsdp_config, ref, ref.fsdp_config, cfg.critic.fsdp)
+    ranks = max(int(each.ulysses_sequence_parallel_size) for each in places)
     name = model.override_config.get("attn_implementation", "flash_attention_2")
     if ranks > 1 and not name.startswith("flash_attention"):
         raise UserError(
             f"ulysses_sequence_parallel_size={ranks} needs flash-attn, and attn_implementation is {name}: install it "
             "(docs/gpu.md), or leave the size at 1"
+        )
+
+
+def check_agents(cfg: DictConfig) -> None:
+    """Raise UserError if nobody would score what verl's own agent loop answers, or if an agent would not be used."""
+    agent = cfg.actor_rollout_ref.rollout.agent
+    manager = str(agent.get("agent_loop_manager_class") or "")
+    if not manager and cfg.reward.num_workers < 1:
+        raise UserError("reward.num_workers=0: verl's own agent loop needs a worker to score: add reward.num_workers=1")
+    if manager.endswith("BatchRollout") and agent.default_agent_loop not in ("single_turn_agent", "row_sampling"):
+        raise UserError(
+            f"actor_rollout_ref.rollout.agent.default_agent_loop={agent.default_agent_loop} needs verl's own manager: "
+            "add actor_rollout_ref.rollout.agent.agent_loop_manager_class=null reward.num_workers=1"
         )
 
 
@@ -268,7 +283,7 @@ def check_choice(cfg: DictConfig) -> None:
             f"reward.num_workers={cfg.reward.num_workers}: the coins of reward=random need one worker, which counts "
             "equal responses: add reward.num_workers=1"
         )
-    if n < 2 and cfg.algorithm.adv_estimator != "gae":
+    if n < 2 and cfg.algorithm.adv_estimator not in ("gae", "reinforce_plus_plus"):  # these have no groups
         raise UserError(
             f"algorithm.adv_estimator={cfg.algorithm.adv_estimator} compares responses: rollout.n must be 2 or more"
         )
@@ -286,6 +301,7 @@ def check_choice(cfg: DictConfig) -> None:
             + (", or actor_rollout_ref.actor.fsdp_config.{param_offload,offload_policy}=false" if offloads else "")
         )
     check_attention(cfg)
+    check_agents(cfg)
     if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu < longest(cfg):
         raise UserError(
             f"a prompt and response of {longest(cfg)} tokens do not fit a micro-batch: raise "
