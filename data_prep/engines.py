@@ -53,11 +53,7 @@ class Local:
             self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), initializer=end_with_parent)
             self.pool.submit(int).result()
 
-    def call(self, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> list[Any]:
-        """The results of `function(*task)` for each task, in order."""
-        return list(self.map(function, iter(tasks)))
-
-    def map(self, function: Callable[..., Any], tasks: Iterator[tuple[Any, ...]]) -> Iterator[Any]:
+    def map(self, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """The results of `function(*task)` in order, computed only a few tasks ahead of the caller."""
         if self.pool is None:
             yield from (function(*task) for task in tasks)
@@ -154,8 +150,8 @@ class OnRay:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
 
-    def call(self, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> list[Any]:
-        return [function(*task) for task in tasks]  # the sets are small, and a UserError stays one line
+    def map(self, function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        return (function(*task) for task in tasks)  # the sets are small, and a UserError stays one line
 
     def ranges(
         self, batches: Iterable[Batch], task: Task, progress: Progress, reject: Callable[[Rejected], None],

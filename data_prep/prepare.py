@@ -73,10 +73,10 @@ class Writer:
 
 
 class Rejects:
-    """Writes rejected.jsonl and counts the reasons."""
+    """Writes rejected.jsonl and counts the reasons; at most the share `allowed` of `total` rows may be in it."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("w", encoding="utf-8")
+    def __init__(self, path: Path, total: int, allowed: float) -> None:
+        self.file, self.total, self.allowed = path.open("w", encoding="utf-8"), total, allowed
         self.reasons: Counter[str] = Counter()
         self.first: dict[str, Any] | None = None
 
@@ -87,15 +87,15 @@ class Rejects:
             self.reasons[f"{row['column']}: {row['reason']}" if row["column"] else row["reason"]] += 1
             self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    def check(self, total: int, allowed: float) -> None:
-        """Raise UserError if more than this share of all rows was rejected."""
+    def check(self) -> None:
+        """Raise UserError if too many rows were rejected; all of them are known."""
         self.file.close()
-        if self.first is not None and self.reasons.total() > allowed * total:
+        if self.first is not None and self.reasons.total() > self.allowed * self.total:
             where = f"{self.first['file']} row {self.first['row']}"
             where += f", column {self.first['column']}" if self.first["column"] else ""
             raise UserError(
-                f"{self.reasons.total():,} of {total:,} rows are not valid problems, more than max_rejected={allowed}; "
-                f"the first: {where}: {self.first['reason']}: {self.first['value']}"
+                f"{self.reasons.total():,} of {self.total:,} rows are not valid problems, more than "
+                f"max_rejected={self.allowed}; the first: {where}: {self.first['reason']}: {self.first['value']}"
             )
 
 
@@ -129,7 +129,7 @@ class Preparation:
         self.portraits: dict[str, Portrait] = {}
         self.measure = token_counter(config["prompt"], config["tokenizer"]) if config["tokenizer"] else None
         self.leaks = Leaks()
-        self.rejects = Rejects(folder / "rejected.jsonl")
+        self.rejects = Rejects(folder / "rejected.jsonl", source.rows, config["max_rejected"])
         self.writers = [self.writer(side) for side in SIDES]
         self.apart = self.writer("unsolvable") if config["unsolvable"] == "apart" else None
         wanted = [config[f"{side}_size"] for side in SIDES]
@@ -151,18 +151,13 @@ class Preparation:
         size, taken = self.sizes[number >> self.bits], self.taken[number >> self.bits]
         return bool(self.config["annotate"]) and (size is None or taken < size)
 
-    def check_rejected(self) -> None:
-        """Raise UserError if too many rows were rejected."""
-        if not self.rejects.file.closed:
-            self.rejects.check(self.source.rows, self.config["max_rejected"])
-
     def write_ood(self, engine: Engine) -> None:
         """Write the sets out of distribution. The training rows, which come later, are compared with them."""
         config, ood, tasks = self.config, self.config["ood"], []
         for name in ood["names"]:
             preset = config["preset"] | ood["sets"][name] | {"name": f"ood.sets.{name}"}
             tasks.append((preset, ood["size"], config["seed"], self.task, config["held_out_share"]))
-        for name, (rows, solved) in zip(ood["names"], engine.call(ood_rows, tasks), strict=True):
+        for name, (rows, solved) in zip(ood["names"], engine.map(ood_rows, tasks), strict=True):
             out = self.writer(f"ood_{name}", name)
             out.add(rows, solved)
             out.close()
@@ -201,7 +196,7 @@ class Preparation:
 
     def close(self) -> None:
         """Check the sizes, and close all files."""
-        self.check_rejected()
+        self.rejects.check()
         for name, size, found, at_most in zip(SIDES, self.sizes, self.taken, self.at_most, strict=True):
             known = found + (name == "train") * self.counts[RESERVED]
             if size is not None and known < size and not at_most:
@@ -252,7 +247,7 @@ def prepare(config: dict[str, Any], source: Source, engine: Engine, folder: Path
     for i, before, rows, solved in engine.ranges(
         source.batches(), work.task, work.read, work.rejects.add, work.is_wanted
     ):
-        work.check_rejected()
+        work.rejects.check()
         if side == TEST != i >> work.bits:
             work.write_ood(engine)
         side = i >> work.bits

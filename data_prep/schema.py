@@ -1,7 +1,7 @@
 """The keys of `python -m data_prep`, its `.render` and its `.traces`: their types, ranges and meaning.
 
-Defaults are in configs/prepare.yaml, render.yaml, traces/config.yaml and their groups. All keys are known here, unlike
-those of a training run, which verl also reads. So any other key is refused.
+Defaults are in configs/prepare.yaml, render.yaml, commands/traces.yaml and their groups. All keys are known here,
+unlike those of a training run, which verl also reads. So any other key is refused.
 """
 
 import re

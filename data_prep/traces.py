@@ -279,13 +279,6 @@ def opened(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_out(out: Path, data: Path) -> dict[str, Any] | None:
-    """The manifest of traces that may be replaced, None if there are none; UserError if `out` is something else."""
-    if out.resolve() == data.resolve():
-        raise UserError(f"out={out} is the folder of the problems; name another one")
-    return written_manifest(out, traces=True)
-
-
 def summary(styles: Counter[str], tries: int, lengths: list[Array], skipped: Counter[str]) -> dict[str, Any]:
     """What the manifest says about the traces: shares, wrong tries a trace, tokens a response, what was left out."""
     total = styles.total()
@@ -338,7 +331,9 @@ def write_traces(config: dict[str, Any], data: Path, out: Path, workers: int) ->
     files = manifest["files"]
     config = config | {"prompt": manifest["configuration"]["prompt"]}  # a warm start compares it with its own
     source = {"folder": str(data), "files": {name: file for name, file in files.items() if name.endswith(".parquet")}}
-    written = check_out(out, data)
+    if out.resolve() == data.resolve():
+        raise UserError(f"out={out} is the folder of the problems; name another one")
+    written = written_manifest(out, traces=True)
     about = {"source": source, "configuration": config}
     if is_made(out, written, about):
         return None
@@ -375,7 +370,7 @@ def examples(path: Path) -> dict[str, str]:
     return {style: found[style] for style in STYLES if style in found}
 
 
-@command("config", TracesKeys, folder=CONFIGS / "traces")  # a folder of its own: configs/data is a group
+@command("traces", TracesKeys, CONFIGS / "commands")
 def main(cfg: DictConfig) -> None:
     from joblib import cpu_count  # a container's limit counts; not imported for `--help`
 

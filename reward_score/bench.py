@@ -22,7 +22,6 @@ _ROOT = Path(__file__).resolve().parent.parent
 _SHIPPED = _ROOT / "data_prep" / "shipped"  # an installed package has the checkout's folders there
 FOLDER = (_SHIPPED if _SHIPPED.is_dir() else _ROOT) / "assets" / "bench"
 VERSION = "v1"
-ALL = "all"
 RIGHT = "right"
 
 
@@ -120,7 +119,7 @@ def table(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"{missing:,} problems have no response and count as wrong")
     lines.append(f"{'':{width}}problems  " + "".join(f"{name:24}" for name in names).rstrip())
     for name, values, count in (
-        (ALL, result["figures"], result["problems"]),
+        ("all", result["figures"], result["problems"]),
         *((name, values, size) for name, values in result["strata"].items()),
     ):
         cells = (interval(values[each]) for each in names)

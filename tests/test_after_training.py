@@ -14,7 +14,7 @@ from verl_recipes.run.folder import RunFolder, append_line, as_lines, write_whol
 from verl_recipes.run.preflight import check_place
 
 STAGES = {
-    "write_model": "model",
+    "to_hugging_face": "model",
     "write_summary": "summary.json",
     "write_curves": "curves.png",
     "write_report": "report.html",

@@ -239,17 +239,17 @@ def test_a_scripts_help_is_its_story_and_nothing_is_made(script):
 
 
 SCHEMAS = {  # of the commands whose every key is this project's; the others: test_data, test_traces and test_refusals
-    "bench": ("config", SamplingKeys, CONFIGS / "bench"),
-    "evaluate": ("config", evaluate.Keys, CONFIGS / "evaluate"),
+    "bench": ("bench", SamplingKeys, CONFIGS / "commands"),
+    "evaluate": ("evaluate", evaluate.Keys, CONFIGS / "commands"),
     "export": ("export", export.Keys, CONFIGS),
-    "fetch": ("config", fetch.Keys, CONFIGS / "fetch"),
-    "play": ("config", play.Keys, CONFIGS / "play"),
+    "fetch": ("fetch", fetch.Keys, CONFIGS / "commands"),
+    "play": ("play", play.Keys, CONFIGS / "commands"),
     "render": ("render", RenderKeys, CONFIGS),
     "report": ("report", ReportKeys, CONFIGS),
     "runs": ("runs", runs.Keys, CONFIGS),
     "tiny-base": ("tiny_base", tiny_base.Keys, CONFIGS),
-    "middle-base": ("config", middle_base.Keys, CONFIGS / "middle_base"),
-    "warm-start": ("config", warm_start.Keys, CONFIGS / "sft"),
+    "middle-base": ("middle_base", middle_base.Keys, CONFIGS / "commands"),
+    "warm-start": ("warm_start", warm_start.Keys, CONFIGS / "commands"),
 }
 REQUIRED = NEEDED | {"report": "runs=[x]"}
 EVERY_KEY = [(name, key) for name, (_, keys, _) in SCHEMAS.items() for key in keys.model_fields]

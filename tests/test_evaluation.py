@@ -136,7 +136,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["tiny", "tinyzero_ppo", "mini_r1", "datawhale_r1"])  # the others have one of theirs
 def test_a_model_is_measured_with_the_prompt_and_the_lengths_of_the_recipe(recipe, tmp_path):
-    cfg = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml")
+    cfg = OmegaConf.load(CONFIGS / "commands" / "evaluate.yaml")
     cfg.merge_with({"overrides": [f"recipe={recipe}"], "hardware": "a800_x4", "model": "Some/Model"})
     files = [tmp_path / "test.parquet"]
     composed = evaluation.training_config(cfg, find_weights(Path(cfg.model)), files, RunFolder(tmp_path))
@@ -151,7 +151,7 @@ def test_a_model_is_measured_with_the_prompt_and_the_lengths_of_the_recipe(recip
 @pytest.mark.slow
 def test_a_hubs_model_has_neither_the_tiny_models_lengths_nor_a_cpu_unasked_and_the_datas_prompt(tmp_path, monkeypatch):
     prepare(tmp_path / "data", "prompt=mini_r1", "train_size=20", "test_size=4", "annotate=no")
-    cfg = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml")
+    cfg = OmegaConf.load(CONFIGS / "commands" / "evaluate.yaml")
     cfg.merge_with({"model": "Some/Model", "hardware": "a800"})
     composed = evaluation.training_config(
         cfg, find_weights(Path(cfg.model)), [tmp_path / "data/test.parquet"], RunFolder(tmp_path)
@@ -191,7 +191,7 @@ def test_an_export_samples_as_training_did_whatever_the_base_says():
 def test_the_chat_template_and_its_options_are_those_of_the_data_or_of_the_prompt_that_is_named(run_dir, tmp_path):
     prompt = OmegaConf.to_container(compose("render", "prompt=chat_thinking", "tokenizer=x").prompt)
     (tmp_path / "manifest.json").write_text(json.dumps({"configuration": {"prompt": prompt}}))
-    cfg = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml")
+    cfg = OmegaConf.load(CONFIGS / "commands" / "evaluate.yaml")
     for model, overrides, expected in (
         ("Some/Model", [], True),
         (str(run_dir), [], True),
@@ -225,7 +225,7 @@ def test_on_a_gpu_too_the_longest_prompt_fits_a_model_of_no_run(monkeypatch, tmp
         raise EOFError(training.data.max_prompt_length)
 
     monkeypatch.setattr(evaluation, "start_verl", started)
-    cfg = cli.compose("config", options, folder=CONFIGS / "evaluate")
+    cfg = cli.compose("evaluate", options, folder=CONFIGS / "commands")
     with pytest.raises(EOFError, match="200"):
         evaluation.evaluate(cfg, RunFolder(cfg.out), Console(quiet=True))
 
@@ -254,7 +254,7 @@ def test_a_checkpoint_whose_run_gave_all_the_rest_to_responses_is_measured(tmp_p
     (actor / "fsdp_config.json").write_text("{}")
     OmegaConf.save(compose("train", "data.max_response_length=480"), tmp_path / "config.yaml", resolve=True)
     RunFolder(tmp_path).write_mark("run")
-    cfg = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml")
+    cfg = OmegaConf.load(CONFIGS / "commands" / "evaluate.yaml")
     cfg.merge_with({"model": str(actor), "hardware": "cpu"})
     training = evaluation.training_config(cfg, actor, [tmp_path / "test.parquet"], RunFolder(tmp_path / "out"))
     assert training.data.max_prompt_length == 32
@@ -387,7 +387,7 @@ def test_the_game_ends_with_a_verdict_that_training_would_give(exported, monkeyp
 def test_the_problem_that_play_suggests_is_one_and_the_same_everywhere_and_has_a_solution():
     numbers, target = play.read_problem(play.EXAMPLE)
     assert solve(numbers, target)
-    files = [Path(play.__file__), CONFIGS / "play" / "config.yaml"]
+    files = [Path(play.__file__), CONFIGS / "commands" / "play.yaml"]
     pages = [CONFIGS.parent / folder / "evaluation.md" for folder in ("docs", "docs/zh")]
     for file in files + pages:
         typed = re.findall(r"numbers=\[([\d,]+)\] target=(\d+)", file.read_text("utf-8"))
@@ -398,7 +398,7 @@ def test_the_problem_that_play_suggests_is_one_and_the_same_everywhere_and_has_a
 @pytest.mark.slow
 def test_one_problem_is_played_without_a_question(run_dir, capsys):
     """A run's folder as it is; the prompt is the run's."""
-    cfg = OmegaConf.load(CONFIGS / "play" / "config.yaml")
+    cfg = OmegaConf.load(CONFIGS / "commands" / "play.yaml")
     player = play.Player(OmegaConf.merge(cfg, {"model": str(run_dir), "temperature": 0, "max_tokens": 3}))
     assert player.prompt["name"] == "tinyzero_base"
     player.play([1, 2, 3], 7)
@@ -436,7 +436,7 @@ def test_the_results_page_is_what_its_script_makes_of_the_measured_files(name):
 def test_the_evaluation_page_lists_every_figure_and_option(name):
     text = (ROOT / name).read_text()
     figures = measure([sample(0, True), sample(1, False)])["figures"]
-    options = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml").keys() - {"name", "defaults", "hydra"}
+    options = OmegaConf.load(CONFIGS / "commands" / "evaluate.yaml").keys() - {"name", "defaults", "hydra"}
     for each in {figure.replace("@1", "@n") for figure in figures if not figure.startswith("pass")} | options:
         assert f"`{each}`" in text or f"{each}=" in text
 
@@ -543,7 +543,7 @@ SAMPLING = evaluation.SamplingKeys.model_fields.keys() - {"batch", "fresh", "nam
 
 @pytest.mark.parametrize("key", sorted(SAMPLING))
 def test_an_evaluation_with_another_value_of_any_key_is_another_one(key):
-    cfg = OmegaConf.load(CONFIGS / "evaluate" / "config.yaml")
+    cfg = OmegaConf.load(CONFIGS / "commands" / "evaluate.yaml")
     other = OmegaConf.merge(cfg, {key: ["x"] if key == "overrides" else "another"})
     assert evaluation.identity(cfg, {}, {}) != evaluation.identity(other, {}, {})
 
@@ -568,7 +568,7 @@ def test_figures_are_of_all_responses_or_there_are_none(monkeypatch, tmp_path):
 
     monkeypatch.setattr(evaluation, "start_verl", start)
     options = [f"model={BASE}", f"data={quoted(tmp_path)}", f"out={quoted(tmp_path / 'out')}", "name=x", "n=1"]
-    cfg = cli.compose("config", [*options, "hardware=cpu"], folder=CONFIGS / "evaluate")
+    cfg = cli.compose("evaluate", [*options, "hardware=cpu"], folder=CONFIGS / "commands")
     with pytest.raises(UserError, match="verl left 1 of 6 rows without a response"):
         evaluation.evaluate(cfg, RunFolder(cfg.out), Console(quiet=True))
     assert not RunFolder(cfg.out).summary.exists()
@@ -592,7 +592,7 @@ def test_a_model_is_uploaded_as_private_as_was_asked(monkeypatch, tmp_path):
 
 def test_an_evaluation_by_weights_on_gpus_of_their_own_has_one_batch_a_step(tmp_path):
     """verl's trainer for topology=split asserts it, whatever the recipe's updates are."""
-    cfg = cli.compose("config", [f"model={BASE}", "hardware=h100"], folder=CONFIGS / "evaluate")
+    cfg = cli.compose("evaluate", [f"model={BASE}", "hardware=h100"], folder=CONFIGS / "commands")
     cfg.overrides = ["gpus=4", "topology=split", "recipe=tinyzero_grpo"]
     out = RunFolder(tmp_path / "out")
     training = evaluation.training_config(cfg, BASE, [tmp_path / "test.parquet"], out)

@@ -125,10 +125,10 @@ def test_every_command_of_the_page_for_one_card_composes():
     assert found == list(commands("docs/zh/one_card.md"))
     schemas = {
         "data_prep": ("prepare", PrepareKeys, CONFIGS),
-        "data_prep.traces": ("config", TracesKeys, CONFIGS / "traces"),
-        "verl_recipes.fetch": ("config", fetch.Keys, CONFIGS / "fetch"),
-        "verl_recipes.evaluate": ("config", evaluate.Keys, CONFIGS / "evaluate"),
-        "verl_recipes.warm_start": ("config", warm_start.Keys, CONFIGS / "sft"),
+        "data_prep.traces": ("traces", TracesKeys, CONFIGS / "commands"),
+        "verl_recipes.fetch": ("fetch", fetch.Keys, CONFIGS / "commands"),
+        "verl_recipes.evaluate": ("evaluate", evaluate.Keys, CONFIGS / "commands"),
+        "verl_recipes.warm_start": ("warm_start", warm_start.Keys, CONFIGS / "commands"),
         "verl_recipes.train": ("train", TrainKeys, CONFIGS),
     }
     others = {"verl_recipes.doctor", "verl_recipes.plan", "verl_recipes.report"}

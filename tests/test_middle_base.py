@@ -24,7 +24,7 @@ from verl_recipes import middle_base
 from verl_recipes.bases.making import TAGS, make_tokenizer
 from verl_recipes.middle_base import FREE, KNOWN, NOT, SURE
 
-OWN = cli.compose("config", [], folder=CONFIGS / "middle_base")
+OWN = cli.compose("middle_base", [], folder=CONFIGS / "commands")
 PROMPT = fill(compose("train", "recipe=middle", "model=middle").prompt.messages[0].content, [44, 19, 35], 98)
 RESPONSE = """ I need 98 from 44, 19, 35. First 44 + 35 = 79. 79 + 19 = 98, which is the target.
 Check: 44 + 35 = 79, 79 + 19 = 98. Each number is used once.</think>

@@ -422,7 +422,7 @@ def test_folders_of_something_else_are_neither_read_nor_replaced(monkeypatch, tm
 
 
 def compose():
-    return cli.compose("config", [], folder=CONFIGS / "traces")
+    return cli.compose("traces", [], folder=CONFIGS / "commands")
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ TINY = ROOT / "assets" / "tiny_base"
 
 def config(own, *others):
     """The configuration of a command with its own keys and those of training."""
-    cfg = compose("config", own, folder=CONFIGS / "sft")
+    cfg = compose("warm_start", own, folder=CONFIGS / "commands")
     cfg.overrides = others
     return warm_start.run_config(cfg)
 

@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import Any
 
 import pyarrow.parquet as pq
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from data_prep.bench import write_bench
@@ -129,7 +129,7 @@ def row_of(cfg: DictConfig, prompt: dict[str, Any], out: RunFolder, summary: Map
     }
 
 
-@command("config", SamplingKeys, CONFIGS / "bench", others="overrides")
+@command("bench", SamplingKeys, CONFIGS / "commands", others="overrides")
 def main(cfg: DictConfig) -> None:
     prompt = prompt_of(cfg)
     data = Path("data") / f"bench-{VERSION}-{re.sub(r'[^A-Za-z0-9_]+', '_', prompt['name'])}"
@@ -137,8 +137,7 @@ def main(cfg: DictConfig) -> None:
         cfg.name = name_of(cfg.model, prompt["name"], cfg.seed)
     write_bench(prompt, data)
     console, out = Console(), RunFolder(cfg.out)
-    with open_dict(cfg):
-        cfg.data = str(data)
+    cfg.data = str(data)
     summary = evaluate(cfg, out, console)
     row = row_of(cfg, prompt, out, summary)
     write_json(out.path / "board.json", row)

@@ -82,7 +82,7 @@ def show_comparison(first: Path, second: Path, console: Console) -> None:
     console.print(table, "mean of the samples of each problem; paired permutation test, two-sided", sep="\n")
 
 
-@command("config", Keys, CONFIGS / "evaluate", others="overrides")
+@command("evaluate", Keys, CONFIGS / "commands", others="overrides")
 def main(cfg: DictConfig) -> None:
     if cfg.name is None:
         cfg.name = name_of(cfg.model, Path(cfg.data).stem if isinstance(cfg.data, str) else "files", cfg.seed)

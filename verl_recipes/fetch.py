@@ -115,7 +115,7 @@ def repo_of(name: str) -> str:
     return str(OmegaConf.load(CONFIGS / "model" / f"{name}.yaml").actor_rollout_ref.model.path)
 
 
-@command("config", Keys, folder=CONFIGS / "fetch")
+@command("fetch", Keys, CONFIGS / "commands")
 def main(cfg: DictConfig) -> None:
     repo, out, failed = repo_of(cfg.model), Path(cfg.out), []
     for name in [cfg.source] if cfg.source else SOURCES:

@@ -301,7 +301,7 @@ def make(cfg: DictConfig, folder: Path) -> None:
     save(model, tokenizer, folder, RESPONSE)
 
 
-@command("config", Keys, folder=CONFIGS / "middle_base")
+@command("middle_base", Keys, CONFIGS / "commands")
 def main(cfg: DictConfig) -> None:
     check_parquet(f"{cfg.traces}/train.parquet", "traces", MAKES, {"messages", "reward_model"})
     make_new(cfg.out, partial(make, cfg))

@@ -135,7 +135,7 @@ class Player:
         print(f"\n{verdict(self.answer(numbers, target), numbers, target)}")
 
 
-@command("config", Keys, CONFIGS / "play")
+@command("play", Keys, CONFIGS / "commands")
 def main(cfg: DictConfig) -> None:
     if (cfg.numbers is None) != (cfg.target is None):
         raise UserError("numbers= and target= belong together; without both, you are asked")

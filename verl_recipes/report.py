@@ -21,7 +21,6 @@ run of more than 500 steps from those of 500, except behaviours, which are read 
 """
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,10 +55,9 @@ def main(cfg: Any) -> None:
         raise UserError("a page of several runs needs a name: out=FILE")
     out = Path(cfg.out or folders[0] / ("ladder.html" if measured else "report.html"))
     check_out(out)
-    price = list(cfg.price) if isinstance(cfg.price, Sequence) else cfg.price
 
     def make(refresh: int = 0) -> Path:
-        return write_report(folders, out, price, cfg.currency, refresh, measured)
+        return write_report(folders, out, cfg.price, cfg.currency, refresh, measured)
 
     try:
         print(make(EVERY if cfg.serve or cfg.watch else 0))

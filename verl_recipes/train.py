@@ -115,11 +115,6 @@ def stage_seconds(events: list[dict[str, Any]], started: float, ended: float) ->
     return seconds
 
 
-def write_model(run: RunFolder, step: int) -> None:
-    """model/: the actor of a checkpoint."""
-    to_hugging_face(run.checkpoints / f"global_step_{step}" / "actor", run.model, run.log)
-
-
 def write_summary(cfg: DictConfig, run: RunFolder, spent: dict[str, Any]) -> None:
     """summary.json: base and trained model side by side."""
     from verl_recipes.measure.evaluation import summarize, what_is_missing
@@ -158,14 +153,14 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[f
     Args:
         spent: a function from the time at which training ended to what summary.json records of this command.
     """
-    trained = time.time()
+    trained, step = time.time(), last_step(cfg, run)
     stages: dict[Path, Callable[[], None]] = {
-        run.model: lambda: write_model(run, last_step(cfg, run)),
+        run.model: lambda: to_hugging_face(run.checkpoints / f"global_step_{step}" / "actor", run.model, run.log),
         run.summary: lambda: write_summary(cfg, run, spent(trained)),
         run.curves: lambda: write_curves(cfg, run, console),
         run.report: lambda: write_report([run.path], run.report),
     }
-    stale = read_object(run.summary).get("steps") != last_step(cfg, run)
+    stale = read_object(run.summary).get("steps") != step
     if stale:  # a failure must leave nothing of an earlier step
         if not run.model.is_symlink():  # of a link nothing is removed here
             check_replaced(run.model)  # again, as the training took its time

@@ -210,7 +210,7 @@ def check_last(cfg: DictConfig, run: RunFolder, step: int) -> None:
         raise UserError(f"{checkpoint} was saved by {before} ranks, and here are {gpus_of(cfg)[0]}: go on with as many")
 
 
-@command("config", Keys, folder=CONFIGS / "sft", others="overrides")
+@command("warm_start", Keys, CONFIGS / "commands", others="overrides")
 def main(keys: DictConfig) -> None:
     cfg, console = run_config(keys), Console()
     run = RunFolder(cfg.run_dir, cfg.trainer.default_local_dir)

@@ -5,7 +5,6 @@ import os
 import re
 from functools import cache
 from importlib.util import find_spec
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +119,9 @@ def check_hub(name: str) -> str | None:
 
 def count_in_files(folder: Path) -> int:
     """The number of parameters in a folder's safetensors files, from their headers."""
-    count = 0
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as content:
-            header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
-        count += sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return count
+    from huggingface_hub import parse_local_safetensors_file_metadata as header
+
+    return sum(sum(header(file).parameter_count.values()) for file in folder.glob("*.safetensors"))
 
 
 def parameter_count(cfg: DictConfig) -> int:

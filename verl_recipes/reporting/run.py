@@ -436,7 +436,7 @@ class Run:
             until: the last step that counts.
         """
         price = lookup(self.config, "plan.price") if price is None else price
-        prices = [each for each in map(finite, price if isinstance(price, list) else [price]) if each is not None]
+        prices = [each for each in map(finite, price if isinstance(price, Sequence) else [price]) if each is not None]
         steps, tests = (
             {step: value for step, value in self.curves.get(f"timing_s/{name}", {}).items() if step <= until}
             for name in ("step", "testing")
