@@ -126,6 +126,7 @@ def test_a_person_sees_one_line_and_a_failed_exit(tmp_path, overrides, message):
         (["trainer.val_only=true"], "trainer.val_only=true: a run trains"),
         (["trainer.use_v1=false"], "trainer.use_v1=false: verl's former trainer"),
         (["actor_rollout_ref.actor.strategy=fsdp"], "actor_rollout_ref.actor.strategy=fsdp: this project's engines"),
+        (["actor_rollout_ref.rollout.val_kwargs.n=4"], "val_kwargs.n=4: write eval_n=4"),
         (["actor_rollout_ref.rollout.val_kwargs.do_sample=false"], "do_sample=false: verl 0.9.1 does not read it"),
         (["custom_reward_function.path=my.py"], "does not read it; write reward.custom_reward_function.path="),
         (["reward_model.reward_manager=dapo"], "does not read it; write reward.reward_manager.name="),

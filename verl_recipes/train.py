@@ -75,8 +75,7 @@ def lacks_test(cfg: DictConfig, run: RunFolder) -> bool:
 
 def train(cfg: DictConfig, run: RunFolder, console: Console, problems: int) -> None:
     """Continue the run up to its last step, and measure the model of that step on the `problems` of the test set."""
-    done, n = last_checkpoint(run.checkpoints), cfg.actor_rollout_ref.rollout.val_kwargs.n
-    responses = n * problems if cfg.data.val_batch_size else 1
+    done, responses = last_checkpoint(run.checkpoints), cfg.eval_n * problems if cfg.data.val_batch_size else 1
     if 0 < done < last_step(cfg, run):
         say(console, f"continuing {run.path} after step {done}")
     for left in reversed(range(cfg.trainer.restarts + 1)):
@@ -130,7 +129,7 @@ def write_summary(cfg: DictConfig, run: RunFolder, spent: dict[str, Any]) -> Non
 def write_curves(cfg: DictConfig, run: RunFolder, console: Console) -> None:
     """curves.png. A machine without matplotlib lacks the picture, and its run is none the worse."""
     figures = read_object(run.summary)
-    mean = f"mean@{cfg.actor_rollout_ref.rollout.val_kwargs.n}"
+    mean = f"mean@{cfg.eval_n}"
     gain = [f"{figures[side][mean]:.3f}" for side in ("base", "trained") if mean in figures.get(side, {})]
     try:
         from verl_recipes.reporting.draw import picture

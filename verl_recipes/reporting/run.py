@@ -269,8 +269,7 @@ class Run:
         self.evaluated: list[int] = []  # the steps of the first and the last test
         self.evaluations: list[Groups] = []  # the samples by problem of what is compared
         self.called: list[str] = []  # in words, whose they are
-        if page_bytes:
-            self.read_samples(page_bytes)
+        self.read_samples(page_bytes)
         self.measured = [path.name for path in measured]
         if measured:
             self.read_evaluations(measured)
@@ -324,7 +323,7 @@ class Run:
     def read_samples(self, page_bytes: int) -> None:
         """Read figures and behaviours from the samples of READ_STEPS steps, and keep as many as fit on the page."""
         files = list[SampleFile]()
-        for split in ("train", "validation"):
+        for split in ("train", "validation") if page_bytes else ():
             found = [SampleFile(split, *each) for each in self.folder.sample_files(split).items()]
             some = found[:: math.ceil(len(found) / READ_STEPS) or 1]
             some += found[-1:] if found[-1:] != some[-1:] else []

@@ -260,7 +260,10 @@ def check_settings(cfg: DictConfig) -> None:
         raise UserError(
             f"trainer.v1.sampler.sampler_kwargs.samples_dir={folder}: a run's samples are in its own folder"
         )
-    if not cfg.actor_rollout_ref.rollout.val_kwargs.do_sample:
+    tests = cfg.actor_rollout_ref.rollout.val_kwargs
+    if tests.n != cfg.eval_n:
+        raise UserError(f"actor_rollout_ref.rollout.val_kwargs.n={tests.n}: write eval_n={tests.n}, which sets it")
+    if not tests.do_sample:
         raise UserError(
             "actor_rollout_ref.rollout.val_kwargs.do_sample=false: verl 0.9.1 does not read it; for greedy tests set "
             "actor_rollout_ref.rollout.val_kwargs.temperature=0 eval_n=1"
@@ -275,7 +278,7 @@ def check_settings(cfg: DictConfig) -> None:
         raise UserError(
             "trainer.val_only=true: a run trains; `python -m verl_recipes.evaluate model=PATH` only measures"
         )
-    if cfg.data.val_max_samples > 0 and (cfg.actor_rollout_ref.rollout.val_kwargs.n > 1 or cfg.data.val_batch_size):
+    if cfg.data.val_max_samples > 0 and (tests.n > 1 or cfg.data.val_batch_size):
         raise UserError(
             f"data.val_max_samples={cfg.data.val_max_samples}: verl would take so many responses, and not so many "
             "problems: add eval_n=1 and leave data.val_batch_size out, or make data with a smaller test_size"

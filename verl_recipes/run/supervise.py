@@ -69,8 +69,8 @@ def run_verl(
     Args:
         environment: added to this process's own.
         watch: called about five times a second; it shows the progress.
-        notice: seconds that verl gets to end by itself after SIGTERM; 0 ends it at once. The file `stop` asks it to
-            (verl_recipes/in_verl/sampler.py). After SIGHUP, from a terminal that was closed, it gets the time it needs.
+        notice: seconds that verl gets to end by itself after SIGTERM, if any; after SIGHUP, from a terminal that was
+            closed, it gets what it needs. The file `stop` asks it to (verl_recipes/in_verl/sampler.py).
         trainer: the entry of one of verl's trainers.
 
     Returns:
@@ -79,8 +79,7 @@ def run_verl(
     """
     where = [f"--config-path={run.path.resolve()}", f"--config-name={run.verl_config.stem}"]
     quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none"]
-    command = ["-m", trainer, *where, *quiet]
-    deadline = float("inf")
+    command, deadline = ["-m", trainer, *where, *quiet], float("inf")
 
     def terminated(*_: object) -> None:
         nonlocal deadline
@@ -88,12 +87,8 @@ def run_verl(
         deadline = min(deadline, time.monotonic() + notice)
 
     def hung_up(*_: object) -> None:
-        """The terminal is gone, so every write to it fails; but nobody kills what it left behind after some seconds."""
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for stream in (1, 2):
-            if not stat.S_ISREG(os.fstat(stream).st_mode):
-                os.dup2(nothing, stream)
-        run.stop.touch() if notice else terminated()
+        leave_terminal()
+        run.stop.touch() if notice else terminated()  # nobody kills what a terminal left behind
 
     run.stop.unlink(missing_ok=True)
     try:
@@ -101,13 +96,7 @@ def run_verl(
             signal.signal(signal.SIGTERM, terminated)
             if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` has it
                 signal.signal(signal.SIGHUP, hung_up)
-            # All temporary files are then removed with the folder.
-            environment = os.environ | environment | {name: str(scratch) for name in TEMPORARIES}
-            # Ray's own token would be a file in the home, which others may read, or which cannot be written.
-            token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-            environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | (JOB if in_job() else LOCAL | token)
-            for name in HIDDEN if environment.get("VERL_PLATFORM") == "cpu" else HIDDEN[:2]:
-                environment.pop(name, None)
+            environment = within(scratch, os.environ | environment)
             begin = partial(start, environment=environment, output=output)
             executes = not os.statvfs(scratch).f_flag & os.ST_NOEXEC  # else without the fork server: slower, no more
             if environment.get("VERL_PLATFORM") == "cpu" and not in_job() and executes:
@@ -128,6 +117,16 @@ def run_verl(
             return 1 if verl.returncode is None else verl.returncode
     finally:
         run.stop.unlink(missing_ok=True)
+
+
+def within(scratch: Path, environment: dict[str, str]) -> dict[str, str]:
+    """The environment of a start, whose temporary files are removed with the scratch folder."""
+    # Ray's own token would be a file in the home, which others may read, or which cannot be written.
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0"} | (JOB if in_job() else LOCAL | token)
+    hidden = HIDDEN if environment.get("VERL_PLATFORM") == "cpu" else HIDDEN[:2]
+    temporary = {name: str(scratch) for name in TEMPORARIES}
+    return {name: value for name, value in environment.items() if name not in hidden} | temporary
 
 
 @contextmanager
@@ -154,6 +153,14 @@ def scratch_folder() -> Iterator[Path]:
         lock.close()
         for each, handler in handlers.items():
             signal.signal(each, handler)
+
+
+def leave_terminal() -> None:
+    """Print to nowhere: every write to a terminal that is gone, or to a pipe whose reader ended with it, fails."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if not stat.S_ISREG(os.fstat(stream).st_mode):
+            os.dup2(nothing, stream)
 
 
 def protect() -> None:
