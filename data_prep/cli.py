@@ -405,7 +405,7 @@ def command(
                 # verl's processes use UTF-8 (run/start.py), and would take such a name for another folder's.
                 raise UserError("a name that is not ASCII needs a locale with UTF-8: set LC_ALL=C.UTF-8")
             if any("\ud800" <= letter <= "\udfff" for argument in sys.argv for letter in argument):
-                raise UserError("an argument is not text in this locale's encoding; set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
+                raise UserError("an argument is not in UTF-8: give the file or folder a name that is")
             arguments = sys.argv[1:]
             try:
                 if set(HELP) & set(arguments):

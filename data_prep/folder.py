@@ -61,7 +61,7 @@ def publish(new: Path, out: Path) -> None:
                 kept = new.rename(tempfile.mkdtemp(prefix=f"{out.name}-", dir=out.parent))
                 raise UserError(
                     f"{out} is on a file system that cannot replace a folder in one step, and stays as it is; what was "
-                    f"made is in {kept}"
+                    f"made is in {kept}: move it there yourself"
                 ) from None
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or not new.exists():
                 raise

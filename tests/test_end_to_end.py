@@ -229,7 +229,7 @@ def test_a_run_that_a_scheduler_ends_saves_the_step_that_it_is_in(small_data, tm
     values = agreement(data)
     assert len(values) == saved
     assert (values[0] >= 0.999, min(values) >= 0.99) == (True, True)
-    assert f"ended by SIGTERM; the same command goes on after step {saved}" in command.output
+    assert f"ended by a signal; the same command goes on after step {saved}" in command.output
     assert not (run_dir / "stop").exists()
     command.assert_nothing_is_left()
 

@@ -13,7 +13,7 @@ import pytest
 from configurations import compose
 from omegaconf import OmegaConf
 
-from data_prep.cli import CONFIGS, UserError
+from data_prep.cli import CONFIGS, UserError, quoted
 from verl_recipes.run import machine
 from verl_recipes.run.checkpoints import (
     TRACKER,
@@ -26,7 +26,15 @@ from verl_recipes.run.checkpoints import (
 )
 from verl_recipes.run.folder import RunFolder, cut_half_line
 from verl_recipes.run.hashes import SUMS, deciding_files, seal, write_sums
-from verl_recipes.run.preflight import check_code, check_model, check_parquet, check_prompt, check_resume, check_tags
+from verl_recipes.run.preflight import (
+    check_code,
+    check_model,
+    check_parquet,
+    check_prompt,
+    check_resume,
+    check_start,
+    check_tags,
+)
 from verl_recipes.run.weights import to_hugging_face
 
 ROOT = CONFIGS.parent
@@ -268,8 +276,8 @@ def test_a_flipped_bit_in_what_an_evaluation_or_an_export_takes_is_named_with_th
 def test_only_whole_fsdp2_shards_go_on_with_another_number_of_ranks(sealed):
     run, fewer = RunFolder(sealed.parent), compose("train", "gpus=1")
     check_resume(fewer, run, 8)
-    fewer.actor_rollout_ref.actor.strategy = "fsdp"
-    with pytest.raises(UserError, match=r"was saved by 2 ranks and would go on with 1, for which .*strategy=fsdp2"):
+    fewer.actor_rollout_ref.actor.fsdp_config.fsdp_size = 1
+    with pytest.raises(UserError, match=r"was saved by 2 ranks and would go on with 1, for which .*fsdp_size=-1"):
         check_resume(fewer, run, 8)
 
 
@@ -316,6 +324,14 @@ def test_a_checkpoint_that_was_damaged_before_its_hashes_were_written_gets_none(
     with sealing(checkpoints):
         pass
     assert [(checkpoints / f"global_step_{step}" / SUMS).exists() for step in (4, 8)] == [False, True]
+
+
+def test_weights_that_were_never_downloaded_are_one_line_before_anything_is_counted_in_them(tmp_path):
+    model = shutil.copytree(ROOT / "assets" / "tiny_base", tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    (model / SUMS).unlink(missing_ok=True)
+    with pytest.raises(UserError, match="is damaged"):
+        check_start(compose("train", f"actor_rollout_ref.model.path={quoted(model)}"), tmp_path / "run")
 
 
 def test_what_identifies_a_model_is_its_content_and_no_date(tmp_path):

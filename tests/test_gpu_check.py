@@ -69,6 +69,7 @@ def test_a_dry_run_prints_every_stage_and_each_training_command_composes(hardwar
     commands = dry_run(f"hardware={hardware}", "seed=7")
     runs = [command for command in commands if command[:3] == ["python", "benchmarks/gpu_check.py", "run"]]
     assert [command[3].rpartition("/")[2].removesuffix(".json") for command in runs] == STAGES[1:]
+    [(folder, *shape)] = [command[3:] for command in commands if command[2:3] == ["model"]]  # of random weights
     for command in runs:
         *_, kind = command[8].partition("verl_recipes.")
         assert (command[6:8], kind) == (["python", "-m"], "warm_start" if "traces=" in str(command) else "train")
@@ -76,6 +77,8 @@ def test_a_dry_run_prints_every_stage_and_each_training_command_composes(hardwar
         cfg = compose("train", *given)
         assert (cfg.seed, cfg.card.name) == (7, hardware)
         assert (cfg.actor_rollout_ref.model.lora_rank > 0) == cfg.run_dir.endswith("lora")
+        if cfg.actor_rollout_ref.model.path == folder and "vocab_size=2000" in shape:
+            assert cfg.architecture.vocab_size == 2000  # or the run would be refused
 
 
 @pytest.mark.slow

@@ -89,12 +89,7 @@ def test_a_ladder_measures_each_rung_with_the_runs_hardware_and_recipe():
     assert {"steps=20", "seed=5", "actor_rollout_ref.model.path=assets/tiny_base"} <= {*warm}
     refused = bash("launch/ladder.sh", "hardware=cpu", DRY_RUN="1")
     assert (refused.returncode, refused.stderr.startswith("error: name a model")) == (1, True)
-    for name in (
-        "2026_11_29",
-        "1e-4",
-        "a/b",
-        "实验",
-    ):  # Hydra takes two of them for numbers
+    for name in ("2026_11_29", "1e-4", "a/b", "实验"):  # Hydra takes two of them for numbers
         refused = bash("launch/ladder.sh", "tiny", "hardware=cpu", DRY_RUN="1", NAME=name)
         assert "a letter of ASCII first" in refused.stderr
 

@@ -49,6 +49,13 @@ def test_a_runs_figures_are_of_its_problems_in_distribution():
     assert summarize([row | far for row in rows]) == figures  # if there are no others
 
 
+def test_equations_tried_are_counted_in_the_same_samples_wherever_they_are_shown():
+    """In the first eight of a problem, as a long response takes time."""
+    rows = [sample(0, True, "\n".join(["1+2=3"] * tried) + "</think><answer>1</answer>") for tried in range(16)]
+    [on_the_page] = evaluation_figures(by_problem(rows))["candidates"].values()
+    assert summarize(rows)["candidates"] == measure(rows)["figures"]["candidates"][0] == on_the_page == 3.5
+
+
 equal = st.integers(1, 5).flatmap(lambda n: lines(st.just(n)))
 ragged = lines(st.integers(1, 5))
 

@@ -284,6 +284,11 @@ def test_the_moments_of_an_adapter_are_not_those_of_the_whole_model():
     assert space.checkpoint_bytes(cfg, 1000) == 4000
 
 
+def test_a_plan_needs_no_model_and_no_network(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    preflight.check_same_model(compose("train", "model=qwen2.5_3b", "hardware=h100"))
+
+
 def test_the_disk_must_hold_the_samples_of_all_steps():
     steps = "trainer.total_training_steps"
     few, many, none = (space.samples_bytes(compose("train", f"{steps}={count}"), True) for count in (10, 1000, 1))

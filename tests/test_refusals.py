@@ -129,6 +129,9 @@ def test_a_person_sees_one_line_and_a_failed_exit(tmp_path, overrides, message):
         (["actor_rollout_ref.rollout.val_kwargs.n=4"], "val_kwargs.n=4: write eval_n=4"),
         (["actor_rollout_ref.rollout.val_kwargs.do_sample=false"], "do_sample=false: verl 0.9.1 does not read it"),
         (["custom_reward_function.path=my.py"], "does not read it; write reward.custom_reward_function.path="),
+        (["actor_rollout_ref.rollout.max_model_len=x"], "max_model_len=x: should be"),
+        (["actor_rollout_ref.ref.ulysses_sequence_parallel_size=x"], "ulysses_sequence_parallel_size=x: should be"),
+        (["reward_model.reward_loop_source=x"], "does not read it; write reward.reward_manager.source="),
         (["reward_model.reward_manager=dapo"], "does not read it; write reward.reward_manager.name="),
         (["actor_rollout_ref.rollout.max_model_len=128"], "max_model_len=128 is less than the 288 tokens"),
         (["actor_rollout_ref.rollout.agent.default_agent_loop=tool_agent"], "needs verl's own manager"),
@@ -186,6 +189,7 @@ VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_s
 @given(key=st.sampled_from(sorted(keys_of(TrainKeys))), value=VALUES)
 @example(key="trainer.n_gpus_per_node", value=1.0)
 @example(key="actor_rollout_ref.rollout.n", value=8.0)
+@example(key="actor_rollout_ref.model.path", value=None)
 def test_any_value_of_any_key_is_taken_or_refused_in_one_line_that_names_the_key(tmp_path, small_data, key, value):
     """And never after something was written."""
     cfg = copy.deepcopy(composed("train", f"run_dir={quoted(tmp_path / 'run')}", *small_data))
@@ -241,7 +245,7 @@ def test_a_run_that_would_save_nothing_is_refused(refused):
 def test_a_folder_without_a_model_is_one_line(tmp_path, refused, small_data):
     (tmp_path / "model").mkdir()
     refused("holds no model", f"actor_rollout_ref.model.path={tmp_path / 'model'}", *small_data)
-    refused("name the model with actor_rollout_ref.model.path=FOLDER", "model=local", *small_data)
+    refused("actor_rollout_ref.model.path=null: name the model's folder", "model=local", *small_data)
 
 
 @pytest.fixture

@@ -330,7 +330,12 @@ def test_verl_goes_on_to_save_whichever_processes_get_the_signal(tmp_path, whom)
     terminal, ours = os.openpty()
     command = [*(["timeout", "600"] if whom == "timeout" else []), sys.executable, "-c", script]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    own = {"start_new_session": True, "preexec_fn": lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)}
+
+    def own_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` it is ignored
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    own = {"start_new_session": True, "preexec_fn": own_terminal}
     run = psutil.Popen(command, cwd=tmp_path, env=environment, stdin=ours, stdout=ours, stderr=ours, **own)
     os.close(ours)
     while not (tmp_path / "started").exists():

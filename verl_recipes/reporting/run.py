@@ -112,7 +112,7 @@ def behaviour_means(rows: Sequence[Row]) -> dict[str, float]:
 def evaluation_figures(groups: Groups) -> PerProblem:
     """The figures of an evaluation for the headline, at each problem."""
     n = least_samples(groups.values())
-    done = {key: found for key, rows in groups.items() if (found := found_in(rows, COUNTED))}
+    done = {key: found for key, rows in groups.items() if (found := found_in(rows[:COUNTED]))}
     tried = {"candidates": {key: fmean(each["candidates"] for each in found) for key, found in done.items()}}
     shares = {
         name: {key: fmean(each[name] > 0 for each in found) for key, found in done.items()} for name in BEHAVIOURS
@@ -325,11 +325,10 @@ class Run:
         files = list[SampleFile]()
         for split in ("train", "validation") if page_bytes else ():
             found = [SampleFile(split, *each) for each in self.folder.sample_files(split).items()]
-            some = found[:: math.ceil(len(found) / READ_STEPS) or 1]
-            some += found[-1:] if found[-1:] != some[-1:] else []
-            files += some
-            if len(some) < len(found):
-                self.missing.append(f"{split} samples of {len(found):,} steps: those of {len(some)} were read")
+            if len(found) > READ_STEPS:
+                self.missing.append(f"{split} samples of {len(found):,} steps: those of {READ_STEPS} were read")
+                found = [found[round(i * (len(found) - 1) / (READ_STEPS - 1))] for i in range(READ_STEPS)]
+            files += found
         if not files and not self.is_warm_start:
             self.missing.append("no samples/, so there are neither samples nor behaviours")
         # Only evenly chosen steps are on the page, but always the first and the last evaluation.

@@ -73,6 +73,7 @@ SET_HERE = (
     *("run_dir", "seeds", "warm_start", "eval_n", "actor_rollout_ref.model.path"),
     *(f"trainer.{key}" for key in ("default_local_dir", "restarts", "resume_mode")),
     *(f"data.{key}" for key in ("train_files", "val_files", "val_batch_size", "val_max_samples", "custom_cls.path")),
+    "data.filter_overlong_prompts",
     *(f"actor_rollout_ref.rollout.val_kwargs.{key}" for key in ("n", "temperature", "do_sample")),
     *(f"trainer.v1.sampler.sampler_kwargs.{key}" for key in ("samples_dir", "checkpoints_dir")),
 )

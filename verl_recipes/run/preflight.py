@@ -207,11 +207,11 @@ def check_resume(cfg: DictConfig, run: RunFolder, step: int) -> None:
         raise UserError(f"{run.path} is already at step {step}: set trainer.total_training_steps to {step} or more")
     if damaged := checkpoint_error(run.checkpoints / f"global_step_{step}"):
         raise UserError(f"{damaged}; {how_to_continue(run.checkpoints, below=step)}")
-    before, actor = other_ranks(cfg, run.checkpoints / f"global_step_{step}"), cfg.actor_rollout_ref.actor
-    if before and (actor.strategy, actor.fsdp_config.fsdp_size) != ("fsdp2", -1):
+    before = other_ranks(cfg, run.checkpoints / f"global_step_{step}")
+    if before and cfg.actor_rollout_ref.actor.fsdp_config.fsdp_size != -1:
         raise UserError(
             f"{run.path} was saved by {before} ranks and would go on with {gpus_of(cfg)[0]}, for which "
-            "actor_rollout_ref.actor.strategy=fsdp2 and fsdp_config.fsdp_size=-1 are needed; go on with as many"
+            "actor_rollout_ref.actor.fsdp_config.fsdp_size=-1 is needed; go on with as many"
         )
 
 
@@ -242,8 +242,8 @@ def check_settings(cfg: DictConfig) -> None:
     for key in ("actor_rollout_ref.actor", "critic"):
         if (strategy := OmegaConf.select(cfg, f"{key}.strategy")) != "fsdp2":
             raise UserError(
-                f"{key}.strategy={strategy}: this project's engines, with the guard of the weights, are fsdp2's: leave "
-                "it out"
+                f"{key}.strategy={strategy}: this project's engines, with the guard of the weights, are fsdp2's: set "
+                "it to fsdp2"
             )
         saved = OmegaConf.select(cfg, f"{key}.checkpoint")
         kept = set(saved.save_contents) & set(saved.load_contents)
@@ -430,12 +430,13 @@ def check_context(cfg: DictConfig) -> None:
 def check_same_model(cfg: DictConfig) -> None:
     """Raise UserError if the path is of another model than `model=`, whose sizes, prompt and data the run has."""
     path, known = cfg.actor_rollout_ref.model.path, cfg.architecture
-    if not known:
+    try:
+        folder = tokenizer_folder(path) if known else None
+    except UserError:  # `check_weights` says so, and a plan needs no model
         return
-    folder = tokenizer_folder(path)
     words = read_object(folder / "config.json").get("vocab_size") if folder else None
-    is_other = words != known.vocab_size if words else not folder and known.parameters < 1e7  # those are on no hub
-    if is_other:
+    is_on_no_hub = known and known.parameters < 1e7  # the tiny and the middle model
+    if known and (words != known.vocab_size if words else not folder and is_on_no_hub):
         raise UserError(
             f"actor_rollout_ref.model.path={path} is not the model that model= names, whose sizes, prompt and data the "
             "run would have: add model=local, or that model's name"
@@ -444,8 +445,9 @@ def check_same_model(cfg: DictConfig) -> None:
 
 def check_start(cfg: DictConfig, folder: Path, trains: bool = True) -> dict[str, str]:
     """Raise UserError if the machine lacks room or the model is unusable; returns its identity (`check_model`)."""
+    identity = check_weights(cfg.actor_rollout_ref.model)  # first, as the room is counted from the model's files
     check_space(cfg, folder, trains)
-    return check_weights(cfg.actor_rollout_ref.model)
+    return identity
 
 
 def check_weights(model: DictConfig) -> dict[str, str]:

@@ -13,7 +13,13 @@ from data_prep.cli import UserError
 KEY = "reward.custom_reward_function"
 # verl 0.9.1 still has these sections, and its trainer reads none of them; some keys have another name now.
 FORMER = ("custom_reward_function", "reward_model", "sandbox_fusion")
-RENAMED = {"reward_model.reward_manager": "reward_manager.name", "reward_model.num_workers": "num_workers"}
+RENAMED = {
+    "reward_model.num_workers": "num_workers",
+    "reward_model.reward_manager": "reward_manager.name",
+    "reward_model.reward_loop_source": "reward_manager.source",
+    "reward_model.reward_loop_module_path": "reward_manager.module.path",
+    "reward_model.reward_loop_class_name": "reward_manager.module.name",
+}
 VERLS = ("data_source", "solution_str", "ground_truth", "extra_info")  # the keywords that verl's managers pass
 
 

@@ -210,7 +210,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     except SystemExit as error:
         if error.code == 128 + signal.SIGTERM:
             step = last_checkpoint(run.checkpoints)  # an evaluation has none
-            say(console, "ended by SIGTERM; the same command goes on" + (f" after step {step}" if step else ""))
+            say(console, "ended by a signal; the same command goes on" + (f" after step {step}" if step else ""))
         raise
     if why and (config["trainer"].get("val_only") or not early_end(cfg, run)):
         if not progress.done:

@@ -170,7 +170,7 @@ def check_attention(cfg: DictConfig) -> None:
     actor, ref, model = cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.ref, cfg.actor_rollout_ref.model
     # The engine's key has a former name beside it, which verl copies into it.
     places = (actor, actor.fsdp_config, ref, ref.fsdp_config, cfg.critic.fsdp)
-    ranks = max(int(each.ulysses_sequence_parallel_size) for each in places)
+    ranks = max(each.ulysses_sequence_parallel_size for each in places)
     name = model.override_config.get("attn_implementation", "flash_attention_2")
     if ranks > 1 and not name.startswith("flash_attention"):
         raise UserError(

@@ -82,7 +82,11 @@ class Algorithm(Checked):
     adv_estimator: Text = Field(description="how verl computes advantages")
 
 
-class Actor(Checked):
+class Ranks(Checked):
+    ulysses_sequence_parallel_size: Count = Field(1, description="former name of fsdp_config's")
+
+
+class Actor(Ranks):
     optim: Optim
     fsdp_config: Fsdp
     ppo_mini_batch_size: Count = Field(description="prompts an update")
@@ -105,6 +109,7 @@ class Rollout(Checked):
     top_p: Annotated[Share, Field(gt=0)] = Field(description="of sampling in training")
     tensor_model_parallel_size: Count = Field(description="GPUs that share one vLLM engine")
     dtype: Dtype = Field(description="of vLLM's weights")
+    max_model_len: Count | None = Field(None, description="tokens of prompt and response, at most; null: their sum")
 
 
 class Model(Checked):
@@ -115,6 +120,7 @@ class Model(Checked):
 class Models(Checked):
     model: Model
     actor: Actor
+    ref: Ranks
     rollout: Rollout
 
 
@@ -195,5 +201,5 @@ class TrainKeys(Checked):
         if self.warm_start:
             self.actor_rollout_ref.model.path = str(Path(self.warm_start) / "model")
         if self.actor_rollout_ref.model.path is None:
-            raise ValueError("model=local: name the model with actor_rollout_ref.model.path=FOLDER")
+            raise ValueError("actor_rollout_ref.model.path=null: name the model's folder there, as model=local has none")
         return self
