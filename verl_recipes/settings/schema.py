@@ -201,5 +201,5 @@ class TrainKeys(Checked):
         if self.warm_start:
             self.actor_rollout_ref.model.path = str(Path(self.warm_start) / "model")
         if self.actor_rollout_ref.model.path is None:
-            raise ValueError("actor_rollout_ref.model.path=null: name the model's folder there, as model=local has none")
+            raise ValueError("actor_rollout_ref.model.path=null: name the model's folder, as model=local has none")
         return self
