@@ -584,7 +584,7 @@ def test_a_log_gets_lines_whatever_force_color_says_and_a_full_disk_below_it_end
     monkeypatch.setenv("FORCE_COLOR", "1")
     with Progress(Console(), RunFolder(tmp_path), 0, 1):
         pass
-    assert re.fullmatch(r"[\d:]+ starting Ray.*\n", capsys.readouterr().out)
+    assert re.fullmatch(r"[\d:]+ starting Ray.*\n+", capsys.readouterr().out)
     with suppress(OSError), Path("/dev/full").open("w", encoding="utf-8") as full:
         with Progress(Console(file=full), RunFolder(tmp_path), 0, 1) as progress:
             progress.say("on a full disk")

@@ -61,7 +61,8 @@ for step in range(4):
         services = psutil.Process().children(recursive=True)
         for service in services:
             service.terminate()
-        psutil.wait_procs(services)
+        for service in psutil.wait_procs(services, timeout=20)[1]:  # one that is in the middle of something
+            service.kill()
     trainer.logger.log({"reward/acc": 0.5}, step=step)
 print("went on", flush=True)
 """
