@@ -43,6 +43,11 @@ def exchange(one: Path, other: Path) -> None:
         raise OSError(code, os.strerror(code), str(other))
 
 
+def renamed_beside(new: Path, out: Path) -> Path:
+    """The folder under a name beside `out` that nothing has."""
+    return new.rename(tempfile.mkdtemp(prefix=f"{out.name}-", dir=out.parent))
+
+
 def publish(new: Path, out: Path) -> None:
     """Rename `new` to `out`. If there was an `out`, it becomes `new`.
 
@@ -58,10 +63,9 @@ def publish(new: Path, out: Path) -> None:
             return
         except OSError as error:  # another writer made or removed `out` in between
             if error.errno in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-                kept = new.rename(tempfile.mkdtemp(prefix=f"{out.name}-", dir=out.parent))
                 raise UserError(
                     f"{out} is on a file system that cannot replace a folder in one step, and stays as it is; what was "
-                    f"made is in {kept}: move it there yourself"
+                    f"made is in {renamed_beside(new, out)}: move it there yourself"
                 ) from None
             if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or not new.exists():
                 raise
@@ -85,7 +89,7 @@ def keep_beside(new: Path, out: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        kept = new.rename(tempfile.mkdtemp(prefix=f"{out.name}-", dir=out.parent))
+        kept = renamed_beside(new, out)
         raise UserError(f"{out} appeared meanwhile, and stays as it is; what was made is in {kept}") from None
 
 

@@ -10,7 +10,8 @@ UNSHIELDED = ("console", "file")  # verl's own, which a run cannot do without
 
 
 class Tracker:
-    """One of verl's trackers. If it fails, it misses a step; verl alone would end the run, before the next checkpoint.
+    """One of verl's trackers, or its table of samples or of dropped groups, which goes to all of them. If it fails, it
+    misses a step; verl alone would end the run, before the next checkpoint.
 
     wandb's service is such a case: it ends on the SIGTERM that a scheduler sends to every process.
     """
@@ -18,28 +19,16 @@ class Tracker:
     def __init__(self, name: str, tracker: Any) -> None:
         self.name, self.tracker = name, tracker
 
-    def log(self, data: Mapping[str, Any], step: int) -> None:
+    def log(self, *arguments: Any, **named: Any) -> None:
+        """The step comes last, or by name."""
         try:
-            self.tracker.log(data=data, step=step)
+            self.tracker.log(*arguments, **named)
         except Exception as error:  # whatever its package raises
-            print(f"{self.name} misses step {step}: {error!r}", flush=True)
+            print(f"{self.name} misses step {[*arguments, *named.values()][-1]}: {error!r}", flush=True)
 
     def finish(self, **arguments: Any) -> None:
         """Not shielded: no step comes after it, and the command reports what fails here (run/start.py)."""
         self.tracker.finish(**arguments)
-
-
-class Tables:
-    """verl's tables of samples and of dropped groups, which it sends to trackers by itself; as Tracker."""
-
-    def __init__(self, tables: Any) -> None:
-        self.tables = tables
-
-    def log(self, trackers: Any, table: Any, step: int) -> None:
-        try:
-            self.tables.log(trackers, table, step)
-        except Exception as error:  # whatever a tracker's package raises
-            print(f"a table of step {step} is missing: {error!r}", flush=True)
 
 
 class TrainerLink:
@@ -62,8 +51,8 @@ class TrainerLink:
             if name not in UNSHIELDED and not isinstance(tracker, Tracker):
                 trackers[name] = Tracker(name, tracker)
         for name in ("validation_generations_logger", "dapo_filtered_reward_logger"):
-            if not isinstance(tables := getattr(self.trainer, name, None), Tables | None):
-                setattr(self.trainer, name, Tables(tables))
+            if not isinstance(table := getattr(self.trainer, name, None), Tracker | None):
+                setattr(self.trainer, name, Tracker(name, table))
 
     def learn(self, rows: list[dict[str, Any]]) -> None:
         """Tell the curriculum, if there is one, how a training step's samples came out (in_verl/dataset.py)."""

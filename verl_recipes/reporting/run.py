@@ -322,8 +322,10 @@ class Run:
 
     def read_samples(self, page_bytes: int) -> None:
         """Read figures and behaviours from the samples of READ_STEPS steps, and keep as many as fit on the page."""
+        if not page_bytes:
+            return
         files = list[SampleFile]()
-        for split in ("train", "validation") if page_bytes else ():
+        for split in ("train", "validation"):
             found = [SampleFile(split, *each) for each in self.folder.sample_files(split).items()]
             if len(found) > READ_STEPS:
                 self.missing.append(f"{split} samples of {len(found):,} steps: those of {READ_STEPS} were read")

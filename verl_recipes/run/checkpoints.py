@@ -8,6 +8,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 
 from data_prep.cli import UserError
@@ -153,13 +154,12 @@ def sealing(checkpoints: Path, tidy: Callable[[], None] = lambda: None) -> Itera
     """
     last, ended, patient = last_checkpoint(checkpoints), threading.Event(), True
     earlier = unsealed(checkpoints)  # their run was killed before their hashes were written
-    for step in checkpoint_steps(checkpoints):
+    for step in takewhile(lambda step: step > last, checkpoint_steps(checkpoints)):  # these do not count
         checkpoint = checkpoints / f"global_step_{step}"
+        (checkpoint / SUMS).unlink(missing_ok=True)  # it is saved again
         with suppress(UserError):  # its fsdp_config.json is damaged
-            if step > last and cut_short(checkpoint):  # a kill ended its save; later it would count as one to keep
+            if cut_short(checkpoint):  # a kill ended its save; later it would count as one to keep
                 shutil.rmtree(checkpoint, ignore_errors=True)
-        if step > last:  # it does not count, and is saved again
-            (checkpoint / SUMS).unlink(missing_ok=True)
 
     def work() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # training goes first

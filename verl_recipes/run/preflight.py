@@ -430,13 +430,15 @@ def check_context(cfg: DictConfig) -> None:
 def check_same_model(cfg: DictConfig) -> None:
     """Raise UserError if the path is of another model than `model=`, whose sizes, prompt and data the run has."""
     path, known = cfg.actor_rollout_ref.model.path, cfg.architecture
+    if not known:
+        return
     try:
-        folder = tokenizer_folder(path) if known else None
+        folder = tokenizer_folder(path)
     except UserError:  # `check_weights` says so, and a plan needs no model
         return
     words = read_object(folder / "config.json").get("vocab_size") if folder else None
-    is_on_no_hub = known and known.parameters < 1e7  # the tiny and the middle model
-    if known and (words != known.vocab_size if words else not folder and is_on_no_hub):
+    is_on_no_hub = known.parameters < 1e7  # the tiny and the middle model
+    if words != known.vocab_size if words else not folder and is_on_no_hub:
         raise UserError(
             f"actor_rollout_ref.model.path={path} is not the model that model= names, whose sizes, prompt and data the "
             "run would have: add model=local, or that model's name"
