@@ -177,13 +177,6 @@ class Split(Closed):
         "recipes' splits: shuffle the source first; null: do not"
     )
 
-    @model_validator(mode="after")
-    def _has_its_keys(self) -> Self:
-        missing = {"train", "test", "shuffle_seed"} - self.model_fields_set
-        if self.name != "by_numbers" and missing:
-            raise ValueError(f"has no {', '.join(sorted(missing))}, which a split by place in the source needs")
-        return self
-
 
 class Ood(Closed):
     names: Annotated[list[Text], List] = Field(description="which of ood.sets are written")
@@ -235,6 +228,10 @@ class PrepareKeys(Closed):
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
+        missing = sorted({"train", "test", "shuffle_seed"} - self.split.model_fields_set)
+        if self.split.name != "by_numbers" and missing:
+            lacking = ", ".join(f"split.{key}" for key in missing)
+            raise ValueError(f"split.name={self.split.name}: a split by place in the source needs {lacking} too")
         preset = self.preset.model_dump()
         _check_bounds(preset, "preset")
         for name in self.ood.names:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from configurations import compose
 from hub_server import COMMIT, hub
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -962,6 +962,7 @@ VALUES = st.recursive(SCALARS, lambda v: st.lists(v, max_size=4) | st.dictionari
 @pytest.mark.slow
 @settings(max_examples=300)
 @given(st.sampled_from(KEYS), VALUES)
+@example(((), "split.name"), "abc")
 def test_any_value_of_any_key_is_valid_or_refused_in_one_line_that_names_it(base_key, value):
     base, key = base_key
     cfg = compose("prepare", *base)
