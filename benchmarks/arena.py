@@ -24,7 +24,7 @@ from reward_score.figures import pass_at_k
 from verl_recipes.measure.comparison import sign_flip_p
 from verl_recipes.measure.intervals import figure
 from verl_recipes.measure.problems import by_problem, values
-from verl_recipes.run.folder import RunFolder, read_lines
+from verl_recipes.run.folder import RunFolder, read_lines, write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "arena"
@@ -136,7 +136,7 @@ def train(algorithm: str, rate: float, seed: int) -> dict[str, Any]:
         typed = " ".join(["python -m verl_recipes.train", *overrides(algorithm, rate, seed)])
         result = {"command": typed, "algorithm": algorithm, "learning rate": rate, "seed": seed, **result}
         RESULTS.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        write_whole(target, json.dumps(result) + "\n")
     return json.loads(target.read_text(encoding="utf-8"))
 
 

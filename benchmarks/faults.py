@@ -32,8 +32,8 @@ from typing import Any
 import psutil
 
 from verl_recipes.run.checkpoints import last_checkpoint
-from verl_recipes.run.folder import RunFolder, read_lines, read_metrics
-from verl_recipes.run.supervise import abandoned_scratch
+from verl_recipes.run.folder import RunFolder, read_lines, read_metrics, write_whole
+from verl_recipes.run.supervise import LIBC, PR_SET_PDEATHSIG, abandoned_scratch
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, TABLE = ROOT / "runs" / "faults", ROOT / "benchmarks" / "faults.md"
@@ -89,7 +89,9 @@ def launched(command: list[str], run_dir: Path, environment: dict[str, str]) -> 
     """A command in a process group of its own, with what it prints added to the run's log."""
     log_of(run_dir).parent.mkdir(parents=True, exist_ok=True)
     with log_of(run_dir).open("a") as log:
-        return psutil.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        options = {"cwd": ROOT, "env": environment, "stdout": log, "stderr": log, "start_new_session": True}
+        # After this script, however it ended, the run saves its step and ends.
+        return psutil.Popen(command, preexec_fn=partial(LIBC.prctl, PR_SET_PDEATHSIG, signal.SIGTERM), **options)
 
 
 def log_of(run_dir: Path) -> Path:
@@ -470,7 +472,7 @@ def record(name: str, seconds: float | None) -> None:
     """Add a fault to the recorded ones, and write the table."""
     recovered: dict[str, list[float | None]] = json.loads(RECOVERED.read_text()) if RECOVERED.exists() else {}
     recovered.setdefault(name, []).append(seconds)
-    RECOVERED.write_text(json.dumps(recovered, indent=2))
+    write_whole(RECOVERED, json.dumps(recovered, indent=2))
     text = "| fault | times | steps or prompts lost or repeated | seconds until a new step, median and most |\n"
     text += "| --- | --- | --- | --- |\n"
     for fault in filter(recovered.__contains__, (*KINDS, *LOOP_KINDS, *CASES)):

@@ -17,7 +17,7 @@ from results import RESULTS, rounded
 
 from verl_recipes.measure.comparison import compare
 from verl_recipes.reporting.run import found_in
-from verl_recipes.run.folder import RunFolder, read_json, read_lines
+from verl_recipes.run.folder import RunFolder, read_json, read_lines, write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = ("pass@8", "response_tokens", "candidates", "truncated")
@@ -69,7 +69,7 @@ def main(seeds: list[str]) -> None:
             subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True)
         result = {"commands": [" ".join(["python -m", *command]) for command in commands]} | measured(seed)
         target.parent.mkdir(exist_ok=True)
-        target.write_text(json.dumps(rounded(result), indent=1) + "\n", encoding="utf-8")
+        write_whole(target, json.dumps(rounded(result), indent=1) + "\n")
         print(f"wrote {target}")
 
 

@@ -24,7 +24,7 @@ from verl_recipes.measure.behaviours import behaviours
 from verl_recipes.measure.comparison import compare
 from verl_recipes.measure.intervals import figure
 from verl_recipes.reporting.metrics import seconds_of
-from verl_recipes.run.folder import RunFolder, last_samples, read_lines
+from verl_recipes.run.folder import RunFolder, last_samples, read_json, read_lines, write_json, write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -98,7 +98,10 @@ def measure(runs: str) -> None:
                 continue
             more["training"] = training_cost(folder)
         if name == SFT:
-            seconds = run("verl_recipes.tiny_base", SFT_RUN)
+            took = out / f"{SFT}-seconds.json"  # this command may be ended before the control is measured
+            if not (ROOT / "runs" / SFT).exists():
+                write_json(took, run("verl_recipes.tiny_base", SFT_RUN))
+            seconds = read_json(took, f"delete runs/{SFT}, and the same command makes it again")
             more["training"] = {"steps": SFT_STEPS, "seconds": {"train": seconds, "total": seconds}}
         for each in dict.fromkeys((BASE, name)):  # a complete evaluation is read, not repeated
             run("verl_recipes.evaluate", evaluation(each, runs))
@@ -110,7 +113,7 @@ def measure(runs: str) -> None:
         more["tries"] = tries(out / name)
         result = {"command": command("verl_recipes.evaluate", evaluation(name, "runs"))}
         result |= {key: summary[key] for key in (*kept, "by", "cost")} | more
-        target.write_text(json.dumps(rounded(result), indent=1) + "\n", encoding="utf-8")
+        write_whole(target, json.dumps(rounded(result), indent=1) + "\n")
 
 
 def tries(folder: Path) -> dict[str, dict[str, float]]:

@@ -210,11 +210,16 @@ def in_one_line() -> Iterator[None]:
         raise
 
 
+def same_command() -> str:
+    """The command that goes on, in words: fresh=true would delete what it is to go on from."""
+    return "the same command" + (" without fresh=true" if "fresh=true" in sys.argv else "")
+
+
 def _of_the_machine(error: OSError) -> str:
     """An error of the machine as one line."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
-        return f"the disk is full{where}; free some space, and the same command goes on"
+        return f"the disk is full{where}; free some space, and {same_command()} goes on"
     return f"{error.filename}: {error.strerror}" if error.filename else str(error).splitlines()[0]
 
 

@@ -92,4 +92,4 @@ def main(cfg: DictConfig) -> None:
     )
     for side in SIDES:
         if isinstance(size := config[f"{side}_size"], str) and rows[side] < most(size):
-            print(f"{side}_size={size}: that side has {rows[side]:,}")
+            print(f"{side}_size={size}: only {rows[side]:,} problems are on the {side} side")

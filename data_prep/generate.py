@@ -156,5 +156,5 @@ def distinct(
         parts = [(numbers[chosen], count[chosen], target[chosen])]
     raise UserError(
         f"preset {preset['name']}: {size} different problems are needed, but it has only about {found}: widen "
-        "preset.numbers or preset.targets, or ask for fewer"
+        "its numbers or targets, or ask for fewer"
     )

@@ -56,7 +56,8 @@ def of_key(key: str, missing: str, parent: Any) -> str:
         ]
         deep = sorted(found, key=lambda each: (each.count("."), len(each)))[:3]
         advice = f"; did you mean {' or '.join(f'{each}=' for each in deep)}?" if deep else ""
-    adds = "" if of_group and not before else f", and +{key}= adds it"
+    verls = "trainer" in keys  # whatever is added is for verl
+    adds = "" if not before and (of_group or not verls) else f", and +{key}= adds it"
     return f"there is no key {key!r}" + (advice or f"; --help shows the keys{adds}")
 
 

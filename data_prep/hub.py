@@ -7,7 +7,7 @@ from urllib.request import getproxies_environment
 
 TIMEOUT = 10  # seconds for the hub's first answer; its client would wait for ever, or retry for minutes
 WITHOUT_PROXY = "unset ALL_PROXY, HTTPS_PROXY and HTTP_PROXY"
-MIRROR = "set HF_ENDPOINT to a mirror, or unset HF_HUB_OFFLINE"
+MIRROR = "check the name, `hf auth login` if it asks for that, set HF_ENDPOINT to a mirror, or unset HF_HUB_OFFLINE"
 
 
 def in_one_clause(error: BaseException) -> str:

@@ -95,7 +95,9 @@ class Rejects:
             where += f", column {self.first['column']}" if self.first["column"] else ""
             raise UserError(
                 f"{self.reasons.total():,} of {self.total:,} rows are not valid problems, more than "
-                f"max_rejected={self.allowed}; the first: {where}: {self.first['reason']}: {self.first['value']}"
+                f"max_rejected={self.allowed}; the first: {where}: {self.first['reason']}: {self.first['value']}; "
+                "correct them, raise max_rejected, or name other columns with source.columns.numbers= and "
+                "source.columns.target="
             )
 
 

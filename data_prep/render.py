@@ -30,8 +30,11 @@ from data_prep.solver import Array
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")  # of the prompts, and of the reward's grammar
 
 
-def load_tokenizer(path: str, prompt: dict[str, Any]) -> Any:
+def load_tokenizer(path: str, prompt: dict[str, Any], trusted: bool = False) -> Any:
     """The tokenizer of a folder or of a model on the hub, with the prompt's chat template if it has one.
+
+    Args:
+        trusted: whether code that comes with the model may run.
 
     Raises:
         UserError: it cannot be loaded, or there is no chat template.
@@ -42,14 +45,19 @@ def load_tokenizer(path: str, prompt: dict[str, Any]) -> Any:
     try:
         fault = None if Path(path).exists() else hub_fault(path, "model")
         with reports_cache(fault, f"tokenizer={path}"):
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=fault is not None)
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, trust_remote_code=trusted, local_files_only=fault is not None
+            )
     except Exception as error:  # transformers and tokenizers raise whatever their parsers do
         advice = "" if Path(path).exists() else f"; give a model's folder or its name on the hub, {MIRROR}"
-        raise UserError(f"tokenizer={path} cannot be loaded ({in_one_clause(error)}){advice}") from None
+        raise UserError(f"the tokenizer of {path} cannot be loaded ({in_one_clause(error)}){advice}") from None
     if prompt.get("chat_template") is not None:
         tokenizer.chat_template = prompt["chat_template"]
     if tokenizer.chat_template is None:
-        raise UserError(f"neither tokenizer={path} nor prompt={prompt['name']} has a chat template")
+        raise UserError(
+            f"the tokenizer of {path} has no chat template, and prompt={prompt['name']} brings none; take a prompt "
+            "that does, such as prompt=tinyzero_base"
+        )
     return tokenizer
 
 

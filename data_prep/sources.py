@@ -285,14 +285,16 @@ def count_rows(path: Path, columns: tuple[str, str]) -> int:
             return content.metadata.num_rows
     rows = read_text(path)
     first = next(rows, None)
+    if first is None:
+        raise UserError(f"{path} is empty")
     if path.suffix.lower() == ".csv":
         try:
-            check_columns(next(csv.reader([first or ""]), []), columns, str(path))
+            check_columns(next(csv.reader([first]), []), columns, str(path))
         except csv.Error as error:
             raise UserError(f"{path}: its header cannot be read ({error})") from None
-    elif first is not None and first.lstrip().startswith("["):
+    elif first.lstrip().startswith("["):
         raise UserError(f"{path} is one JSON array; JSON lines are expected, one object a line")
-    return sum(1 for _ in rows) + (path.suffix.lower() != ".csv" and first is not None)
+    return sum(1 for _ in rows) + (path.suffix.lower() != ".csv")
 
 
 def saved(path: str, split: str, columns: tuple[str, str]) -> Source:

@@ -267,6 +267,8 @@ def opened(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder does not exist, is not one that `python -m data_prep` wrote, or has changed since.
     """
+    if folder.is_file():
+        raise UserError(f"data={folder} is a file; name its folder: data={folder.parent}")
     if not folder.is_dir():
         raise UserError(f"data={folder}: there is no such folder; python -m data_prep out={folder} makes one")
     manifest = read_manifest(folder)
@@ -359,6 +361,8 @@ def write_traces(config: dict[str, Any], data: Path, out: Path, workers: int) ->
         )
         skipped = Counter(unsolvable=int(reasons[UNSOLVABLE]), in_a_test_set=int(reasons[IN_A_TEST_SET]))
         about["traces"] = write_all(folder, pool.map(trace_chunk, chosen), skipped, job.total)
+        if opened(data)["files"] != files:
+            raise UserError(f"data={data} was made anew meanwhile; the same command reads it as it is now")
         write_manifest(folder, out, about)
     return read_manifest(out)
 

@@ -22,6 +22,7 @@ for each in "$@"; do # another value would be noticed only after the warm start
 done
 data=data/$name base=models/$model measured=runs/evaluations/$name
 [ "$model" != tiny ] || base=assets/tiny_base
+[ -e "$base" ] || [ "$model" != middle ] || [ "${DRY_RUN:-0}" = 1 ] || die "there is no $base: bash launch/middle.sh makes it"
 read -rd '' -a of_data <<< "${DATA:-}" || : # all lines; at their end it fails
 read -rd '' -a of_traces <<< "tokenizer=$base max_tokens=256 ${TRACES:-}" || :
 read -rd '' -a of_warm <<< "${WARM:-}" || :
@@ -29,7 +30,7 @@ read -rd '' -a of_eval <<< "${EVAL:-}" || :
 run=("model=$model" "data.train_files=$data/train.parquet" "data.val_files=$data/test.parquet" "$@")
 before=
 for each in "$@"; do # what an evaluation takes of a run
-    case $before$each in hardware=* | gpus=* | nodes=* | recipe=* | data.max_* | --config-dir*) of_eval+=("$each") ;; esac
+    case $before$each in fresh=* | hardware=* | gpus=* | nodes=* | recipe=* | data.max_* | --config-dir*) of_eval+=("$each") ;; esac
     [ "$each" = --config-dir ] && before=$each || before=
 done
 

@@ -105,7 +105,10 @@ if [ "$(cat "$VENV/pins.sha256" 2>/dev/null)" != "$(sum_of "${PINS[@]}")" ]; the
         die "$VENV was not made by this script, which would delete it: move it away, or set SETUP=0 to use the present Python"
     for process in /proc/[0-9]*; do
         program="" && { IFS= read -rd '' program < "$process/cmdline"; } 2>/dev/null || : # its command line, up to a zero
-        [[ $program != "$PWD/$VENV/bin/"* ]] || die "$VENV has to be made anew, and process ${process#/proc/} uses it"
+        # A `python` that a person typed is not known by its name, but has loaded a library from there.
+        if [[ $program == "$PWD/$VENV/bin/"* ]] || grep -qsF " $(pwd -P)/$VENV/" "$process/maps"; then
+            die "$VENV has to be made anew, and process ${process#/proc/} uses it"
+        fi
     done
     echo "Making $VENV (about $GB GB, some minutes; log: $VENV/install.log)"
     find "$VENV" -mindepth 1 -maxdepth 1 ! -name install.log -exec rm -rf {} + 2>/dev/null || : # the mark goes last
@@ -120,7 +123,7 @@ if [ "$(cat "$VENV/pins.sha256" 2>/dev/null)" != "$(sum_of "${PINS[@]}")" ]; the
         install --no-deps --no-compile -r "$LIST"
     fi
     printf '\r  compiling bytecode   '
-    "$VENV/bin/python" -m compileall -qq -j 0 "$VENV/lib" || : # some packages carry files that are templates, not Python
+    "$PWD/$VENV/bin/python" -m compileall -qq -j 0 "$VENV/lib" || : # some packages carry files that are templates, not Python
     sum_of "${PINS[@]}" > "$VENV/pins.sha256"
     printf '\r  %s is ready       \n' "$VENV"
 fi

@@ -180,6 +180,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.numbers is None) != (arguments.target is None):
         parser.error("--numbers and --target belong together")
+    if min(arguments.numbers or [0]) < 0:
+        parser.error("--numbers are integers from 0 up")
     if arguments.bench and (arguments.numbers is not None or arguments.profile != "countdown"):
         parser.error("--bench has problems and a rule of its own: it goes with neither --numbers nor --profile")
     given = {option: getattr(arguments, option) for option in OPTIONS if getattr(arguments, option) is not None}
@@ -196,8 +198,10 @@ def main() -> None:
         else:
             score_file(Path(arguments.source), arguments.profile, options)
     except FileNotFoundError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}; a response needs --numbers and --target")
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        sys.exit(f"error: {arguments.source} is damaged: {error}")
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
 

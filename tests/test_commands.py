@@ -86,7 +86,7 @@ def test_every_commands_help_shows_at_least_two_ways_to_type_it():
         (evaluate.main, ["model=assets/tiny_base", "seeds=[0,1]"], "seeds= is set by this command"),
         (evaluate.main, ["model=assets/tiny_base", "++data.val_files=x"], "data.val_files= is set by this command"),
         (bench.main, ["model=assets/tiny_base", "warm_start=x"], "warm_start= is set by this command"),
-        (warm_start.main, ["seeds=[0,1]"], "seeds= is set by this command; seed=N is the one of a warm start"),
+        (warm_start.main, ["seeds=[0,1]"], "seeds= is set by this command; a warm start has one seed, seed=N"),
         (
             tiny_base.main,
             ["out=x", "prompt=mini_r1"],
@@ -97,6 +97,8 @@ def test_every_commands_help_shows_at_least_two_ways_to_type_it():
             ["out=x", "preset=3to4"],
             "preset=3to4: problems of three numbers with a max",
         ),
+        (tiny_base.main, ["out=x", "preset.count=3"], "preset.count=3: should be a list"),
+        (data_command.main, ["foo=1"], "there is no key 'foo'; --help shows the keys"),
         (
             play.main,
             ["model=assets/tiny_base", "numbers=[3,-4]", "target=7"],
@@ -125,6 +127,12 @@ def test_a_misspelt_word_is_answered_with_the_one_that_was_meant(monkeypatch, ma
     text, *parts = str(error.value), *advice.split(".*")
     assert all(part in text for part in parts), text
     assert len(text.splitlines()) == 1
+
+
+def test_what_goes_on_is_said_without_fresh(monkeypatch):
+    for arguments, said in (([], ""), (["fresh=true"], " without fresh=true")):
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        assert cli.same_command() == f"the same command{said}"
 
 
 def test_a_file_of_your_own_with_a_shipped_name_is_refused_and_not_silently_left_out(monkeypatch, own):
@@ -299,6 +307,6 @@ def test_a_small_file_of_ones_own_needs_no_sizes(monkeypatch, capsys, tmp_path):
     typed(monkeypatch, data_command.main, *source)
     made, note = capsys.readouterr().out.splitlines()
     tests = made.partition(" training and ")[2].partition(" ")[0]
-    assert note == f"test_size=up to 1024: that side has {tests}"
+    assert note == f"test_size=up to 1024: only {tests} problems are on the test side"
     with pytest.raises(UserError, match="test_size=1,024, but only"):  # a size that was asked for is kept
         typed(monkeypatch, data_command.main, *source, "test_size=1024")

@@ -190,7 +190,8 @@ def test_an_export_samples_as_training_did_whatever_the_base_says():
 @pytest.mark.slow
 def test_the_chat_template_and_its_options_are_those_of_the_data_or_of_the_prompt_that_is_named(run_dir, tmp_path):
     prompt = OmegaConf.to_container(compose("render", "prompt=chat_thinking", "tokenizer=x").prompt)
-    (tmp_path / "manifest.json").write_text(json.dumps({"configuration": {"prompt": prompt}}))
+    made = {"configuration": {"prompt": prompt}, "files": {"x": {}}, "versions": {"countdown-zero": "0"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(made))
     cfg = OmegaConf.load(CONFIGS / "commands" / "evaluate.yaml")
     for model, overrides, expected in (
         ("Some/Model", [], True),
@@ -384,6 +385,21 @@ def test_the_game_ends_with_a_verdict_that_training_would_give(exported, monkeyp
     assert verdict == play.verdict(response, [3, 4, 5], 12)
 
 
+def test_an_evaluation_goes_on_with_other_room_and_not_with_another_reward(tmp_path):
+    cfg, out = OmegaConf.create({"fresh": False}), RunFolder(tmp_path)
+    for overrides in ([], ["force=true"], ["actor_rollout_ref.rollout.gpu_memory_utilization=0.4"]):
+        evaluation.begin(cfg, out, {"overrides": overrides}, Console())
+    (file := tmp_path / "mine.py").write_text("a = 1", encoding="utf-8")
+    training = compose("train", f"reward.custom_reward_function.path={quoted(file)}")
+    wanted = evaluation.decided(training)  # an evaluation that was begun earlier has recorded none
+    evaluation.begin(cfg, out, {"overrides": []} | wanted, Console())
+    file.write_text("a = 2", encoding="utf-8")
+    with pytest.raises(UserError, match=r"holds another evaluation: reward\..*mine\.py was "):
+        evaluation.begin(cfg, out, {"overrides": []} | evaluation.decided(training), Console())
+    training.data.apply_chat_template_kwargs = {"enable_thinking": True}
+    assert evaluation.decided(training)["settings"] != wanted["settings"]
+
+
 def test_the_problem_that_play_suggests_is_one_and_the_same_everywhere_and_has_a_solution():
     numbers, target = play.read_problem(play.EXAMPLE)
     assert solve(numbers, target)
@@ -401,6 +417,7 @@ def test_one_problem_is_played_without_a_question(run_dir, capsys):
     cfg = OmegaConf.load(CONFIGS / "commands" / "play.yaml")
     player = play.Player(OmegaConf.merge(cfg, {"model": str(run_dir), "temperature": 0, "max_tokens": 3}))
     assert player.prompt["name"] == "tinyzero_base"
+    assert player.options["repetition_penalty"] == 1.0
     player.play([1, 2, 3], 7)
     assert "no_answer (reward 0): the thought never ends" in capsys.readouterr().out
 

@@ -26,15 +26,8 @@ from verl_recipes.run.checkpoints import (
 )
 from verl_recipes.run.folder import RunFolder, cut_half_line
 from verl_recipes.run.hashes import SUMS, deciding_files, seal, write_sums
-from verl_recipes.run.preflight import (
-    check_code,
-    check_model,
-    check_parquet,
-    check_prompt,
-    check_resume,
-    check_start,
-    check_tags,
-)
+from verl_recipes.run.model import check_code, check_model, check_tags
+from verl_recipes.run.preflight import check_parquet, check_prompt, check_resume, check_start
 from verl_recipes.run.weights import to_hugging_face
 
 ROOT = CONFIGS.parent

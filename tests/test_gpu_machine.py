@@ -297,14 +297,30 @@ def test_doctor_lets_a_run_start_that_is_forced(monkeypatch):
     assert states == ["wrong", "warning"]
 
 
-def test_an_environment_that_a_run_uses_is_not_made_anew(checkout):
+USED = """
+import mmap, sys, time
+with open(sys.argv[1], "rb") as file:
+    library = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+print("loaded", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("typed", [False, True])
+def test_an_environment_that_a_run_uses_is_not_made_anew(checkout, typed):
+    """verl's processes have its path in their command lines; a `python` that a person typed has loaded its libraries."""
     notes = venv_of_nothing(checkout)
     program(checkout.parent / "bin", "nvidia-smi", "echo no device; exit 9")
     assert setup(checkout).returncode == 0
     (checkout / "requirements" / "gpu.txt").write_text("numpy==1.0\n", encoding="utf-8")
     notes.unlink()
-    with subprocess.Popen([str(checkout / ".venv-gpu" / "bin" / "python"), "600"], executable="sleep") as run:
+    python = checkout / ".venv-gpu" / "bin" / "python"
+    command, program_ = (
+        (["python", "-c", USED, str(python)], sys.executable) if typed else ([str(python), "600"], "sleep")
+    )
+    with subprocess.Popen(command, executable=program_, stdout=subprocess.PIPE, text=True) as run:
         try:
+            assert not typed or run.stdout.readline() == "loaded\n"
             refused = setup(checkout)
         finally:
             run.kill()

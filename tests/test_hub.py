@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from data_prep import hub as asking
 from data_prep.cli import UserError
 from data_prep.sources import hub as data_of
-from verl_recipes.run.preflight import check_model
+from verl_recipes.run.model import check_model
 
 REPO = "some/thing"
 NOWHERE = "http://127.0.0.1:9"

@@ -87,6 +87,10 @@ def test_a_ladder_measures_each_rung_with_the_runs_hardware_and_recipe():
     assert commands[-1][3:] == ["runs/ladder", *outs]  # base, warm start, trained
     warm = next(command for command in commands if command[2].endswith("warm_start"))
     assert {"steps=20", "seed=5", "actor_rollout_ref.model.path=assets/tiny_base"} <= {*warm}
+    anew = printed(bash("launch/ladder.sh", "tiny", "hardware=cpu", "fresh=true", DRY_RUN="1"))
+    assert (
+        sum("fresh=true" in command for command in anew if command[3:4] != ["compare"]) == 6
+    )  # warm, doctor, train, 3 x
     refused = bash("launch/ladder.sh", "hardware=cpu", DRY_RUN="1")
     assert (refused.returncode, refused.stderr.startswith("error: name a model")) == (1, True)
     for name in ("2026_11_29", "1e-4", "a/b", "实验"):  # Hydra takes two of them for numbers

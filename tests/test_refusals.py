@@ -232,7 +232,7 @@ def test_an_empty_data_set_is_one_line(refused, table):
 
 @pytest.mark.slow
 def test_less_than_a_batch_is_one_line(refused, table):
-    path = table({name: ["x"] for name in checks.COLUMNS})
+    path = table({name: [["x"]] for name in checks.COLUMNS})
     refused("less than a batch", f"data.train_files={path}", f"data.val_files={path}")
 
 

@@ -581,7 +581,10 @@ def test_the_command_scores_a_file_and_names_the_line_that_is_wrong(tmp_path):
     assert command(str(packed), "--profile", "mini_r1").stdout == result.stdout.replace(str(path), str(packed))
     path.rename(tmp_path / "other")
     assert command(str(path)).stderr == f"error: {path} does not exist, but {packed} does: name that file\n"
-    assert command("nowhere").stderr == "error: nowhere: No such file or directory\n"
+    assert (
+        command("nowhere").stderr
+        == "error: nowhere: No such file or directory; a response needs --numbers and --target\n"
+    )
     (tmp_path / "other").rename(path)
     packed.write_bytes(packed.read_bytes()[:-9])
     assert (command(str(packed)).returncode, len(command(str(packed)).stderr.splitlines())) == (1, 1)

@@ -561,8 +561,9 @@ def test_a_new_run_does_not_take_over_the_checkpoints_of_another(tmp_path):
 
 def test_a_run_is_refused_the_data_of_another_prompt(tmp_path):
     made = {"configuration": {"prompt": {"name": "mini_r1", "chat_template": "another"}}}
+    made |= {"files": {"train.parquet": {}}, "versions": {"countdown-zero": "0"}}
     (tmp_path / "manifest.json").write_text(json.dumps(made), encoding="utf-8")
-    pq.write_table(pa.table({name: ["x"] for name in checks.COLUMNS}), tmp_path / "train.parquet")
+    pq.write_table(pa.table({name: [["x"]] for name in checks.COLUMNS}), tmp_path / "train.parquet")
     with pytest.raises(UserError, match="made with prompt=mini_r1, which has another chat template"):
         checks.check_data(compose("train"), "data.train_files", str(tmp_path / "train.parquet"))
 

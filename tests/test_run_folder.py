@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 from functools import partial
 from itertools import permutations
@@ -147,10 +148,12 @@ def test_a_run_whose_deletion_was_interrupted_is_no_other_commands(tmp_path, mon
     for name in ("checkpoints", "samples", "model"):
         (tmp_path / name).mkdir()
     run.config.write_text("seed: 0")
+    run.summary.write_text("{}")  # it says that all is there
     run.write_mark("run")
     monkeypatch.setattr(Path, "unlink", lambda path, **_: deleted.append(path.name))
+    monkeypatch.setattr(shutil, "rmtree", lambda path: deleted.append(path.name))
     run.empty(print)
-    assert deleted == ["config.yaml", MARK]
+    assert (deleted[0], deleted[-2:]) == ("summary.json", ["config.yaml", MARK])
 
 
 def test_checkpoints_that_lie_elsewhere_have_one_command_at_a_time(tmp_path):

@@ -322,6 +322,14 @@ def test_unsolvable_problems_are_left_out_and_counted(monkeypatch, tmp_path, ann
     assert made["traces"]["skipped"] == {"unsolvable": total - solvable}
 
 
+def test_traces_of_data_that_is_made_anew_meanwhile_are_not_written(monkeypatch, tmp_path, data):
+    opened, times = traces.opened, iter(range(9))
+    monkeypatch.setattr(traces, "opened", lambda folder: opened(folder) | ({"files": {}} if next(times) else {}))
+    with pytest.raises(UserError, match=f"data={data} was made anew meanwhile"):
+        run(monkeypatch, data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def truths_of(path):
     return [row["reward_model"]["ground_truth"] for row in rows(path)]
 
@@ -381,7 +389,7 @@ def test_the_same_command_again_does_nothing_and_another_replaces_the_folder(mon
         (["data=configs"], "data=configs holds no problems of data_prep"),
         (["out=configs"], "configs exists and was not written by data_prep"),
         (["max_tokens=100"], "max_tokens=100 needs tokenizer=PATH"),
-        (["tokenizer=configs"], "tokenizer=configs cannot be loaded"),
+        (["tokenizer=configs"], "the tokenizer of configs cannot be loaded"),
         (["max_tokens=20", f"tokenizer={TINY}"], "no trace fits: all 200 are longer; raise max_tokens"),
         (["styles={first_try: 0, search: 0, search_with_backtracking: 0}"], "one of the shares should be greater"),
         (["+styles.guess=1"], "styles.guess=1: there is no such key"),

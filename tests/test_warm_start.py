@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -89,6 +90,9 @@ def test_a_prompt_has_the_tokens_that_the_rollout_engine_gets_and_only_the_respo
     assert text == "\nAdd all.\n1+2+3=6 yes</think>\n<answer> 1+2+3 </answer>" + tokenizer.eos_token
     with pytest.raises(ValueError, match="4 traces are longer than 20 tokens"):
         Traces([str(file)], tokenizer, OmegaConf.create({"max_length": 20}))
+    processor = SimpleNamespace(chat_template=tokenizer.chat_template)  # verl gives the run's template to it, if any
+    tokenizer.chat_template = "{{ 'another' }}"
+    assert Traces([str(file)], tokenizer, OmegaConf.create({"max_length": 200}), processor).rows == rows.rows
 
 
 def test_it_ends_after_as_many_evaluations_without_a_lower_loss_as_was_asked(tmp_path):

@@ -28,7 +28,9 @@ def configuration(arguments: list[str], gpu: bool) -> tuple[Any, Line | None]:
         return None, Line("wrong", f"configuration: {error}", SETUP[gpu])
     except SystemExit as error:
         text = str(error).replace("error: ", "", 1)
-        return None, Line("wrong", f"configuration: {text}", "correct the overrides; train --help lists them")
+        return None, Line(
+            "wrong", f"configuration: {text}", "correct the overrides; python -m verl_recipes.train --help lists them"
+        )
 
 
 def main(arguments: list[str]) -> int:

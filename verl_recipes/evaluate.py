@@ -69,12 +69,17 @@ def show(summary: Row, out: RunFolder, console: Console) -> None:
 def show_comparison(first: Path, second: Path, console: Console) -> None:
     """The paired test, a row for each test set."""
     rows = [last_samples(path) for path in (first, second)]
+    for path, samples in zip((first, second), rows, strict=True):
+        if not samples:
+            raise UserError(f"{path} holds no samples")
     drawn = [read_object(RunFolder(path).summary).get("temperature") for path in (first, second)]
     a, b = ("" if each is None else f" (temperature {each:g})" for each in drawn)
     title = Plain(f"A: {first}{a}\nB: {second}{b}")
     table = Table("set", "problems", "A", "B", "B - A", "B better, worse", "p", title=title)
     for name in dict.fromkeys(set_name(row) for each in rows for row in each):
         one, other = ([row for row in each if set_name(row) == name] for each in rows)
+        if not (one and other):
+            raise UserError(f"the set {name} is only in {first if one else second}: evaluate both on the same data")
         result = compare(one, other)
         figures = (interval(result[key]) for key in ("first", "second", "difference"))
         p = f"{result['p']:.4f}" if result["p"] > 0.001 else "< 0.001"

@@ -16,7 +16,6 @@ transformers and `vllm serve` load it.
 import json
 import shlex
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -167,9 +166,14 @@ def export(path: Path, out: Path, dtype: str) -> DictConfig:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    with replaced(out, new_only=True) as folder, tempfile.TemporaryDirectory() as scratch:
-        source = hugging_face(weights, Path(scratch) / "merged", Path(scratch) / "log.txt")
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
+    with replaced(out, new_only=True) as folder:
+        beside = folder.parent  # on the disk of `out`; the next export removes what a killed one left there
+        source = hugging_face(weights, beside / "merged", beside / "log.txt")
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=getattr(torch, dtype),
+            trust_remote_code=training.actor_rollout_ref.model.get("trust_remote_code", False),
+        )
         model.generation_config.update(**generation_settings(training))
         model.save_pretrained(folder)
         # Copied, not saved by transformers: it would write another pre-tokenizer beside a qwen2 model.

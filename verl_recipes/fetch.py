@@ -129,7 +129,8 @@ def main(cfg: DictConfig) -> None:
             continue
         print(f"wrote {out}; use it: model={cfg.model} actor_rollout_ref.model.path={out}")
         return
-    raise UserError(f"{repo} could not be fetched ({'; '.join(failed)}); {MIRROR}")
+    advice = MIRROR if cfg.source in (None, "hub") else "leave source= out to try the others"
+    raise UserError(f"{repo} could not be fetched ({'; '.join(failed)}); {advice}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from verl_recipes.planning import time as plan_time
 from verl_recipes.planning.estimate import estimate, gpu_of
 from verl_recipes.planning.memory import GIB, phases
 from verl_recipes.planning.model import facts
-from verl_recipes.run.preflight import check_same_model
+from verl_recipes.run.model import check_same_model
 from verl_recipes.settings.configuration import check_ranks, gpus_of, longest
 from verl_recipes.settings.schema import TrainKeys
 

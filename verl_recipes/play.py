@@ -22,7 +22,7 @@ from data_prep.render import load_tokenizer, render
 from data_prep.solver import solve
 from reward_score.__main__ import explain
 from reward_score.countdown import compute_score
-from verl_recipes.run.preflight import check_model
+from verl_recipes.run.model import check_model
 from verl_recipes.run.weights import find_prompt, find_weights, hugging_face
 
 
@@ -112,6 +112,7 @@ class Player:
         temperature = own.temperature if cfg.temperature is None else cfg.temperature
         limit = cfg.max_tokens or own.max_new_tokens or 1024
         self.options = {"max_new_tokens": limit, "do_sample": temperature != 0, "temperature": temperature or 1.0}
+        self.options["repetition_penalty"] = 1.0  # as in every rollout, whatever the model's configuration says
 
     def answer(self, numbers: list[int], target: int) -> str:
         """The model's response, shown while it is written."""

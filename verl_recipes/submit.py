@@ -35,6 +35,7 @@ from data_prep.cli import (
     overrides_of,
     print_version,
     quoted,
+    same_command,
     show,
     split_options,
     until_closed,
@@ -110,7 +111,7 @@ def connect(address: str) -> Any:
             f"the Ray cluster at {address} asks for a token: copy its head's ~/.ray/auth_token here and set "
             "RAY_AUTH_MODE=token, or RAY_AUTH_MODE=disabled on all nodes"
         ) from None
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # requests' are OSErrors, and for a bad address ValueErrors
         raise UserError(
             f"no Ray job server answers at {address}: {str(error).splitlines()[0]}; was its head started with "
             "--dashboard-host=0.0.0.0?"
@@ -160,7 +161,7 @@ def follow(address: str, client: Any, job: str) -> int:
             if "status code 404" in line:
                 raise UserError(
                     f"the Ray cluster at {address} does not know {job}: its head was started anew, and a job ends with "
-                    "its head; the command that submitted it goes on after the last checkpoint"
+                    f"its head; {same_command()} goes on after the last checkpoint"
                 ) from None
             if time.monotonic() - last_contact > PATIENCE:
                 raise UserError(
@@ -195,7 +196,9 @@ def main(address: str, *overrides: str) -> int:
         try:
             client.get_job_info(job)
         except RuntimeError as error:
-            raise UserError(f"attach={job}: {str(error).strip().splitlines()[0]}; `ray job list` names them") from None
+            raise UserError(
+                f"attach={job}: {str(error).strip().splitlines()[0]}; `ray job list --address {address}` lists them"
+            ) from None
     else:
         cfg = compose("train", overrides_of(overrides), TrainKeys)
         if cfg.seeds:

@@ -36,6 +36,7 @@ from pydantic import Field
 from data_prep.cli import Checked, Count, PathText, Positive, Seed, Share, UserError, command
 from data_prep.generate import distinct
 from data_prep.prompts import fill
+from data_prep.schema import Preset, Prompt
 from data_prep.search import Whole, expression, steps_between
 from data_prep.split import TRAIN
 from verl_recipes.bases.making import make_model, make_new, make_tokenizer, save
@@ -66,6 +67,8 @@ class Stage(Checked):
 
 
 class Keys(Checked):
+    preset: Preset
+    prompt: Prompt
     out: PathText = Field(description="the model's folder, a new one; the shipped model is assets/tiny_base")
     init: PathText | None = Field(description="a tiny base to continue from, instead of an untrained model")
     seed: Seed = Field(description="of the problems, the traces and the training")

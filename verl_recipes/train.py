@@ -36,11 +36,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from data_prep.cli import UserError, command, compose, overrides_of
+from data_prep.cli import UserError, command, compose, overrides_of, same_command
 from verl_recipes.run.best import best_step, early_end, evaluations, last_step
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.cluster import RETURN, check_nodes, in_job
-from verl_recipes.run.fingerprint import begin, provenance
+from verl_recipes.run.fingerprint import begin, depends_on_steps, flat, provenance
 from verl_recipes.run.folder import (
     RunFolder,
     cut_half_line,
@@ -63,8 +63,8 @@ def await_return(cfg: DictConfig, run: RunFolder) -> None:
         try:
             check_nodes(cfg, RETURN)
         except UserError as error:
-            again = f"the same command goes on after step {last_checkpoint(run.checkpoints)}"
-            raise UserError(f"{error.message}; {again}") from None
+            step = last_checkpoint(run.checkpoints)
+            raise UserError(f"{error.message}; {same_command()} goes on after step {step}") from None
 
 
 def lacks_test(cfg: DictConfig, run: RunFolder) -> bool:
@@ -176,7 +176,7 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console, spent: Callable[[f
         except (Exception, UserError) as error:
             failed = True
             what = error.message if isinstance(error, UserError) else repr(error)
-            say(console, f"{made} could not be made: {what}; the same command tries again")
+            say(console, f"{made} could not be made: {what}; {same_command()} tries again")
     return not failed
 
 
@@ -262,8 +262,11 @@ def run_once(cfg: DictConfig, console: Console) -> None:
     with run.locked():
         begin("run", cfg, run, inputs, partial(say, console), partial(check_last, cfg, run))
         if is_complete(cfg, run):
-            longer = "a larger patience" if early_end(cfg, run) else "trainer.total_training_steps=N"
-            say(console, f"{run.path} is complete; fresh=true starts it anew, {longer} goes on")
+            now = dict(flat(OmegaConf.to_container(cfg, resolve=True)))
+            fixed = depends_on_steps(now, now | {"trainer.total_training_steps": None})
+            longer = "" if fixed else ", trainer.total_training_steps=N goes on"
+            longer = ", a larger patience goes on" if early_end(cfg, run) else longer
+            say(console, f"{run.path} is complete; fresh=true starts it anew{longer}")
             show(run, console)
             return
         check_replaced(run.model)

@@ -78,7 +78,7 @@ class Keys(Checked):
 
 def run_config(cfg: DictConfig) -> DictConfig:
     """The configuration of a run of the same model, hardware and lengths; `sft` has the keys of this command."""
-    refuse(cfg.overrides, ["seeds"], "seed=N is the one of a warm start")
+    refuse(cfg.overrides, ["seeds"], "a warm start has one seed, seed=N")
     named = [f"{key}={quoted(cfg[key])}" for key in ("name", "run_dir", "seed", "fresh")]
     training = compose("train", [*named, *cfg.overrides], TrainKeys)
     own = {key: cfg[key] for key in ("traces", "steps", "batch", "lr", "every", "patience")}

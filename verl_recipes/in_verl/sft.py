@@ -26,7 +26,9 @@ class Traces(Dataset[dict[str, torch.Tensor]]):
         """Arguments as verl passes them. `config.max_length` bounds the tokens of a row."""
         columns = [pq.read_table(file, columns=["messages"])["messages"] for file in as_list(parquet_files)]
         messages = [row for column in columns for row in column.to_pylist()]
-        options = config.get("apply_chat_template_kwargs", {})
+        # verl gives the run's template to the processor if the model has one, and to the tokenizer if not.
+        template = (processor or tokenizer).chat_template
+        options = {"chat_template": template, **config.get("apply_chat_template_kwargs", {})}
         prompts = tokenizer.apply_chat_template(
             [row[:-1] for row in messages], add_generation_prompt=True, tokenize=True, return_dict=False, **options
         )

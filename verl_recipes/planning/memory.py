@@ -16,7 +16,7 @@ from data_prep.cli import UserError
 from verl_recipes.planning.model import BYTES, check_hub, facts, find_model, needs_critic
 from verl_recipes.planning.space import GIB
 from verl_recipes.planning.tracking import Pass, cached
-from verl_recipes.settings.configuration import MICRO_BATCH, gpus_of, is_split, longest, needs_reference
+from verl_recipes.settings.configuration import MICRO_BATCH, check_critic, gpus_of, is_split, longest, needs_reference
 
 
 def shape_of(cfg: DictConfig) -> dict[str, Any]:
@@ -25,7 +25,11 @@ def shape_of(cfg: DictConfig) -> dict[str, Any]:
         return {"model_type": "qwen2"} | {key: v for key, v in cfg.architecture.items() if key != "parameters"}
     path = cfg.actor_rollout_ref.model.path
     if folder := find_model(path):
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        shape: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        needed = {"hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size"}
+        if missing := sorted(needed - shape.keys()):
+            raise UserError(f"{path}/config.json has no {', '.join(missing)}, which plan counts with")
+        return shape
     check_hub(path)
     from transformers import AutoConfig
 
@@ -117,6 +121,7 @@ def passes(cfg: DictConfig) -> dict[str, Pass]:
     if needs_reference(cfg) and not found["actor"].lora:  # with LoRA the base model is the reference
         found["reference"] = one_pass(cfg, model, ref.fsdp_config, ref, "log_prob", train=False, entropy=False)
     if needs_critic(cfg):
+        check_critic(cfg)
         critic = cfg.critic
         settings = {"train": True, "entropy": False, "value_head": True}
         found["critic"] = one_pass(cfg, critic.model, critic.fsdp, critic, "ppo", **settings)

@@ -35,7 +35,7 @@ def missing_files(folder: Path) -> str:
     try:
         listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
     except (OSError, ValueError, LookupError, AttributeError):
-        listed = ()  # preflight.check_model reports it
+        listed = ()  # run/model.py reports it
     gone = sorted(name for name in set(listed) if not (folder / name).is_file())
     if gone or not list(folder.glob("*.safetensors")):
         return f"no {gone[0] if gone else '*.safetensors'}"
@@ -121,7 +121,11 @@ def count_in_files(folder: Path) -> int:
     """The number of parameters in a folder's safetensors files, from their headers."""
     from huggingface_hub import parse_local_safetensors_file_metadata as header
 
-    return sum(sum(header(file).parameter_count.values()) for file in folder.glob("*.safetensors"))
+    return sum(
+        sum(header(file).parameter_count.values())
+        for file in folder.glob("*.safetensors")
+        if file.name != "consolidated.safetensors"  # Mistral's own form of the same weights
+    )
 
 
 def parameter_count(cfg: DictConfig) -> int:

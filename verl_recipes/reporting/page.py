@@ -219,7 +219,8 @@ def apart(folders: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         return list(folders), []
     if len(runs) > 1:
         raise UserError(
-            f"{measured[0]} is an evaluation, which the page of one run compares; name one run, or leave it out"
+            f"{measured[0]} is an evaluation, and only the page of one run compares evaluations; name one run, or "
+            "leave the evaluation out"
         )
     if len(measured) == 1:
         raise UserError(

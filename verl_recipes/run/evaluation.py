@@ -30,12 +30,13 @@ from data_prep.cli import (
     compose,
     quoted,
     refuse,
+    same_command,
 )
 from data_prep.render import load_tokenizer, render
 from reward_score.figures import CONFIDENCE
 from verl_recipes.measure.evaluation import measure, summarize, what_is_missing
 from verl_recipes.measure.problems import OUT
-from verl_recipes.run.fingerprint import differences, flat, provenance, read_config
+from verl_recipes.run.fingerprint import differences, flat, may_change, provenance, read_config, reward_of
 from verl_recipes.run.folder import (
     RunFolder,
     as_lines,
@@ -46,16 +47,8 @@ from verl_recipes.run.folder import (
     write_json,
     write_whole,
 )
-from verl_recipes.run.hashes import is_checkpoint
-from verl_recipes.run.preflight import (
-    check_context,
-    check_parquet,
-    check_prompt,
-    check_prompt_lengths,
-    check_start,
-    manifest_beside,
-    positions_of,
-)
+from verl_recipes.run.model import check_context, positions_of, small_files
+from verl_recipes.run.preflight import check_parquet, check_prompt, check_prompt_lengths, check_start, manifest_beside
 from verl_recipes.run.reward import check_reward
 from verl_recipes.run.start import say, start_verl
 from verl_recipes.run.trackers import check_trackers
@@ -127,6 +120,25 @@ def identity(cfg: DictConfig, model: dict[str, str], files: dict[str, str]) -> d
     config: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     names = ("model", "n", "temperature", "greedy", "seed", "hardware", "max_prompt_length", "overrides")
     return {name: config[name] for name in names} | {"weights": model, "files": files}
+
+
+# What else decides responses and verdicts, and may change under the same names: by the data's manifest, or by a recipe
+# or a reward of the user's own.
+DECIDE = (RESPONSE_LENGTH, TEMPLATE, OPTIONS, "actor_rollout_ref.rollout.val_kwargs", "reward.custom_reward_function")
+
+
+def decided(training: DictConfig) -> dict[str, Any]:
+    """The values of DECIDE, and the hash of a reward function in a file."""
+    config: dict[str, Any] = OmegaConf.to_container(training, resolve=True)  # type: ignore[assignment]
+    return {
+        "settings": {key: value for key, value in flat(config) if key.startswith(DECIDE)},
+        "reward": reward_of(config),
+    }
+
+
+def lasting(overrides: Sequence[str]) -> list[str]:
+    """The overrides without those that may change when a run goes on, too."""
+    return [each for each in overrides if not may_change(each.lstrip("+~").partition("=")[0])]
 
 
 def rows_to_answer(files: Sequence[Path], n: int, temperature: float, greedy: bool, seed: int) -> list[Row]:
@@ -227,9 +239,9 @@ def make_room_for_prompts(training: DictConfig, cfg: DictConfig, weights: Path, 
     named = {each.lstrip("+").partition("=")[0] for each in cfg.overrides}
     if {"recipe", PROMPT_LENGTH} & named:
         return
-    folder = weights / "huggingface" if is_checkpoint(weights) else weights
-    template = training.actor_rollout_ref.model.custom_chat_template
-    tokenizer = load_tokenizer(str(folder), {"name": "null", "chat_template": template})
+    folder, model = small_files(weights), training.actor_rollout_ref.model
+    prompt = {"name": "null", "chat_template": model.custom_chat_template}
+    tokenizer = load_tokenizer(str(folder), prompt, model.trust_remote_code)
     prompts = [prompt for file in files for prompt in pq.read_table(file, columns=["prompt"])["prompt"].to_pylist()]
     options = training.data.apply_chat_template_kwargs
     longest = max(len(render(tokenizer, prompt, **options)[1]) for prompt in prompts)
@@ -244,7 +256,9 @@ def begin(cfg: DictConfig, out: RunFolder, wanted: Row, console: Console) -> Non
     if cfg.fresh:
         out.empty(partial(say, console), [cfg.model, *wanted["files"]])
     if before := mark_of(out.path):
-        found = differences(*(dict(flat({key: side.get(key) for key in wanted})) for side in (before, wanted)))
+        sides = [side | {"overrides": lasting(side.get("overrides") or [])} for side in (before, wanted)]
+        # An evaluation that was begun earlier may lack a key.
+        found = differences(*(dict(flat({key: side.get(key, wanted[key]) for key in wanted})) for side in sides))
         if found:
             raise UserError(
                 f"{out.path} holds another evaluation: {'; '.join(found[:6])}. Choose another folder with out=, or "
@@ -260,7 +274,7 @@ def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
     check_ranks(training)
     if cfg.greedy and training.actor_rollout_ref.rollout.agent.default_agent_loop != "row_sampling":
         raise UserError(
-            "greedy=true needs the agent loop row_sampling, which knows each row's temperature: set it false"
+            "greedy=true needs the agent loop row_sampling, which knows each row's temperature: set greedy=false"
         )
     check_trackers(training.trackers)
     check_reward(training)
@@ -272,7 +286,7 @@ def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
     check_context(training)
     check_prompt_lengths(names, "data", training)
     with out.locked():
-        begin(cfg, out, identity(cfg, model, data.sha256), console)
+        begin(cfg, out, identity(cfg, model, data.sha256) | decided(training), console)
         if out.summary.exists():
             say(console, f"{out.path} is complete; fresh=true starts it anew")
             return read_json(out.summary, "fresh=true starts anew")
@@ -291,8 +305,8 @@ def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
         if len(responses) < len(rows):
             lost = len(rows) - len(responses)
             raise UserError(
-                f"verl left {lost} of {len(rows)} rows without a response; see {out.log}. The same command asks for "
-                "them again"
+                f"verl left {lost} of {len(rows)} rows without a response; see {out.log}; {same_command()} asks "
+                "for them again"
             )
         return finish(cfg, out, responses)
 

@@ -81,6 +81,11 @@ def unslashed(value: Any) -> Any:
     return value.rstrip("/") if isinstance(value, str) else value
 
 
+def may_change(key: str) -> bool:
+    """Whether a run goes on if this key differs."""
+    return any(fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
+
+
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A clause for each key that differs and is not one of MAY_CHANGE: its name, the old value and the new one.
 
@@ -89,8 +94,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """
     found = []
     for key in dict.fromkeys([*before, *now]):
-        may_change = any(fnmatchcase(key, pattern) for pattern in MAY_CHANGE)
-        if unslashed(before.get(key)) != unslashed(now.get(key)) and not may_change:
+        if unslashed(before.get(key)) != unslashed(now.get(key)) and not may_change(key):
             was, becomes = (shortened(side[key]) if key in side else "not set" for side in (before, now))
             found.append(f"{key} was {was} and is {becomes} now")
     return found
@@ -133,14 +137,19 @@ def read_config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
+def reward_of(config: dict[str, Any]) -> dict[str, str]:
+    """The SHA-256 of the user's own reward function by its file, {} if the configuration names none."""
+    file = (config["reward"]["custom_reward_function"]["path"] or "").removeprefix("file://")
+    return {file: file_sha256(Path(file))} if Path(file).is_file() else {}
+
+
 def facts_of(config: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     """What the numbers of a run depend on besides its configuration."""
-    reward = (config["reward"]["custom_reward_function"]["path"] or "").removeprefix("file://")
     return {
         "train_files": inputs.train.sha256,
         "val_files": inputs.val.sha256,
         "model": inputs.model,
-        "reward": {reward: file_sha256(Path(reward))} if Path(reward).is_file() else {},  # the user's own function
+        "reward": reward_of(config),
         "versions": versions(),
     }
 

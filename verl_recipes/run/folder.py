@@ -299,8 +299,10 @@ class RunFolder:
             raise UserError(f"{self.path} {reason}; nothing was deleted")
         names = ", ".join(sorted(entry.name for entry in self.path.iterdir() if entry.name != "lock"))
         say(f"fresh=true: deleting everything in {self.path}, {checkpoints} checkpoints included: {names}")
-        # If this is interrupted, the same command must be able to delete the rest, and no other one may continue it.
-        for entry in sorted(self.path.iterdir(), key=lambda entry: (entry == self.mark, entry == self.config)):
+        # If this is interrupted, the same command must be able to delete the rest, and no other one may continue it or
+        # take it for complete: the summary goes first.
+        order = (self.summary, None, self.config, self.mark)
+        for entry in sorted(self.path.iterdir(), key=lambda each: order.index(each if each in order else None)):
             if entry.name == "lock":
                 continue
             if entry.is_dir() and not entry.is_symlink():

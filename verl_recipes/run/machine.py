@@ -314,15 +314,16 @@ def refusals(cfg: Any, **_: Any) -> Iterator[Line]:
     """What the start of the run would refuse (run/preflight.py): all of it, where a run ends with the first."""
     from data_prep.cli import UserError, as_list, in_one_line
     from verl_recipes.planning.model import find_model
+    from verl_recipes.run import model as models
     from verl_recipes.run import preflight
 
     model, files = cfg.actor_rollout_ref.model, cfg.data.val_files
     others = [(name, each) for name, each in cfg.trackers.items() if name not in ("console", "file")]
 
     def model_fits() -> None:
-        preflight.check_same_model(cfg)
-        preflight.check_weights(model)
-        preflight.check_context(cfg)
+        models.check_same_model(cfg)
+        models.check_weights(model)
+        models.check_context(cfg)
 
     looks: dict[str, Callable[[], Any]] = {
         "recipe, model and hardware go together": partial(preflight.check_settings, cfg),

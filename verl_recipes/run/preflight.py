@@ -1,26 +1,23 @@
 """Checks before anything heavy starts: what would fail later is one line now."""
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError, as_list
 from data_prep.folder import file_sha256
-from verl_recipes.planning.model import check_hub, find_model
 from verl_recipes.planning.space import Need, export_needs, needs
-from verl_recipes.run.checkpoints import actor_identity, checkpoint_error, checkpoint_steps, how_to_continue, ranks_of
+from verl_recipes.run.checkpoints import checkpoint_error, checkpoint_steps, how_to_continue, ranks_of
 from verl_recipes.run.cluster import in_job
-from verl_recipes.run.folder import RunFolder, mark_of, read_json, read_object
-from verl_recipes.run.hashes import SUMS, compared, is_checkpoint
+from verl_recipes.run.folder import RunFolder, mark_of, read_json
+from verl_recipes.run.model import check_context, check_readable, check_same_model, check_weights, tokenizer_folder
 from verl_recipes.run.reward import check_reward
 from verl_recipes.run.trackers import check_trackers
-from verl_recipes.settings.configuration import check_choice, gpus_of, longest
+from verl_recipes.settings.configuration import check_choice, gpus_of
 
 COLUMNS = {"data_source", "prompt", "reward_model"}
 
@@ -38,12 +35,6 @@ class Inputs(NamedTuple):
     train: DataFiles
     val: DataFiles
     model: dict[str, str]
-
-
-def check_readable(file: Path) -> None:
-    """Raise UserError if this user may not read a file, which would else be called damaged."""
-    if not os.access(file, os.R_OK):
-        raise UserError(f"{file} cannot be read by this user: give yourself read permission (chmod, or its owner)")
 
 
 def check_parquet(
@@ -106,9 +97,13 @@ def command_that_makes(file: str, made_by: str) -> str:
 
 
 def manifest_beside(path: Path) -> dict[str, Any]:
-    """The manifest of the folder that a data file lies in, {} if there is none (data_prep/manifest.py)."""
-    manifest = path.parent / "manifest.json"
-    return read_json(manifest, "make the data again") if manifest.exists() else {}
+    """The manifest of data_prep's in the folder of a data file, {} if there is none (data_prep/manifest.py)."""
+    from data_prep.manifest import read_manifest  # it loads pyarrow
+
+    if not (manifest := path.parent / "manifest.json").exists():
+        return {}
+    read_json(manifest, "make the data again")  # a damaged one is refused
+    return read_manifest(path.parent) or {}
 
 
 def check_prompt(files: str | Sequence[str] | None, cfg: DictConfig) -> None:
@@ -124,75 +119,6 @@ def check_prompt(files: str | Sequence[str] | None, cfg: DictConfig) -> None:
         if (theirs := made.get("template_options", {})) != options:
             has = f"which has template_options={json.dumps(theirs)}"
             raise UserError(f"{name} was made with {prompt}, {has}; add {prompt}, {advice}")
-
-
-def check_model(path: str) -> dict[str, str]:
-    """Raise UserError if a file of the model is damaged, or if no hub that answers has the model.
-
-    Args:
-        path: a folder, the `actor` of a checkpoint of verl's, or a hub's name.
-
-    Returns:
-        What identifies the model: the SHA-256 of its files, or the commit of a hub's, {} if that is not known.
-    """
-    if is_checkpoint(Path(path)):
-        return actor_identity(Path(path))
-    folder = find_model(path)
-    if folder is None:
-        commit = check_hub(path)
-        return {"revision": commit} if commit else {}
-    for file in [*folder.glob("*.json"), *folder.glob("*.safetensors")]:
-        check_readable(file)
-    for file in folder.glob("*.json"):
-        read_json(file, "fetch or export the model again")
-    for file in folder.glob("*.safetensors"):
-        try:
-            with safe_open(file, "numpy"):
-                pass
-        except SafetensorError as error:
-            raise UserError(f"{file} is damaged ({error}); fetch or export the model again") from None
-    if not Path(path).exists():
-        return {"revision": folder.name}  # a snapshot of the cache
-    hashes, wrong = compared(folder)
-    if wrong:
-        raise UserError(f"{wrong}; fetch or export the model again, or delete {SUMS} if you changed it yourself")
-    return hashes
-
-
-def tokenizer_folder(path: str) -> Path | None:
-    """The folder with the tokenizer of a model, as `check_model` takes it; None if it is not on this machine."""
-    return Path(path) / "huggingface" if is_checkpoint(Path(path)) else find_model(path)
-
-
-def check_tags(path: str) -> None:
-    """Raise UserError if a tag of the prompts is a special token: verl removes those before it scores a response."""
-    from data_prep.render import TAGS, special_tags_advice
-
-    folder = tokenizer_folder(path)
-    file = folder / "tokenizer.json" if folder else None
-    if file is None or not file.is_file():
-        return  # loading the tokenizer itself would take seconds
-    added = read_json(file, "fetch or export the model again").get("added_tokens") or []
-    special = {token.get("content") for token in added if token.get("special")}
-    if tags := [tag for tag in TAGS if tag in special]:
-        raise UserError(special_tags_advice(tags, path))
-
-
-def check_code(model: DictConfig) -> None:
-    """Raise UserError if the model brings code that the configuration does not trust.
-
-    verl's reward worker loads tokenizers with trust_remote_code=True all the same. In a checkpoint of verl's, the files
-    are in actor/huggingface.
-    """
-    folder = Path(model.path)
-    if not folder.exists():
-        folder = find_model(model.path) or folder
-    for file in [*folder.glob("*.json"), *folder.glob("huggingface/*.json"), *folder.glob("actor/huggingface/*.json")]:
-        if "auto_map" in read_json(file, "fetch or export the model again") and not model.trust_remote_code:
-            raise UserError(
-                f"{file} asks to run code that comes with the model (auto_map): read it, and if you trust it, add "
-                "actor_rollout_ref.model.trust_remote_code=true"
-            )
 
 
 def other_ranks(cfg: DictConfig, checkpoint: Path) -> int:
@@ -241,16 +167,13 @@ def check_settings(cfg: DictConfig) -> None:
         )
     for key in ("actor_rollout_ref.actor", "critic"):
         if (strategy := OmegaConf.select(cfg, f"{key}.strategy")) != "fsdp2":
-            raise UserError(
-                f"{key}.strategy={strategy}: this project's engines, with the guard of the weights, are fsdp2's: set "
-                "it to fsdp2"
-            )
+            raise UserError(f"{key}.strategy={strategy}: this project has engines for fsdp2 alone: leave it out")
         saved = OmegaConf.select(cfg, f"{key}.checkpoint")
         kept = set(saved.save_contents) & set(saved.load_contents)
         if missing := {"model", "optimizer", "extra"} - kept:
             raise UserError(
-                f"{key}.checkpoint: save_contents and load_contents lack {', '.join(sorted(missing))}, so a resume "
-                "would silently start it anew: add hf_model to the three, instead of in their place"
+                f"{key}.checkpoint: save_contents and load_contents lack {', '.join(sorted(missing))}, which a "
+                "resume needs: name model, optimizer and extra in both; save_contents may also have hf_model"
             )
         if saved.get("async_save"):
             raise UserError(
@@ -258,7 +181,8 @@ def check_settings(cfg: DictConfig) -> None:
             )
     if (folder := trainer.v1.sampler.sampler_kwargs.samples_dir) != f"{cfg.run_dir}/samples":
         raise UserError(
-            f"trainer.v1.sampler.sampler_kwargs.samples_dir={folder}: a run's samples are in its own folder"
+            f"trainer.v1.sampler.sampler_kwargs.samples_dir={folder}: a run's samples are in its own folder; "
+            "leave it out"
         )
     tests = cfg.actor_rollout_ref.rollout.val_kwargs
     if tests.n != cfg.eval_n:
@@ -283,6 +207,11 @@ def check_settings(cfg: DictConfig) -> None:
             f"data.val_max_samples={cfg.data.val_max_samples}: verl would take so many responses, and not so many "
             "problems: add eval_n=1 and leave data.val_batch_size out, or make data with a smaller test_size"
         )
+    if path := cfg.actor_rollout_ref.model.get("tokenizer_path"):
+        raise UserError(
+            f"actor_rollout_ref.model.tokenizer_path={path}: checks, samples and exports read the model's folder; copy "
+            "the tokenizer's files there, and leave this out"
+        )
     if trainer.resume_mode != "auto":
         raise UserError(f"trainer.resume_mode={trainer.resume_mode}: a run resumes by itself; fresh=true starts anew")
 
@@ -293,8 +222,10 @@ def check_training_data(cfg: DictConfig) -> DataFiles:
     most = data.get("train_max_samples", -1)
     rows = min(found.rows, most) if most and most > 0 else found.rows
     if rows < data.train_batch_size:
+        limit = f" of data.train_max_samples={most}" if rows < found.rows else ""
         raise UserError(
-            f"data.train_files: {rows} rows are less than a batch of data.train_batch_size={data.train_batch_size}"
+            f"data.train_files: {rows} rows{limit} are less than a batch of "
+            f"data.train_batch_size={data.train_batch_size}: take a smaller prompts=, or more rows"
         )
     if rows // data.train_batch_size * trainer.total_epochs < trainer.total_training_steps:
         raise UserError(
@@ -322,17 +253,18 @@ def check_curriculum(cfg: DictConfig) -> None:
     filters = cfg.algorithm.get("filter_groups")
     if filters and filters.enable:
         raise UserError(
-            f"curriculum={curriculum.order} counts the groups that dynamic sampling drops, and does not see them "
-            "(algorithm.filter_groups.enable): leave it out, or choose another recipe"
+            f"curriculum={curriculum.order} needs every group's result, and dynamic sampling "
+            "(algorithm.filter_groups.enable) drops some: leave the curriculum out, or choose another recipe"
         )
     difficulty: list[float] = []
     for name in as_list(cfg.data.train_files):
-        infos = pq.read_table(name, columns=["extra_info"])["extra_info"]
-        has = infos.type.get_field_index("difficulty") >= 0
-        known = pc.struct_field(infos, "difficulty").drop_null().to_pylist() if has else []
-        if unknown := len(infos) - len(known):
+        file = pq.ParquetFile(name)
+        rows, table = file.metadata.num_rows, file.read(columns=["extra_info.difficulty"])  # no column if there is none
+        found = pc.struct_field(table["extra_info"], "difficulty").to_pylist() if table.column_names else []
+        known = [each for each in found if isinstance(each, int | float)]
+        if unknown := rows - len(known):
             raise UserError(
-                f"curriculum={curriculum.order}: {unknown} of {len(infos)} problems in {name} have no difficulty; make "
+                f"curriculum={curriculum.order}: {unknown} of {rows} problems in {name} have no difficulty; make "
                 "the data with annotate=true and unsolvable=drop, or leave the curriculum out"
             )
         difficulty += known
@@ -361,11 +293,17 @@ def lacking(needed: Sequence[Need]) -> str:
 
 def check_data(cfg: DictConfig, key: str, files: Any) -> DataFiles:
     """Raise UserError if data files cannot be read, or their prompts do not fit the run; returns rows and hashes."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     found = check_parquet(files, key, cfg.data.made_by)
     if others := [name for name in as_list(files) if not name.endswith(".parquet")]:
         raise UserError(
             f"{key}: {others[0]}: verl takes a file for parquet only if its name ends in .parquet; rename it"
         )
+    for name in as_list(files):
+        if not pa.types.is_nested(kind := pq.read_schema(name).field("prompt").type):
+            raise UserError(f"{key}: prompt in {name} is {kind}; a list of messages with role and content is expected")
     check_prompt(files, cfg)
     check_prompt_lengths(files, key, cfg)
     return found
@@ -378,7 +316,8 @@ def check_prompt_lengths(files: Any, key: str, cfg: DictConfig) -> None:
     """
     model, most = cfg.actor_rollout_ref.model, cfg.data.max_prompt_length
     folder = tokenizer_folder(model.path)
-    if cfg.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class") or not (folder and folder.is_dir()):
+    own_loop = cfg.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class")  # that of the CPU platform
+    if (cfg.architecture and own_loop) or not (folder and folder.is_dir()):
         return
     if cfg.data.get("filter_overlong_prompts"):  # verl then leaves them out
         return
@@ -388,7 +327,8 @@ def check_prompt_lengths(files: Any, key: str, cfg: DictConfig) -> None:
 
     from data_prep.render import load_tokenizer, render
 
-    tokenizer = load_tokenizer(str(folder), {"name": "null", "chat_template": model.custom_chat_template})
+    prompt = {"name": "null", "chat_template": model.custom_chat_template}
+    tokenizer = load_tokenizer(str(folder), prompt, model.trust_remote_code)
     for name in as_list(files):
         prompts = pq.read_table(name, columns=["prompt"])["prompt"].combine_chunks()
         characters = pc.utf8_length(pc.struct_field(prompts.flatten(), "content"))
@@ -402,61 +342,11 @@ def check_prompt_lengths(files: Any, key: str, cfg: DictConfig) -> None:
             )
 
 
-def positions_of(folder: Path) -> int | None:
-    """The tokens of the longest sequence of a model or checkpoint; None if it does not say, or stretches positions."""
-    config = read_object((folder / "huggingface" if is_checkpoint(folder) else folder) / "config.json")
-    stretched = (config.get("rope_scaling") or config.get("rope_parameters") or {}).get("factor")
-    return None if stretched else config.get("max_position_embeddings")
-
-
-def check_context(cfg: DictConfig) -> None:
-    """Raise UserError if the model has no positions for the longest sequence: vLLM would end responses there."""
-    path = cfg.actor_rollout_ref.model.path
-    folder = tokenizer_folder(path)
-    most = positions_of(folder) if folder else None
-    if most and longest(cfg) > most:
-        raise UserError(
-            f"data.max_prompt_length={cfg.data.max_prompt_length} and data.max_response_length="
-            f"{cfg.data.max_response_length} are more than the {most} positions of {path}: lower one of them"
-        )
-    if (room := cfg.actor_rollout_ref.rollout.get("max_model_len")) and room < longest(cfg):
-        raise UserError(
-            f"actor_rollout_ref.rollout.max_model_len={room} is less than the {longest(cfg)} tokens of "
-            "data.max_prompt_length and data.max_response_length: vLLM would end responses there; raise it, or lower "
-            "one of them"
-        )
-
-
-def check_same_model(cfg: DictConfig) -> None:
-    """Raise UserError if the path is of another model than `model=`, whose sizes, prompt and data the run has."""
-    path, known = cfg.actor_rollout_ref.model.path, cfg.architecture
-    if not known:
-        return
-    try:
-        folder = tokenizer_folder(path)
-    except UserError:  # `check_weights` says so, and a plan needs no model
-        return
-    words = read_object(folder / "config.json").get("vocab_size") if folder else None
-    is_on_no_hub = known.parameters < 1e7  # the tiny and the middle model
-    if words != known.vocab_size if words else not folder and is_on_no_hub:
-        raise UserError(
-            f"actor_rollout_ref.model.path={path} is not the model that model= names, whose sizes, prompt and data the "
-            "run would have: add model=local, or that model's name"
-        )
-
-
 def check_start(cfg: DictConfig, folder: Path, trains: bool = True) -> dict[str, str]:
     """Raise UserError if the machine lacks room or the model is unusable; returns its identity (`check_model`)."""
     identity = check_weights(cfg.actor_rollout_ref.model)  # first, as the room is counted from the model's files
     check_space(cfg, folder, trains)
     return identity
-
-
-def check_weights(model: DictConfig) -> dict[str, str]:
-    """Raise UserError if the model is unusable; returns its identity (`check_model`)."""
-    check_code(model)
-    check_tags(model.path)
-    return check_model(model.path)
 
 
 def check_export(cfg: DictConfig, out: Path, dtype: str) -> None:

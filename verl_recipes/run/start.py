@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from data_prep.cli import UserError, as_list
+from data_prep.cli import UserError, as_list, same_command
 from verl_recipes.measure.batch import component_metrics
 from verl_recipes.run.best import best_step, early_end, evaluations
 from verl_recipes.run.checkpoints import RESHARDED, last_checkpoint, remove_old, sealing
@@ -210,7 +210,7 @@ def start_verl(cfg: DictConfig, run: RunFolder, console: Console, batches: int =
     except SystemExit as error:
         if error.code == 128 + signal.SIGTERM:
             step = last_checkpoint(run.checkpoints)  # an evaluation has none
-            say(console, "ended by a signal; the same command goes on" + (f" after step {step}" if step else ""))
+            say(console, f"ended by a signal; {same_command()} goes on" + (f" after step {step}" if step else ""))
         raise
     if why and (config["trainer"].get("val_only") or not early_end(cfg, run)):
         if not progress.done:

@@ -17,6 +17,7 @@ from verl_recipes.run.fingerprint import read_config
 from verl_recipes.run.folder import RunFolder, mark_of, read_json
 from verl_recipes.run.hashes import DECIDING, SUMS, deciding_files, is_checkpoint, write_sums
 from verl_recipes.run.log import last_error
+from verl_recipes.run.supervise import protect
 
 
 def run_of(path: Path) -> RunFolder | None:
@@ -77,7 +78,8 @@ def merge(actor: Path, folder: Path, log: Path, lora: bool) -> None:
     calls += [["verl_recipes.run.merge_lora", str(folder)]] if lora else []
     for call in calls:
         with log.open("a", encoding="utf-8") as output:
-            if subprocess.run([sys.executable, "-m", *call], stdout=output, stderr=output).returncode:
+            command = [sys.executable, "-m", *call]  # it ends with this process, else it would write where nobody looks
+            if subprocess.run(command, stdout=output, stderr=output, preexec_fn=protect).returncode:
                 raise UserError(f"{call[0]} failed on {actor}: {last_error(log)}")
 
 
@@ -95,7 +97,7 @@ def find_prompt(name: str | None, model: Path, weights: Path) -> dict[str, Any]:
     if name is None and (weights / "prompt.json").exists():
         return read_json(weights / "prompt.json", "export the model again")
     run = run_of(model)
-    if name is None and run and "prompt" in (config := read_config(run.config)):
+    if name is None and run and run.config.exists() and "prompt" in (config := read_config(run.config)):
         return dict(config["prompt"])
     cfg = compose("render", [f"prompt={name or 'tinyzero_base'}", "tokenizer=none"])
     return OmegaConf.to_container(cfg.prompt, resolve=True)  # type: ignore[return-value]

@@ -35,7 +35,7 @@ def package_dir(name: str) -> str:
     """The folder of a package, found without an import: verl's takes ten seconds."""
     spec = find_spec(name)
     if spec is None or spec.origin is None:
-        raise UserError(f"{name} is not installed here; `bash launch/cpu.sh` makes an environment that has it")
+        raise UserError(f"{name} is not installed here; bash launch/setup.sh (GPUs: STACK=gpu) installs it")
     return str(Path(spec.origin).parent)
 
 
@@ -144,6 +144,11 @@ def longest(cfg: DictConfig) -> int:
 def check_ranks(cfg: DictConfig) -> None:
     """Raise UserError if the topology leaves no GPU for training, none for generation, or parts of an engine."""
     rollout = cfg.actor_rollout_ref.rollout
+    if cfg.trainer.n_gpus_per_node < 1 and not is_split(cfg):
+        raise UserError(
+            f"trainer.n_gpus_per_node={cfg.trainer.n_gpus_per_node}: no rank is left to train; leave it out, as gpus= "
+            "sets it, on a CPU too"
+        )
     if cfg.trainer.n_gpus_per_node < 1 or (is_split(cfg) and rollout.n_gpus_per_node < 1):
         raise UserError(
             f"topology=split takes a GPU for generation, so one {cfg.card.name} has none left to train: "
@@ -156,6 +161,12 @@ def check_ranks(cfg: DictConfig) -> None:
             f"actor_rollout_ref.rollout.tensor_model_parallel_size={parallel} does not divide {generating} GPUs: "
             "choose a divisor"
         )
+
+
+def check_critic(cfg: DictConfig) -> None:
+    """Raise UserError for a critic that transformers 5.9 does not have."""
+    if cfg.algorithm.adv_estimator == "gae" and (cfg.get("architecture") or {}).get("model_type") == "gemma3_text":
+        raise UserError("transformers 5.9 has no critic of Gemma 3: take a recipe without one, as recipe=tinyzero_grpo")
 
 
 def check_staleness(cfg: DictConfig) -> None:
@@ -253,6 +264,7 @@ def check_choice(cfg: DictConfig) -> None:
     """Raise UserError if the numbers of recipe, model, hardware and topology do not go together."""
     check_ranks(cfg)
     check_staleness(cfg)
+    check_critic(cfg)
     check_tests(cfg)
     trainer, actor, rollout = cfg.trainer, cfg.actor_rollout_ref.actor, cfg.actor_rollout_ref.rollout
     ranks, split, name = trainer.nnodes * trainer.n_gpus_per_node, is_split(cfg), cfg.card.name
@@ -285,7 +297,8 @@ def check_choice(cfg: DictConfig) -> None:
         )
     if n < 2 and cfg.algorithm.adv_estimator not in ("gae", "reinforce_plus_plus"):  # these have no groups
         raise UserError(
-            f"algorithm.adv_estimator={cfg.algorithm.adv_estimator} compares responses: rollout.n must be 2 or more"
+            f"algorithm.adv_estimator={cfg.algorithm.adv_estimator} compares responses: "
+            "actor_rollout_ref.rollout.n must be 2 or more"
         )
     if cfg.actor_rollout_ref.model.lora_rank and needs_reference(cfg) and cfg.algorithm.adv_estimator == "gae":
         raise UserError(  # verl 0.9.1 leaves `no_lora_adapter`, meant for the reference, in the critic's batch
