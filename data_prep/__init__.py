@@ -8,7 +8,13 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-if "-m" in getattr(sys, "orig_argv", []) and find_spec("omegaconf") is None:
+# What was typed, since Python 3.10. The two commands run without packages and say more of what is missing.
+_TYPED = {*getattr(sys, "orig_argv", [])}
+if (
+    "-m" in _TYPED
+    and not {"verl_recipes.doctor", "verl_recipes.run.machine"} & _TYPED
+    and find_spec("omegaconf") is None
+):
     sys.exit("error: this Python has none of the packages: bash launch/setup.sh; source .venv/bin/activate")
 
 _HERE = Path(__file__).resolve().parent

@@ -286,7 +286,7 @@ def count_rows(path: Path, columns: tuple[str, str]) -> int:
     rows = read_text(path)
     first = next(rows, None)
     if first is None:
-        raise UserError(f"{path} is empty")
+        raise UserError(f"{path} has no rows")
     if path.suffix.lower() == ".csv":
         try:
             check_columns(next(csv.reader([first]), []), columns, str(path))

@@ -66,9 +66,10 @@ def test_the_longest_prompt_of_the_data_fits_a_model_of_no_run_and_its_response_
     prompts = [[{"role": "user", "content": ")(" * half}] for half in (5, 100)]
     pq.write_table(pa.table({"prompt": prompts}), tmp_path / "test.parquet")
     cfg = OmegaConf.create({"model": str(BASE), "overrides": []})
+    of_model = {"custom_chat_template": None, "trust_remote_code": False}
     lengths = {"max_prompt_length": 128, "max_response_length": 9999, "apply_chat_template_kwargs": {}}
     for overrides, prompt, response in (([], 200, 256), (["data.max_prompt_length=128"], 128, 9999)):
-        training = OmegaConf.create({"data": lengths, "actor_rollout_ref": {"model": {"custom_chat_template": None}}})
+        training = OmegaConf.create({"data": lengths, "actor_rollout_ref": {"model": of_model}})
         cfg.overrides = overrides
         evaluation.make_room_for_prompts(training, cfg, BASE, [tmp_path / "test.parquet"])
         assert (training.data.max_prompt_length, training.data.max_response_length) == (prompt, response)

@@ -308,7 +308,7 @@ time.sleep(600)
 
 @pytest.mark.parametrize("typed", [False, True])
 def test_an_environment_that_a_run_uses_is_not_made_anew(checkout, typed):
-    """verl's processes have its path in their command lines; a `python` that a person typed has loaded its libraries."""
+    """verl's processes have its path in their command lines; a `python` that was typed has loaded its libraries."""
     notes = venv_of_nothing(checkout)
     program(checkout.parent / "bin", "nvidia-smi", "echo no device; exit 9")
     assert setup(checkout).returncode == 0

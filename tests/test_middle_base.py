@@ -213,8 +213,11 @@ def test_a_base_is_made_and_saved_with_its_weights_and_its_tokens(monkeypatch, t
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["traces=no/such"], "traces: no/such/train.parquet does not exist, and `python -m data_prep.traces data="),
-        (["traces=data/middle-direct"], "traces: data/middle-direct/train.parquet does not exist; make it with"),
+        (
+            ["traces=no/such"],
+            "traces=no/such: there is no such folder; `bash launch/middle.sh` makes data/middle-direct",
+        ),
+        (["traces=/"], "traces: //train.parquet does not exist, and `python -m data_prep.traces data="),
         (["steps=200"], "sums_first=250 leaves none of steps=200"),
         (["+texts.walks=0.1"], "texts.walks=0.1: there is no such key"),
         (["texts={equations: 0, lists: 0, comparisons: 0, searched: 0, solved: 0}"], "should be greater than 0"),

@@ -28,6 +28,7 @@ from verl_recipes.planning.memory import GIB
 from verl_recipes.planning.model import facts
 from verl_recipes.planning.tracking import Pass
 from verl_recipes.run import machine, preflight
+from verl_recipes.run import model as checks
 
 ROOT = CONFIGS.parent
 
@@ -286,7 +287,7 @@ def test_the_moments_of_an_adapter_are_not_those_of_the_whole_model():
 
 def test_a_plan_needs_no_model_and_no_network(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    preflight.check_same_model(compose("train", "model=qwen2.5_3b", "hardware=h100"))
+    checks.check_same_model(compose("train", "model=qwen2.5_3b", "hardware=h100"))
 
 
 def test_the_disk_must_hold_the_samples_of_all_steps():
@@ -341,24 +342,24 @@ def cached_model(tmp_path, monkeypatch):
 def test_a_model_in_the_cache_is_one_for_preflight_and_doctor_without_a_network(cached_model):
     lengths = ["data.max_prompt_length=32", "data.max_response_length=64"]  # its context is 512
     cfg = compose("train", "model=local", "actor_rollout_ref.model.path=some/model", *lengths)
-    preflight.check_model("some/model")
+    checks.check_model("some/model")
     assert machine.Line("ok", f"model: some/model in {cached_model}") in machine.refusals(cfg=cfg)
     assert model.parameter_count(cfg) == 502_912
     next(cached_model.glob("*.safetensors")).unlink()
     with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set, and the .* has no \*.safetensors") as error:
-        preflight.check_model("some/model")
+        checks.check_model("some/model")
     assert machine.Line("wrong", *error.value.message.split("; ")) in machine.refusals(cfg=cfg)
     with pytest.raises(UserError, match="does not hold it; unset HF_HUB_OFFLINE"):
-        preflight.check_model("other/model")
+        checks.check_model("other/model")
 
 
 def test_a_model_that_verl_takes_from_modelscope_needs_its_package(monkeypatch):
     monkeypatch.setenv("VERL_USE_MODELSCOPE", "true")
     monkeypatch.setattr(model, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="VERL_USE_MODELSCOPE=true needs the package modelscope"):
-        preflight.check_model("some/model")
+        checks.check_model("some/model")
     monkeypatch.setattr(model, "find_spec", lambda name: name)
-    assert preflight.check_model("some/model") == {"revision": model.OF_MODELSCOPE}  # a hub's is another one
+    assert checks.check_model("some/model") == {"revision": model.OF_MODELSCOPE}  # a hub's is another one
 
 
 def as_nobody(act):
@@ -385,7 +386,7 @@ def test_a_file_without_read_permission_is_not_called_damaged(name):
         Path(folder).chmod(0o755)
         shutil.copytree(ROOT / "assets" / "tiny_base", Path(folder) / "model")
         (Path(folder) / "model" / name).chmod(0o600)
-        told = as_nobody(lambda: preflight.check_model(f"{folder}/model"))
+        told = as_nobody(lambda: checks.check_model(f"{folder}/model"))
     assert f"{name} cannot be read by this user" in told
 
 

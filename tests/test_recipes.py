@@ -151,7 +151,8 @@ def test_with_several_updates_a_split_keeps_the_weights_that_train_on_the_gpu(ha
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trainer.n_gpus_per_node=0"], "takes a GPU for generation"),
+        (["trainer.n_gpus_per_node=0"], "no rank is left to train; leave it out"),
+        (["trainer.n_gpus_per_node=0", "trainer.v1.trainer_mode=separate_async"], "takes a GPU for generation"),
         (["card.most_parameters=3e9"], "3.1 billion parameters"),
         (["actor_rollout_ref.rollout.tensor_model_parallel_size=4", "architecture.num_attention_heads=14"], "14 heads"),
         (["actor_rollout_ref.rollout.tensor_model_parallel_size=3"], "does not divide 4 GPUs"),

@@ -304,7 +304,9 @@ def make(cfg: DictConfig, folder: Path) -> None:
 @command("middle_base", Keys, CONFIGS / "commands")
 def main(cfg: DictConfig) -> None:
     if not Path(cfg.traces).is_dir():
-        raise UserError(f"traces={cfg.traces}: there is no such folder; `bash launch/middle.sh` makes it")
+        raise UserError(
+            f"traces={cfg.traces}: there is no such folder; `bash launch/middle.sh` makes data/middle-direct"
+        )
     check_parquet(f"{cfg.traces}/train.parquet", "traces", MAKES, {"messages", "reward_model"})
     make_new(cfg.out, partial(make, cfg))
 
