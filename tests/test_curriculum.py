@@ -104,7 +104,7 @@ def test_every_order_is_an_option_and_composes(order):
 def test_data_without_difficulties_that_differ_is_refused(small_data, tmp_path):
     cfg = compose("train", "curriculum=adaptive", *small_data)
     check_curriculum(cfg)
-    with pytest.raises(UserError, match="dynamic sampling \(algorithm.filter_groups.enable\) drops some"):
+    with pytest.raises(UserError, match=r"dynamic sampling \(algorithm.filter_groups.enable\) drops some"):
         check_curriculum(compose("train", "curriculum=adaptive", "recipe=dapo", *small_data))
     table = pq.read_table(as_list(cfg.data.train_files)[0])
     cfg.data.train_files = str(tmp_path / "other.parquet")
