@@ -285,8 +285,10 @@ def count_rows(path: Path, columns: tuple[str, str]) -> int:
             return content.metadata.num_rows
     rows = read_text(path)
     first = next(rows, None)
-    if first is None:
+    if first is None and path.suffix.lower() == ".csv":
         raise UserError(f"{path} has no rows")
+    if first is None:
+        return 0
     if path.suffix.lower() == ".csv":
         try:
             check_columns(next(csv.reader([first]), []), columns, str(path))

@@ -16,7 +16,7 @@ from data_prep.render import load_tokenizer
 from verl_recipes.planning.memory import shape_of
 from verl_recipes.planning.model import count_in_files
 from verl_recipes.run import model as checks
-from verl_recipes.run.preflight import check_curriculum, check_data, check_settings
+from verl_recipes.run.preflight import check_curriculum, check_data, check_export, check_settings
 from verl_recipes.settings.configuration import check_choice
 
 TINY = CONFIGS.parent / "assets" / "tiny_base"
@@ -51,8 +51,11 @@ def test_a_prompt_without_the_token_with_which_the_models_texts_begin_is_refused
     path = model("tokenizer.json", post_processor=processor)
     with pytest.raises(UserError, match=r"begin with <s>, which .* prompt=tinyzero_base_bos"):
         checks.check_beginning(settings(path))
-    for template in (None, "{{ bos_token }}" + PASS_THROUGH):
+    for template in (None, "{{ bos_token }}" + PASS_THROUGH, "<s>" + PASS_THROUGH):
         checks.check_beginning(settings(path, custom_chat_template=template))
+    check_export(compose("train", f"actor_rollout_ref.model.path='{path}'"), path.with_name("out"), "float32")
+    checks.check_beginning(settings(model("tokenizer_config.json", add_bos_token=False)))
+    model("tokenizer_config.json", add_bos_token=None)
     checks.check_beginning(settings(model("tokenizer.json", post_processor=byte_level)))
 
 
@@ -63,11 +66,12 @@ def test_a_prompt_without_the_token_with_which_the_models_texts_begin_is_refused
         ({"text_config": {"model_type": "gpt_neox"}}, "is a gpt_neox, which verl"),
         ({"quantization_config": {"quant_method": "fp8"}}, r"is quantized \(fp8\)"),
         ({"layer_types": ["full_attention", "conv"]}, "use_remove_padding=false"),
-        ({"mamba_d_ssm": 1}, "use_remove_padding=false"),
+        ({"mamba_d_ssm": 1, "layer_types": None}, "use_remove_padding=false"),
+        ({"text_config": {"model_type": "x"}, "quantization_config": {"quant_method": "fp8"}}, r"is quantized \(fp8\)"),
     ],
 )
 def test_a_kind_of_model_that_verl_does_not_train_is_refused(model, config, refused):
-    path = model("config.json")
+    path = model("config.json", mamba_d_conv=4, layer_types=["attention"])  # as a Granite without such layers
     checks.check_kind(settings(path))
     with pytest.raises(UserError, match=refused):
         checks.check_kind(settings(model("config.json", **config)))

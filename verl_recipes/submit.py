@@ -35,7 +35,6 @@ from data_prep.cli import (
     overrides_of,
     print_version,
     quoted,
-    same_command,
     show,
     split_options,
     until_closed,
@@ -161,7 +160,7 @@ def follow(address: str, client: Any, job: str) -> int:
             if "status code 404" in line:
                 raise UserError(
                     f"the Ray cluster at {address} does not know {job}: its head was started anew, and a job ends with "
-                    f"its head; {same_command()} goes on after the last checkpoint"
+                    "its head; the command that submitted it, without fresh=true, goes on after the last checkpoint"
                 ) from None
             if time.monotonic() - last_contact > PATIENCE:
                 raise UserError(

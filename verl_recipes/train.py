@@ -263,7 +263,8 @@ def run_once(cfg: DictConfig, console: Console) -> None:
         begin("run", cfg, run, inputs, partial(say, console), partial(check_last, cfg, run))
         if is_complete(cfg, run):
             now = dict(flat(OmegaConf.to_container(cfg, resolve=True)))
-            fixed = depends_on_steps(now, now | {"trainer.total_training_steps": None})
+            more = {"trainer.total_training_steps": None, "data.curriculum.steps": None}
+            fixed = depends_on_steps(now, now | more)
             longer = "" if fixed else ", trainer.total_training_steps=N goes on"
             longer = ", a larger patience goes on" if early_end(cfg, run) else longer
             say(console, f"{run.path} is complete; fresh=true starts it anew{longer}")

@@ -167,6 +167,8 @@ def needs(cfg: DictConfig, run_dir: Path, trains: bool = True) -> list[Need]:
 
 def export_needs(cfg: DictConfig, out: Path, dtype: str) -> list[Need]:
     """What a copy of a run's model in another precision needs of the disk, where a checkpoint is merged, too."""
-    merged = BYTES["float32"] if any(Path(cfg.actor_rollout_ref.model.path).glob("model_world_size_*.pt")) else 0
+    actor = Path(cfg.actor_rollout_ref.model.path)
+    copied = any(actor.glob("huggingface/*.safetensors"))  # of hf_model; verl's merger writes bfloat16
+    merged = BYTES["float32" if copied else "bfloat16"] if any(actor.glob("model_world_size_*.pt")) else 0
     need = float(parameter_count(cfg) * (BYTES[dtype] + merged))
     return [Need(f"disk at {_existing(out)}", need, free_disk(out))]

@@ -47,7 +47,7 @@ from verl_recipes.run.folder import (
     write_json,
     write_whole,
 )
-from verl_recipes.run.model import check_context, positions_of, small_files
+from verl_recipes.run.model import check_beginning, check_context, positions_of, small_files
 from verl_recipes.run.preflight import check_parquet, check_prompt, check_prompt_lengths, check_start, manifest_beside
 from verl_recipes.run.reward import check_reward
 from verl_recipes.run.start import say, start_verl
@@ -281,6 +281,8 @@ def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
     names = [str(file) for file in files]
     data = check_parquet(names, "data", training.data.made_by)
     check_prompt(names, training)
+    if not run_of(Path(cfg.model)) and not (weights / "prompt.json").exists():  # else it was trained with its prompt
+        check_beginning(training.actor_rollout_ref.model)
     model = check_start(training, out.path, trains=False)
     make_room_for_prompts(training, cfg, weights, files)
     check_context(training)

@@ -311,7 +311,7 @@ def ray_here(**_: Any) -> Iterator[Line]:
 
 
 def refusals(cfg: Any, **_: Any) -> Iterator[Line]:
-    """What the start of the run would refuse (run/preflight.py): all of it, where a run ends with the first."""
+    """What the start of the run would refuse: all of it, where a run ends with the first (preflight.py, model.py)."""
     from data_prep.cli import UserError, as_list, in_one_line
     from verl_recipes.planning.model import find_model
     from verl_recipes.run import model as models
@@ -322,6 +322,8 @@ def refusals(cfg: Any, **_: Any) -> Iterator[Line]:
 
     def model_fits() -> None:
         models.check_same_model(cfg)
+        models.check_kind(model)
+        models.check_beginning(model)
         models.check_weights(model)
         models.check_context(cfg)
 

@@ -116,9 +116,9 @@ def check_code(model: DictConfig) -> None:
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """The config.json of a model or checkpoint, {} without one; of a model of pictures and text, the text's part."""
+    """The config.json of a model or checkpoint, {} without one; the keys of a `text_config` in it come first."""
     config = read_object((folder / "huggingface" if is_checkpoint(folder) else folder) / "config.json")
-    return config.get("text_config") or config
+    return config | (config.get("text_config") or {})
 
 
 def check_kind(model: DictConfig) -> None:
@@ -132,11 +132,12 @@ def check_kind(model: DictConfig) -> None:
             f"{model.path} is quantized ({quantized.get('quant_method')}), and verl trains no such weights: take the "
             "model in 16 bits that it was made from"
         )
-    mixes = {"conv", "mamba"} & {*(config.get("layer_types") or ())} or any(key.startswith("mamba_") for key in config)
+    kinds = config.get("layer_types")  # if it is there, it decides: Granites without such layers have Mamba's keys, too
+    mixes = {"conv", "mamba"} & {*kinds} if kinds else any(key.startswith("mamba_") for key in config)
     if model.use_remove_padding and mixes:
         raise UserError(
             f"{model.path} has convolutions or Mamba's layers, which read on into the next of packed sequences: add "
-            "actor_rollout_ref.model.use_remove_padding=false"
+            "actor_rollout_ref.model.use_remove_padding=false, and critic.model.use_remove_padding=false with PPO"
         )
 
 
@@ -146,9 +147,12 @@ def check_beginning(model: DictConfig) -> None:
     file = folder / "tokenizer.json" if folder else None
     if template is None or "bos_token" in template or file is None or not file.is_file():
         return
+    if read_object(file.with_name("tokenizer_config.json")).get("add_bos_token") is False:
+        return  # transformers then leaves out what tokenizer.json adds
     steps = read_json(file, "fetch or export the model again").get("post_processor") or {}
     firsts = [(step.get("single") or [{}])[0] for step in steps.get("processors", [steps])]
-    if token := next((each["SpecialToken"]["id"] for each in firsts if "SpecialToken" in each), None):
+    token = next((each["SpecialToken"]["id"] for each in firsts if "SpecialToken" in each), None)
+    if token and token not in template:
         raise UserError(
             f"texts of {model.path} begin with {token}, which the prompt's chat template does not write: take a prompt "
             "that does, such as prompt=tinyzero_base_bos, and make the data with it"
@@ -204,7 +208,5 @@ def check_same_model(cfg: DictConfig) -> None:
 def check_weights(model: DictConfig) -> dict[str, str]:
     """Raise UserError if the model is unusable; returns its identity (`check_model`)."""
     check_code(model)
-    check_kind(model)
-    check_beginning(model)
     check_tags(model.path)
     return check_model(model.path)

@@ -14,7 +14,15 @@ from verl_recipes.planning.space import Need, export_needs, needs
 from verl_recipes.run.checkpoints import checkpoint_error, checkpoint_steps, how_to_continue, ranks_of
 from verl_recipes.run.cluster import in_job
 from verl_recipes.run.folder import RunFolder, mark_of, read_json
-from verl_recipes.run.model import check_context, check_readable, check_same_model, check_weights, tokenizer_folder
+from verl_recipes.run.model import (
+    check_beginning,
+    check_context,
+    check_kind,
+    check_readable,
+    check_same_model,
+    check_weights,
+    tokenizer_folder,
+)
 from verl_recipes.run.reward import check_reward
 from verl_recipes.run.trackers import check_trackers
 from verl_recipes.settings.configuration import check_choice, gpus_of
@@ -344,7 +352,12 @@ def check_prompt_lengths(files: Any, key: str, cfg: DictConfig) -> None:
 
 def check_start(cfg: DictConfig, folder: Path, trains: bool = True) -> dict[str, str]:
     """Raise UserError if the machine lacks room or the model is unusable; returns its identity (`check_model`)."""
-    identity = check_weights(cfg.actor_rollout_ref.model)  # first, as the room is counted from the model's files
+    model = cfg.actor_rollout_ref.model
+    if cfg.fresh or not mark_of(folder):  # what was begun before these checks goes on
+        check_kind(model)
+        if trains:
+            check_beginning(model)
+    identity = check_weights(model)  # first, as the room is counted from the model's files
     check_space(cfg, folder, trains)
     return identity
 
