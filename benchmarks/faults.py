@@ -33,7 +33,7 @@ import psutil
 
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.folder import RunFolder, read_lines, read_metrics, write_whole
-from verl_recipes.run.supervise import LIBC, PR_SET_PDEATHSIG, abandoned_scratch
+from verl_recipes.run.supervise import abandoned_scratch, end_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS, TABLE = ROOT / "runs" / "faults", ROOT / "benchmarks" / "faults.md"
@@ -90,8 +90,7 @@ def launched(command: list[str], run_dir: Path, environment: dict[str, str]) -> 
     log_of(run_dir).parent.mkdir(parents=True, exist_ok=True)
     with log_of(run_dir).open("a") as log:
         options = {"cwd": ROOT, "env": environment, "stdout": log, "stderr": log, "start_new_session": True}
-        # After this script, however it ended, the run saves its step and ends.
-        return psutil.Popen(command, preexec_fn=partial(LIBC.prctl, PR_SET_PDEATHSIG, signal.SIGTERM), **options)
+        return psutil.Popen(command, preexec_fn=end_with_parent, **options)  # the run saves its step then
 
 
 def log_of(run_dir: Path) -> Path:

@@ -7,18 +7,16 @@ the last quarter, without the first minutes. Afterwards nothing of the run may b
 """
 
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import psutil
 
 from verl_recipes.run.folder import read_lines
-from verl_recipes.run.supervise import LIBC, PR_SET_PDEATHSIG, SCRATCH, TEMPORARY, segments
+from verl_recipes.run.supervise import SCRATCH, TEMPORARY, end_with_parent, segments
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ROOT / "runs" / "long_run"
@@ -61,9 +59,8 @@ def main(hours: float = 2) -> None:
     shutil.rmtree(RUN, ignore_errors=True)
     before, began, samples = segments(), time.time(), []
     options = ["trainer.total_training_steps=1000000", "actor_rollout_ref.actor.optim.lr=0.01", "eval_n=1"]
-    ends_with_this = partial(LIBC.prctl, PR_SET_PDEATHSIG, signal.SIGTERM)
     typed = [sys.executable, "-m", "verl_recipes.train", f"run_dir={RUN}", *options]
-    command = psutil.Popen(typed, cwd=ROOT, preexec_fn=ends_with_this)
+    command = psutil.Popen(typed, cwd=ROOT, preexec_fn=end_with_parent)
     while time.time() < began + hours * 3600:
         time.sleep(60)
         assert command.poll() is None, "the run ended"

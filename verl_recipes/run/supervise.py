@@ -163,9 +163,14 @@ def leave_terminal() -> None:
             os.dup2(nothing, stream)
 
 
+def end_with_parent(by: int = signal.SIGTERM) -> None:
+    """In a child: get this signal once the parent has ended, however that was."""
+    LIBC.prctl(PR_SET_PDEATHSIG, by)
+
+
 def protect() -> None:
     """In a child: end with the parent, and ignore the SIGTERM that a scheduler sends to every process of a run."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent(signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # what the child starts inherits it
 
 

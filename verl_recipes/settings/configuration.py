@@ -144,15 +144,15 @@ def longest(cfg: DictConfig) -> int:
 def check_ranks(cfg: DictConfig) -> None:
     """Raise UserError if the topology leaves no GPU for training, none for generation, or parts of an engine."""
     rollout = cfg.actor_rollout_ref.rollout
-    if cfg.trainer.n_gpus_per_node < 1 and not is_split(cfg):
-        raise UserError(
-            f"trainer.n_gpus_per_node={cfg.trainer.n_gpus_per_node}: no rank is left to train; leave it out, as gpus= "
-            "sets it, on a CPU too"
-        )
-    if cfg.trainer.n_gpus_per_node < 1 or (is_split(cfg) and rollout.n_gpus_per_node < 1):
+    if is_split(cfg) and min(cfg.trainer.n_gpus_per_node, rollout.n_gpus_per_node) < 1:
         raise UserError(
             f"topology=split takes a GPU for generation, so one {cfg.card.name} has none left to train: "
             "take gpus=2 or more, or topology=colocated"
+        )
+    if cfg.trainer.n_gpus_per_node < 1:
+        raise UserError(
+            f"trainer.n_gpus_per_node={cfg.trainer.n_gpus_per_node}: no rank is left to train; leave it out, as gpus= "
+            "sets it, on a CPU too"
         )
     # An engine takes some GPUs of one machine, or all of several (verl's replica.py).
     generating, parallel = rollout.n_gpus_per_node, rollout.tensor_model_parallel_size
