@@ -17,6 +17,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from verl_recipes.run.folder import read_lines
 
+HOUR = "test_fuzzing_finds_nothing[3600]"
 ALONE = "test_(the_one_command|somebody_elses|a_run_that|a_run_with_stale)"  # runs that one test makes for itself
 # The same examples each time, so that a change is judged by the change; tests/run.sh --all draws new ones. Without a
 # deadline, as other processes share the machine.
@@ -41,8 +42,8 @@ FileConfigSource.load_config = read_once
 
 
 def pytest_collection_modifyitems(items):
-    """What takes minutes begins first, so that at the end no worker waits for the other."""
-    items.sort(key=lambda item: item.get_closest_marker("end_to_end") is None)
+    """What takes longest begins first, an hour of fuzzing before all, so that at the end no worker waits."""
+    items.sort(key=lambda item: (item.name != HOUR, item.get_closest_marker("end_to_end") is None))
 
 
 class RunsAreShared(LoadScopeScheduling):

@@ -20,6 +20,7 @@ from pages import commands, repeats
 from rich.console import Console
 
 from data_prep.cli import CONFIGS, UserError
+from data_prep.sources import files_in
 from verl_recipes import plan
 from verl_recipes.planning import estimate, model, space, tracking
 from verl_recipes.planning import memory as plan_memory
@@ -395,6 +396,17 @@ def test_data_without_read_permission_is_not_called_damaged():
     with tempfile.NamedTemporaryFile(dir="/tmp", suffix=".parquet") as file:  # mode 0600
         told = as_nobody(lambda: preflight.check_parquet(file.name, "data.train_files"))
     assert f"{file.name} cannot be read by this user" in told
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user")
+def test_records_in_a_folder_without_read_permission_are_not_left_out():
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder, "closed").mkdir(mode=0o700)
+        Path(folder, "open.csv").touch()
+        os.chmod(folder, 0o755)
+        told = as_nobody(lambda: files_in(Path(folder)))
+    assert "Permission denied" in told
+    assert f"{folder}/closed" in told
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from verl_recipes.measure.batch import component_metrics
 from verl_recipes.planning import space
 from verl_recipes.run import preflight as checks
 from verl_recipes.run import start, supervise
-from verl_recipes.run.folder import RunFolder, as_lines, read_lines, read_metrics
+from verl_recipes.run.folder import RunFolder, as_lines, read_lines, read_metrics, write_whole
 from verl_recipes.run.goodput import goodput
 from verl_recipes.run.log import last_error
 from verl_recipes.run.progress import Progress
@@ -52,6 +52,15 @@ def test_batch_metrics_are_means_and_shares_over_responses_and_groups():
         "reward/groups_without_signal": 0.5,
     }
     assert "reward/unparsable" not in component_metrics([{**row, "format": None}])
+
+
+def test_a_whole_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    on_disk, named = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: on_disk.append(Path(f"/proc/self/fd/{file}").read_bytes()))
+    monkeypatch.setattr(os, "replace", lambda partial, path: (on_disk.append("named"), named(partial, path)))
+    write_whole(tmp_path / "x", "new")
+    assert on_disk == [b"new", "named"]
+    assert (tmp_path / "x").read_bytes() == b"new"
 
 
 def test_degenerate_output_ends_a_run_after_that_many_steps_and_names_the_last_good_checkpoint(tmp_path):

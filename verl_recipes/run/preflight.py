@@ -71,7 +71,7 @@ def check_parquet(
         check_readable(path)
         try:
             metadata = pq.read_metadata(path)
-            columns = set(metadata.schema.to_arrow_schema().names)
+            schema = metadata.schema.to_arrow_schema()
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{key}: {path} is not a whole parquet file ({str(error).splitlines()[0]})") from None
         said = manifest_beside(path).get("files", {}).get(path.name, {}).get("sha256")
@@ -81,10 +81,12 @@ def check_parquet(
                 f"{key}: {path} is not the file that its manifest.json records; make it again with `{made_by}`, or "
                 "delete the manifest if you changed the data yourself"
             )
-        if missing := needed - columns:
+        if missing := needed - {*schema.names}:
             raise UserError(
-                f"{key}: {path} has no column {', '.join(sorted(missing))}; it has {', '.join(sorted(columns))}"
+                f"{key}: {path} has no column {', '.join(sorted(missing))}; it has {', '.join(sorted(schema.names))}"
             )
+        if "prompt" in needed and metadata.num_rows and not pa.types.is_nested(kind := schema.field("prompt").type):
+            raise UserError(f"{key}: prompt in {path} is {kind}; a list of messages with role and content is expected")
         rows += metadata.num_rows
     if rows == 0:
         raise UserError(f"{key}: no rows in {files}")
@@ -301,17 +303,11 @@ def lacking(needed: Sequence[Need]) -> str:
 
 def check_data(cfg: DictConfig, key: str, files: Any) -> DataFiles:
     """Raise UserError if data files cannot be read, or their prompts do not fit the run; returns rows and hashes."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     found = check_parquet(files, key, cfg.data.made_by)
     if others := [name for name in as_list(files) if not name.endswith(".parquet")]:
         raise UserError(
             f"{key}: {others[0]}: verl takes a file for parquet only if its name ends in .parquet; rename it"
         )
-    for name in as_list(files):
-        if not pa.types.is_nested(kind := pq.read_schema(name).field("prompt").type):
-            raise UserError(f"{key}: prompt in {name} is {kind}; a list of messages with role and content is expected")
     check_prompt(files, cfg)
     check_prompt_lengths(files, key, cfg)
     return found
