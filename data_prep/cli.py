@@ -187,7 +187,7 @@ def compose(
 
     GlobalHydra.instance().clear()
     with in_one_line(), hydra.initialize_config_dir(str(folder), version_base="1.3"):
-        if nulls := [_key(each) for each in overrides if each.endswith("=null")]:
+        if nulls := [overridden_key(each) for each in overrides if each.endswith("=null")]:
             whole = hydra.compose(config, [each for each in overrides if not each.endswith("=null")])
             if sections := [key for key in nulls if isinstance(OmegaConf.select(whole, key), DictConfig)]:
                 raise UserError(f"{sections[0]}=null: it is a section of settings; set its keys, or leave it out")
@@ -331,13 +331,14 @@ def overrides_of(arguments: Sequence[str]) -> list[str]:
     return overrides
 
 
-def _key(override: str) -> str:
+def overridden_key(override: str) -> str:
+    """The key of an override, such as `seed` of `+seed=1`."""
     return override.lstrip("+~").partition("=")[0]
 
 
 def refuse(overrides: Iterable[str], keys: Iterable[str], advice: str) -> None:
     """Raise UserError if an override sets one of these keys, which the command sets itself."""
-    if taken := set(map(_key, overrides)) & set(keys):
+    if taken := set(map(overridden_key, overrides)) & set(keys):
         raise UserError(f"{min(taken)}= is set by this command; {advice}")
 
 
@@ -347,7 +348,7 @@ def _misspelt(overrides: Sequence[str], keys: type[Checked]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        for key in map(_key, overrides):
+        for key in map(overridden_key, overrides):
             unknown = f"no key {key!r}" in str(error) or "= is missing" in str(error)
             if unknown and (advice := did_you_mean(key, keys.model_fields, end="=")):
                 raise UserError(f"there is no key {key!r}{advice}") from None
@@ -428,7 +429,7 @@ def command(
                     given = _named(given, positional)
                 # A command of another folder has keys with the name of a group, such as play's prompt=.
                 _set_own_folders(own if folder == CONFIGS else [])
-                rest = [each for each in given if others and _key(each) not in keys.model_fields]
+                rest = [each for each in given if others and overridden_key(each) not in keys.model_fields]
                 cfg = compose(config, [each for each in given if each not in rest], folder=folder)
                 with _misspelt(rest, keys), in_one_line():
                     _set_own_folders(own)

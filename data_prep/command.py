@@ -17,7 +17,7 @@ from data_prep.cli import UserError, as_list, command
 from data_prep.engines import Engine, Local, OnRay
 from data_prep.folder import replaced
 from data_prep.manifest import is_made, write_manifest, written_manifest
-from data_prep.prepare import RESERVED, most, prepare
+from data_prep.prepare import most, prepare
 from data_prep.schema import PrepareKeys
 from data_prep.sources import ROWS, open_source
 from data_prep.split import SIDES
@@ -84,8 +84,7 @@ def main(cfg: DictConfig) -> None:
         print(f"{out}: already there, with this source and configuration")
         return
     rows = result["rows"]
-    others = {"rejected", "duplicates", "unsolvable", RESERVED, "not selected"}
-    rest = ", ".join(f"{n:,} {what}" for what, n in rows.items() if n and what in others)
+    rest = ", ".join(f"{n:,} {what}" for what, n in rows.items() if n and what not in ("in", *SIDES))
     print(
         f"{out}: {rows['train']:,} training and {rows['test']:,} test problems"
         + (f"; of the source, {rest}" if rest else "")

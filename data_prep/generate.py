@@ -7,6 +7,7 @@ solver lists. Problem i depends only on the seed and i: its random numbers are h
 not a stream, so any number of workers on any machine makes the same problems.
 """
 
+import itertools
 from functools import lru_cache
 from typing import Any
 
@@ -140,11 +141,9 @@ def distinct(
     Raises:
         UserError: the preset has fewer.
     """
-    parts, found = [], 0
-    for block in range(ATTEMPTS):
-        step = max(LEAST, size // 8)
-        rows = np.arange(block * step, (block + 1) * step)
-        parts.append(generate(preset, rows, seed, side=side, held_out_share=held_out_share))
+    parts, found, step = [], 0, max(LEAST, size // 8)
+    for start in itertools.count(0, step):
+        parts.append(generate(preset, np.arange(start, start + step), seed, side=side, held_out_share=held_out_share))
         numbers, count, target = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         _, first = np.unique(np.column_stack([np.sort(numbers, axis=1), target]), axis=0, return_index=True)
         chosen = np.sort(first)[:size]

@@ -14,6 +14,7 @@ import urllib.request
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -590,6 +591,12 @@ def test_figures_are_of_all_responses_or_there_are_none(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="verl left 1 of 6 rows without a response"):
         evaluation.evaluate(cfg, RunFolder(cfg.out), Console(quiet=True))
     assert not RunFolder(cfg.out).summary.exists()
+    # It was begun, so it goes on; a new one of such a model is refused.
+    monkeypatch.setattr(evaluation, "check_beginning", Mock(side_effect=UserError("no first token")))
+    with pytest.raises(UserError, match="verl left 1 of 6 rows"):
+        evaluation.evaluate(cfg, RunFolder(cfg.out), Console(quiet=True))
+    with pytest.raises(UserError, match="no first token"):
+        evaluation.evaluate(cfg, RunFolder(tmp_path / "another"), Console(quiet=True))
 
 
 def test_a_model_is_uploaded_as_private_as_was_asked(monkeypatch, tmp_path):

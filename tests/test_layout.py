@@ -30,7 +30,7 @@ ROOMS = {  # of verl_recipes/, and the other rooms that each may import
     "in_verl": {"run", "measure", "settings"},
     "cpu": {"in_verl", "planning", "settings"},
     "planning": {"settings"},
-    "reporting": {"run", "measure", "settings"},
+    "reporting": {"run", "measure"},
 }
 COMMANDS = sorted(path.stem for path in (ROOT / "verl_recipes").glob("[!_]*.py"))
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))

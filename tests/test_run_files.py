@@ -11,6 +11,7 @@ import sys
 import termios
 import time
 from contextlib import chdir, suppress
+from io import StringIO
 from multiprocessing import shared_memory
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,7 @@ from verl_recipes.measure.batch import component_metrics
 from verl_recipes.planning import space
 from verl_recipes.run import preflight as checks
 from verl_recipes.run import start, supervise
-from verl_recipes.run.folder import RunFolder, as_lines, read_lines, read_metrics, write_whole
+from verl_recipes.run.folder import RunFolder, append_line, as_lines, read_lines, read_metrics, write_whole
 from verl_recipes.run.goodput import goodput
 from verl_recipes.run.log import last_error
 from verl_recipes.run.progress import Progress
@@ -600,3 +601,13 @@ def test_a_log_gets_lines_whatever_force_color_says_and_a_full_disk_below_it_end
             progress.say("on a full disk")
         went_on = True
     assert went_on
+
+
+def test_a_reward_that_is_not_finite_is_shown(tmp_path):
+    said = Console(file=StringIO(), width=100)
+    with Progress(said, RunFolder(tmp_path), 0, 1) as progress:
+        append_line(progress.events.path, {"event": "generating", "split": "train", "step": 1})
+        data = {"training/global_step": 1, "critic/score/mean": None, "reward/acc": 0.5, "response_length/mean": 9.0}
+        append_line(progress.metrics.path, {"step": 1, "data": data | {"timing_s/step": 1.0}})
+        progress.update()
+    assert "reward not finite, right 50%, 9 tokens" in said.file.getvalue()

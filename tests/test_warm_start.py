@@ -1,9 +1,12 @@
 """The warm start: what verl's supervised trainer gets, and one for real."""
 
 import json
+import math
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -127,6 +130,21 @@ def test_an_evaluation_after_the_very_first_step_is_shown_without_a_speed(tmp_pa
     assert display.held_out == {1: 3.0, 2: 2.0}
 
 
+def test_losses_that_are_not_finite_are_shown_and_none_of_them_is_the_best(tmp_path):
+    run, said = RunFolder(tmp_path), Console(file=StringIO(), width=100)
+    display = Losses(said, run, 0, 10)
+    for step in (1, 2):
+        for data in ({"train/loss": math.nan}, {"val/loss": math.nan}):
+            as_verl = orjson.dumps({"step": step, "data": data}).decode()  # verl/utils/tracking.py, FileLogger
+            for file in (run.metrics_part, run.metrics):
+                append_line(file, json.loads(as_verl))
+        display.update()
+    assert "loss not finite, held out not finite" in said.file.getvalue()
+    assert (display.held_out, warm_start.losses(run)) == ({}, {})
+    with pytest.raises(UserError, match="no loss on held-out traces is finite; lower lr="):
+        warm_start.finish(config([]), run, said)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -165,6 +183,8 @@ def test_a_warm_start_goes_on_with_as_many_ranks_as_saved_it(tmp_path):
     warm_start.check_last(config([], "gpus=1"), run, 0)  # there is no checkpoint
     with pytest.raises(UserError, match="was saved by 2 ranks, and here are 1: go on with as many"):
         warm_start.check_last(config([], "gpus=1"), run, 4)
+    run.summary.write_text("{}")  # it is complete
+    warm_start.check_last(config([], "gpus=1"), run, 4)
 
 
 def test_a_run_starts_from_the_warm_starts_model_or_refuses(tmp_path):

@@ -11,6 +11,7 @@ verl_recipes.train`, whose --help lists them.
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from typing import Any
 
 from verl_recipes.run.machine import SETUP, Line, findings, show
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
             show_configuration(cfg)
             return 0
     states = []
-    for line in ([refused] if refused else []) + list(findings(cfg.trainer.device != "cpu" if cfg else gpu, cfg)):
+    for line in chain([refused] if refused else [], findings(cfg.trainer.device != "cpu" if cfg else gpu, cfg)):
         show(line)
         states.append(line.state)
     wrong, warnings = states.count("wrong"), states.count("warning")

@@ -149,7 +149,7 @@ def check_traces(cfg: DictConfig) -> Inputs:
 
 def losses(run: RunFolder) -> dict[int, float]:
     """The loss on held-out traces, by step."""
-    return {step: data["val/loss"] for step, data in read_metrics(run).items() if "val/loss" in data}
+    return {step: data["val/loss"] for step, data in read_metrics(run).items() if data.get("val/loss") is not None}
 
 
 def write_page(run: RunFolder) -> None:
@@ -165,6 +165,8 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console) -> None:
 
     merge_metrics(run)  # of a start that was killed in its last seconds
     found, last = losses(run), last_checkpoint(run.checkpoints)
+    if not found:
+        raise UserError(f"{run.path}: no loss on held-out traces is finite; lower lr=, and fresh=true starts anew")
     best = best_step({step: -loss for step, loss in found.items() if step <= last})
     to_hugging_face(run.checkpoints / f"global_step_{best}" / "actor", run.model, run.log)
     try:
@@ -196,12 +198,14 @@ def show(keys: DictConfig, run: RunFolder, console: Console) -> None:
 
 
 def check_last(cfg: DictConfig, run: RunFolder, step: int) -> None:
-    """Raise UserError if the warm start cannot go on from its last checkpoint, of this step, or 0 for none.
+    """Raise UserError if the warm start is not complete and cannot go on from its last checkpoint.
 
     Another number of ranks saved it, and each rank has its own place in the traces. Or a loss was measured, which comes
-    before each save, and no checkpoint is there.
+    before each save, and no checkpoint is there: `step` is 0.
     """
-    if not step and not run.summary.exists() and len(losses(run)) > 1:
+    if run.summary.exists():
+        return
+    if not step and len(losses(run)) > 1:
         raise UserError(
             f"{run.path} saved checkpoints, and {run.checkpoints} holds none: put them back, or fresh=true starts anew"
         )

@@ -1,8 +1,8 @@
 """What runs inside verl's processes on any device: attention, training engines, replay buffer, alarms, evaluation.
 
-verl imports this module in every process, by the `verl.plugins` entry point. It registers attention and engines once
-transformers' and verl's registries are loaded, so that a process which needs none of them imports neither. The rest
-verl loads by the names in configs/.
+verl imports this module in every process, by the `verl.plugins` entry point. It registers attention, engines, losses
+and the sender of weights once transformers' and verl's registries are loaded, so that a process which needs none of
+them imports neither. The rest verl loads by the names in configs/.
 
 Imports run/, measure/ and settings/, data_prep and reward_score.
 """

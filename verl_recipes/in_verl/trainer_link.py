@@ -10,8 +10,9 @@ UNSHIELDED = ("console", "file")  # verl's own, which a run cannot do without
 
 
 class Tracker:
-    """One of verl's trackers, or its table of samples or of dropped groups, which goes to all of them. If it fails, it
-    misses a step; verl alone would end the run, before the next checkpoint.
+    """One of verl's trackers, or one of its tables (samples, dropped groups), which verl sends to every tracker.
+
+    If it fails, it misses a step; verl alone would end the run, before the next checkpoint.
 
     wandb's service is such a case: it ends on the SIGTERM that a scheduler sends to every process.
     """

@@ -26,7 +26,7 @@ from reward_score.grammar import SIGNS, ExpressionError, evaluate, parse
 Number = int | Fraction
 BEHAVIOURS = ("verification", "backtracking", "subgoal_setting", "backward_chaining")
 LONGEST = 200  # characters of one side of a statement; a longer one is not read, which bounds the cost
-GAP = 90  # characters after a value in which a verdict on it is looked for; they bound the cost as well
+GAP = 90  # characters read after a statement, which may judge it, and before one, which may announce it
 
 _WORDY_SIGN = re.compile(r"\\times|\\cdot|\\div|(?<=[0-9)]) ?[x·] ?(?=[0-9(])")
 _RUN = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?|[-+*/()= \t])+")

@@ -91,7 +91,7 @@ def accuracies(groups: Groups, n: int, ks: Iterable[int]) -> PerProblem:
     return {f"mean@{n}": means(groups, "acc")} | passes
 
 
-def shape(groups: Groups) -> PerProblem:
+def format_and_length(groups: Groups) -> PerProblem:
     """`format`, `truncated` and `response_tokens`, the mean at each problem."""
     return {name: means(groups, name) for name in ("format", "truncated", "response_tokens")}
 
@@ -113,7 +113,7 @@ def summarize(samples: Iterable[Row]) -> dict[str, float]:
     groups = in_distribution(by_problem(samples))
     n = least_samples(groups.values())
     ks = sorted({2**i for i in range(n.bit_length())} | {n})
-    figures = accuracies(groups, n, ks) | shape(groups) | mean_candidates(groups)
+    figures = accuracies(groups, n, ks) | format_and_length(groups) | mean_candidates(groups)
     return {"problems": len(groups)} | {name: fmean(each.values()) for name, each in figures.items() if each}
 
 
@@ -211,7 +211,7 @@ def measure(samples: Iterable[Row], greedy: Iterable[Row] = ()) -> dict[str, Any
     return {
         "n": n,
         "problems": len(inside),
-        "figures": as_figures(right | restricted(zero, inside) | shape(inside) | mean_candidates(inside)),
+        "figures": as_figures(right | restricted(zero, inside) | format_and_length(inside) | mean_candidates(inside)),
         "reasons": {
             reason: figure(fmean(row.get("reason") == reason for row in group) for group in inside.values())
             for reason in (("right", *REASONS) if has_reasons else ())

@@ -22,7 +22,7 @@ def facts(name: str) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.load(CONFIGS / "facts" / f"{name}.yaml"))  # type: ignore[return-value]
 
 
-def from_modelscope() -> bool:
+def uses_modelscope() -> bool:
     """Whether verl fetches models from ModelScope (verl/__init__.py)."""
     return os.environ.get("VERL_USE_MODELSCOPE", "").lower() == "true"
 
@@ -68,7 +68,7 @@ def find_model(path: str) -> Path | None:
         raise UserError(
             f"{path} holds no model: {why}; a folder is wanted, such as assets/tiny_base, or a hub's OWNER/NAME"
         )
-    if from_modelscope():
+    if uses_modelscope():
         if find_spec("modelscope") is None:
             raise UserError("VERL_USE_MODELSCOPE=true needs the package modelscope: install it, or unset the variable")
         return None  # verl asks ModelScope, which has a cache of its own
@@ -94,7 +94,7 @@ def check_hub(name: str) -> str | None:
 
     Hugging Face's own libraries would retry silently for minutes.
     """
-    if from_modelscope():
+    if uses_modelscope():
         return OF_MODELSCOPE
     import httpx
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import psutil
 from omegaconf import DictConfig
 
-from verl_recipes.planning.model import BYTES, facts, find_model, from_modelscope, needs_critic, parameter_count
+from verl_recipes.planning.model import BYTES, facts, find_model, needs_critic, parameter_count, uses_modelscope
 from verl_recipes.settings.configuration import gpus_of, needs_reference
 
 GIB = 2**30
@@ -28,7 +28,7 @@ class Need(NamedTuple):
     def __str__(self) -> str:
         of = f" ({self.of})" if self.of else ""
         free = f"{self.free / GIB:.1f} GiB of {self.what} are free"
-        return f"{free}, and this run needs about {self.need / GIB:.1f}{of}"
+        return f"{free}, and about {self.need / GIB:.1f} are needed{of}"
 
 
 def free_memory(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
@@ -89,14 +89,14 @@ def checkpoint_bytes(cfg: DictConfig, count: int) -> float:
 
 def checkpoints_at_once(cfg: DictConfig) -> int:
     """The most checkpoints that are on the disk at once: those that are kept, and one that is being written."""
-    saves = math.ceil(cfg.trainer.total_training_steps / max(1, cfg.trainer.save_freq))
+    saves = math.ceil(cfg.trainer.total_training_steps / cfg.trainer.save_freq)
     keep = cfg.trainer.max_actor_ckpt_to_keep
     return min(keep + 1 + (cfg.get("keep") == "best"), saves) if keep and keep > 0 else saves
 
 
 def samples_bytes(cfg: DictConfig, trains: bool) -> float:
     """What all samples of a run take on the disk; those of an evaluation are part of what logs take."""
-    assumed, steps = facts("assumptions"), cfg.trainer.total_training_steps or 0
+    assumed, steps = facts("assumptions"), cfg.trainer.total_training_steps
     mean = cfg.plan.response_tokens or assumed["time"]["response_share"] * cfg.data.max_response_length
     each = assumed["disk"]["sample_bytes"] + assumed["disk"]["token_bytes"] * mean
     return trains * steps * cfg.data.train_batch_size * cfg.actor_rollout_ref.rollout.n * each
@@ -113,7 +113,7 @@ def disks(cfg: DictConfig, run_dir: Path, count: int, trains: bool) -> list[Need
         wanted.append((folder, max(0.0, number * one - _held(folder)), text if one > GIB else ""))
         width = 4 if "hf_model" in cfg.actor_rollout_ref.actor.checkpoint.save_contents else 2  # verl's merger: bf16
         wanted.append((run_dir, max(0.0, count * width - _held(run_dir / "model")), ""))
-    if not from_modelscope() and count and find_model(cfg.actor_rollout_ref.model.path) is None:
+    if not uses_modelscope() and count and find_model(cfg.actor_rollout_ref.model.path) is None:
         from huggingface_hub.constants import HF_HUB_CACHE
 
         text = f"{2 * count / GIB:.1f} GiB of it for the model in {HF_HUB_CACHE}"

@@ -32,7 +32,7 @@ class Work:
     groups: int  # prompts
     prompt: int  # the longest
     response: int  # the longest
-    micro_batches: float  # in an update, on one GPU
+    micro_batches: float  # of a pass over the whole batch, on one GPU
     mean_response: float | None = None
     nodes: int = 1
     tensor_parallel: int = 1

@@ -1,4 +1,4 @@
 """The page and the picture of a run, made from its folder.
 
-Imports run/, measure/ and settings/, data_prep and reward_score.
+Imports run/ and measure/, data_prep and reward_score.
 """

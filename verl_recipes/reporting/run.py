@@ -21,7 +21,7 @@ from verl_recipes.measure.evaluation import (
     Groups,
     PerProblem,
     accuracies,
-    shape,
+    format_and_length,
     what_is_missing,
 )
 from verl_recipes.measure.intervals import Figure, figure
@@ -117,7 +117,7 @@ def evaluation_figures(groups: Groups) -> PerProblem:
     shares = {
         name: {key: fmean(each[name] > 0 for each in found) for key, found in done.items()} for name in BEHAVIOURS
     }
-    return accuracies(groups, n, {n} - {1}) | shape(groups) | (tried | shares if done else {})
+    return accuracies(groups, n, {n} - {1}) | format_and_length(groups) | (tried | shares if done else {})
 
 
 def cell(values: Collection[float], name: str, sign: str = "") -> str:

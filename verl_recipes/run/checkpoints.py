@@ -78,7 +78,7 @@ def checkpoint_error(checkpoint: Path) -> str:
     return ""
 
 
-def last_whole(checkpoints: Path, below: float = float("inf")) -> int:
+def last_whole(checkpoints: Path, below: float) -> int:
     """The step of the newest whole checkpoint of a step less than `below`, 0 if there is none."""
     steps = (step for step in checkpoint_steps(checkpoints) if step < below)
     return next((step for step in steps if not checkpoint_error(checkpoints / f"global_step_{step}")), 0)
@@ -154,7 +154,7 @@ def sealing(checkpoints: Path, tidy: Callable[[], None] = lambda: None) -> Itera
     """
     last, ended, patient = last_checkpoint(checkpoints), threading.Event(), True
     earlier = unsealed(checkpoints)  # their run was killed before their hashes were written
-    for step in takewhile(lambda step: step > last, checkpoint_steps(checkpoints)):  # these do not count
+    for step in takewhile(lambda step: step > last, checkpoint_steps(checkpoints)):  # verl does not go on from these
         checkpoint = checkpoints / f"global_step_{step}"
         (checkpoint / SUMS).unlink(missing_ok=True)  # it is saved again
         with suppress(UserError):  # its fsdp_config.json is damaged

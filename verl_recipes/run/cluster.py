@@ -98,8 +98,7 @@ def join_cluster(config: dict[str, Any], environment: dict[str, str]) -> None:
     init = config["ray_kwargs"]["ray_init"]
     for key in OF_A_NEW_CLUSTER:
         init.pop(key, None)
-    variables = init.setdefault("runtime_env", {}).setdefault("env_vars", {})
-    variables |= environment
+    init.setdefault("runtime_env", {}).setdefault("env_vars", {}).update(environment)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from data_prep.cli import (
     as_list,
     check,
     compose,
+    overridden_key,
     quoted,
     refuse,
     same_command,
@@ -138,7 +139,7 @@ def decided(training: DictConfig) -> dict[str, Any]:
 
 def lasting(overrides: Sequence[str]) -> list[str]:
     """The overrides without those that may change when a run goes on, too."""
-    return [each for each in overrides if not may_change(each.lstrip("+~").partition("=")[0])]
+    return [each for each in overrides if not may_change(overridden_key(each))]
 
 
 def rows_to_answer(files: Sequence[Path], n: int, temperature: float, greedy: bool, seed: int) -> list[Row]:
@@ -209,7 +210,7 @@ def training_config(cfg: DictConfig, weights: Path, files: Sequence[Path], out: 
         "data.custom_cls.path=null",  # a curriculum would choose among the rows
     ]
     training = compose("train", [*overrides, *cfg.overrides])
-    named = {each.lstrip("+").partition("=")[0] for each in cfg.overrides}
+    named = set(map(overridden_key, cfg.overrides))
     run = run_of(Path(cfg.model))
     theirs = OmegaConf.create(read_config(run.config) if run and run.config.exists() else {})
     of_model = {PROMPT_LENGTH: cfg.max_prompt_length, RESPONSE_LENGTH: longest_response(weights, cfg.max_prompt_length)}
@@ -236,7 +237,7 @@ def make_room_for_prompts(training: DictConfig, cfg: DictConfig, weights: Path, 
 
     Its tokenizer and template decide how long a prompt is. verl would end at the first that is too long, minutes later.
     """
-    named = {each.lstrip("+").partition("=")[0] for each in cfg.overrides}
+    named = set(map(overridden_key, cfg.overrides))
     if {"recipe", PROMPT_LENGTH} & named:
         return
     folder, model = small_files(weights), training.actor_rollout_ref.model
@@ -281,7 +282,8 @@ def evaluate(cfg: DictConfig, out: RunFolder, console: Console) -> Row:
     names = [str(file) for file in files]
     data = check_parquet(names, "data", training.data.made_by)
     check_prompt(names, training)
-    if not run_of(Path(cfg.model)) and not (weights / "prompt.json").exists():  # else it was trained with its prompt
+    has_prompt = run_of(Path(cfg.model)) or (weights / "prompt.json").exists()  # it was trained with it
+    if not has_prompt and (cfg.fresh or not mark_of(out.path)):  # what was begun goes on
         check_beginning(training.actor_rollout_ref.model)
     model = check_start(training, out.path, trains=False)
     make_room_for_prompts(training, cfg, weights, files)

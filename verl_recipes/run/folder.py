@@ -206,7 +206,7 @@ class RunFolder:
         if checkpoints is None:
             checkpoints = mark_of(self.path).get("checkpoints")
         self.checkpoints = Path(checkpoints or self.path / "checkpoints")
-        self.are_elsewhere = self.checkpoints.absolute() != (self.path / "checkpoints").absolute()
+        self.checkpoints_elsewhere = self.checkpoints.absolute() != (self.path / "checkpoints").absolute()
 
     def samples_of(self, split: str, step: int) -> Path:
         """The file with the samples of a step, for `read_lines`; `split` is train, validation or greedy."""
@@ -240,7 +240,7 @@ class RunFolder:
         except OSError as error:
             raise not_writable(self.path, error) from None
         with ExitStack() as held:
-            for folder in (self.path, self.checkpoints) if self.are_elsewhere else (self.path,):
+            for folder in (self.path, self.checkpoints) if self.checkpoints_elsewhere else (self.path,):
                 try:
                     folder.mkdir(parents=True, exist_ok=True)
                     handle = held.enter_context((folder / "lock").open("a", encoding="utf-8"))
@@ -274,7 +274,7 @@ class RunFolder:
 
     def write_mark(self, kind: str, **facts: Any) -> None:
         """Mark the folder as this project's, and record facts about it."""
-        place = str(self.checkpoints.absolute()) if self.are_elsewhere else None
+        place = str(self.checkpoints.absolute()) if self.checkpoints_elsewhere else None
         write_json(self.mark, {"made_by": MADE_BY, "kind": kind, "checkpoints": place} | facts)
 
     def empty(self, say: Callable[[str], None], read: Iterable[str] = ()) -> None:
@@ -293,7 +293,7 @@ class RunFolder:
         checkpoints = len(list(self.checkpoints.glob("global_step_*")))
         reason = why_not_emptied(self.path, read)
         for run in (self, RunFolder(self.path)):  # the command's folder of checkpoints, and the recorded one
-            if run.are_elsewhere and any(run.checkpoints.glob("global_step_*")):
+            if run.checkpoints_elsewhere and any(run.checkpoints.glob("global_step_*")):
                 reason = reason or f"has its checkpoints in {run.checkpoints}: remove them yourself first"
         if reason:
             raise UserError(f"{self.path} {reason}; nothing was deleted")

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from data_prep.cli import UserError
 from data_prep.hub import MIRROR, in_one_clause
-from verl_recipes.planning.model import check_hub, find_model, from_modelscope
+from verl_recipes.planning.model import check_hub, find_model, uses_modelscope
 from verl_recipes.run.checkpoints import actor_identity
 from verl_recipes.run.folder import read_json, read_object
 from verl_recipes.run.hashes import SUMS, compared, is_checkpoint
@@ -73,7 +73,7 @@ def small_files(model: Path) -> Path:
         return folder
     wanted, commit = ["*.json", "*.jinja", "*.model", "*.txt"], check_hub(str(model))
     try:
-        if from_modelscope():
+        if uses_modelscope():
             from modelscope.hub.snapshot_download import snapshot_download as of_modelscope
 
             return Path(of_modelscope(str(model), allow_patterns=wanted))

@@ -46,7 +46,7 @@ class Inputs(NamedTuple):
 
 
 def check_parquet(
-    files: str | Sequence[str] | None, key: str, made_by: str = "python -m data_prep", needed: set[str] = COLUMNS
+    files: str | Sequence[str], key: str, made_by: str = "python -m data_prep", needed: set[str] = COLUMNS
 ) -> DataFiles:
     """The parquet files of a configuration key, after checking that verl can read them. Each is read once.
 
@@ -116,7 +116,7 @@ def manifest_beside(path: Path) -> dict[str, Any]:
     return read_manifest(path.parent) or {}
 
 
-def check_prompt(files: str | Sequence[str] | None, cfg: DictConfig) -> None:
+def check_prompt(files: str | Sequence[str], cfg: DictConfig) -> None:
     """Raise UserError if the data was made with another chat template, or other options of it, than the run's."""
     template, options = cfg.actor_rollout_ref.model.custom_chat_template, cfg.data.apply_chat_template_kwargs
     for name in as_list(files):
@@ -153,7 +153,8 @@ def check_resume(cfg: DictConfig, run: RunFolder, step: int) -> None:
 
 def check_place(run: RunFolder) -> None:
     """Raise UserError if a run would take over checkpoints of another, or a new run those that lie elsewhere."""
-    for folder in [run.checkpoints.absolute(), *run.checkpoints.absolute().parents] if run.are_elsewhere else ():
+    place = run.checkpoints.absolute()
+    for folder in [place, *place.parents] if run.checkpoints_elsewhere else ():
         if mark_of(folder) and folder.resolve() != run.path.resolve():
             raise UserError(
                 f"trainer.default_local_dir={run.checkpoints} is in another run, {folder}: name another folder"
@@ -316,12 +317,13 @@ def check_data(cfg: DictConfig, key: str, files: Any) -> DataFiles:
 def check_prompt_lengths(files: Any, key: str, cfg: DictConfig) -> None:
     """Raise UserError if a prompt is too long where verl's own agent loop runs, which cuts off its beginning.
 
+    On the CPU platform BatchRollout refuses such a prompt itself.
     The 16 with most characters are counted in tokens, if the model's tokenizer is on this machine.
     """
     model, most = cfg.actor_rollout_ref.model, cfg.data.max_prompt_length
     folder = tokenizer_folder(model.path)
-    own_loop = cfg.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class")  # that of the CPU platform
-    if (cfg.architecture and own_loop) or not (folder and folder.is_dir()):
+    in_batches = cfg.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class")
+    if (cfg.architecture and in_batches) or not (folder and folder.is_dir()):
         return
     if cfg.data.get("filter_overlong_prompts"):  # verl then leaves them out
         return

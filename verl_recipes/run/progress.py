@@ -40,6 +40,11 @@ class Tail:
         return parse_lines(whole, self.path, skip_damaged=True)  # a full disk cuts one of verl's lines short
 
 
+def metric_text(value: float | None, form: str) -> str:
+    """A metric as text. verl's file logger writes null for a number that is not finite."""
+    return "not finite" if value is None else format(value, form)
+
+
 class Display:
     """A progress bar on a terminal; elsewhere a line for each event."""
 
@@ -84,7 +89,7 @@ class Losses(Display):
 
     def __init__(self, console: Console, run: RunFolder, first_step: int, steps: int) -> None:
         super().__init__(console, run, first_step, steps)
-        self.loss = 0.0
+        self.loss = ""
         self.held_out: dict[int, float] = {}  # the losses on held-out traces since this start, by step
 
     def each(self, step: int) -> float:
@@ -99,13 +104,15 @@ class Losses(Display):
                 if self.training_since is None:  # a step is logged when it is done, so the first one is not timed
                     self.training_since, self.first_step = time.monotonic(), step
                     continue
-                self.loss = data["train/loss"]
+                self.loss = metric_text(data["train/loss"], ".3f")
                 if self.is_live:
-                    self.step(step, self.each(step), f"loss {self.loss:.3f}")
+                    self.step(step, self.each(step), f"loss {self.loss}")
             elif "val/loss" in data:
-                self.held_out[step] = data["val/loss"]
+                if data["val/loss"] is not None:
+                    self.held_out[step] = data["val/loss"]
                 if self.training_since is not None and step > self.first_step:  # with every=1 the first has no time yet
-                    self.step(step, self.each(step), f"loss {self.loss:.3f}, held out {data['val/loss']:.3f}")
+                    held_out = metric_text(data["val/loss"], ".3f")
+                    self.step(step, self.each(step), f"loss {self.loss}, held out {held_out}")
 
 
 class Progress(Display):
@@ -146,6 +153,7 @@ class Progress(Display):
                 self.done = time.monotonic()
             if "training/global_step" not in data or self.training_since is None:
                 continue
-            what = f"reward {data['critic/score/mean']:.2f}, right {data['reward/acc']:.0%}"
+            reward, right = metric_text(data["critic/score/mean"], ".2f"), metric_text(data["reward/acc"], ".0%")
+            what = f"reward {reward}, right {right}, {data['response_length/mean']:.0f} tokens"
             self.seconds.append(data["timing_s/step"])  # without tests, which have a line of their own
-            self.step(step, fmean(self.seconds), f"{what}, {data['response_length/mean']:.0f} tokens")
+            self.step(step, fmean(self.seconds), what)

@@ -54,7 +54,7 @@ JOB = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
 HIDDEN = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
 ENGINE = "VLLM::EngineCore"  # verl waits for ever for one that dies while it receives weights
 DEAD = 60  # seconds; at a normal end engines stop only some seconds before verl
-# It waits for ever for room in Ray as well. A start on two cores takes half of this, so Ray is rarely asked.
+# verl waits for ever for room in Ray as well. A start on two cores takes half of this, so Ray is rarely asked.
 ROOM = 90  # seconds from the start until Ray is asked what is pending; the same answer twice, so far apart, ends verl
 SHARED = Path("/dev/shm")
 SEGMENTS = ("psm_", "verl_weights_", "sem.mp-")  # multiprocessing's and verl's names there
