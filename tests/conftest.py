@@ -1,8 +1,8 @@
 """What several files of tests share: a small data set, and the short run that most of them look at."""
 
-import copy
 import gc
 import os
+import pickle
 import re
 import signal
 import sys
@@ -34,8 +34,8 @@ def read_once(self, config_path, read=FileConfigSource.load_config, known={}):  
     file = Path(self.path, self._normalize_file_name(config_path))
     key = self.provider, file, file.exists() and file.stat().st_mtime_ns
     if key not in known:
-        known[key] = read(self, config_path)
-    return copy.deepcopy(known[key])
+        known[key] = pickle.dumps(read(self, config_path))
+    return pickle.loads(known[key])  # a tenth of the time of copy.deepcopy
 
 
 FileConfigSource.load_config = read_once

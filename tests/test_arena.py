@@ -27,6 +27,7 @@ from benchmarks.arena import (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_page_is_made_from_the_committed_runs(template):
     assert (ROOT / TEMPLATES[template]).read_text(encoding="utf-8") == page(template, load())
@@ -51,6 +52,7 @@ def test_all_begin_at_the_same_answers_of_the_base():
             assert before.setdefault(result["seed"], result["right of 8"]["before"]) == result["right of 8"]["before"]
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), min_size=1, max_size=9))
 def test_holms_correction_keeps_the_order_and_lies_between_p_and_bonferronis(ps):
     corrected = holm(ps)

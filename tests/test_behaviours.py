@@ -57,6 +57,7 @@ def test_mixed_language_and_degenerate_ends_are_seen():
     assert behaviours("!" * 500, [3, 4], 7)["repetition"] == 1.0
 
 
+@pytest.mark.slow
 @given(st.text(st.sampled_from("0123456789+-*/()=. \n,×÷xneed不要凑=\ud800\x00"), max_size=80), st.integers(0, 100))
 def test_no_text_breaks_anything(text, target):
     found = behaviours(text, [3, 4, 25], target)

@@ -377,6 +377,7 @@ def test_every_row_of_the_board_is_of_this_test_set_and_repeatable():
             assert not row["training"]["git_commit"].endswith("-dirty")
 
 
+@pytest.mark.slow
 def test_the_datasheet_is_what_the_command_writes(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import test_set

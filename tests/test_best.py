@@ -103,6 +103,7 @@ def test_the_checkpoint_of_the_best_test_stays_beside_the_newest(tmp_path):
     assert checkpoint_steps(tmp_path) == [25, 20, 10]
 
 
+@pytest.mark.slow
 def test_verl_removes_no_checkpoint_itself_and_the_disk_must_hold_the_best_one_too():
     tests = ("trainer.save_freq=5", "trainer.test_freq=5")
     last, best = compose("train", *tests), compose("train", *tests, "keep=best")

@@ -42,6 +42,7 @@ def test_a_run_that_goes_on_draws_what_an_undisturbed_one_does(difficulty, order
     assert begun + draw(second, difficulty, steps) == whole
 
 
+@pytest.mark.slow
 @given(DIFFICULTY, st.sampled_from(ORDERS), st.integers(0, 99))
 def test_within_a_class_every_problem_comes_once_before_any_comes_again(difficulty, order, seed):
     curriculum = Curriculum(difficulty, order, seed, 100)

@@ -578,6 +578,7 @@ def test_any_integer_is_a_seed():
         assert (generate(preset, np.arange(4), seed)[0] == generate(preset, np.arange(4), seed % 2**64)[0]).all()
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_its_own_source_or_hides_behind_a_missing_one_is_not_replaced(tmp_path):
     out = tmp_path / "data"
     prepare(out, "train_size=64", "test_size=8")
@@ -639,6 +640,7 @@ def test_a_folder_that_data_prep_did_not_write_is_not_replaced(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_which_a_file_is_missing_or_damaged_is_made_again(tmp_path):
     prepare(tmp_path / "out", "train_size=64", "test_size=8")
     before, inode = hashes(tmp_path / "out"), (tmp_path / "out").stat().st_ino
@@ -728,6 +730,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_folder_and_the_next_one_sw
     assert whole(out)
 
 
+@pytest.mark.slow
 def test_a_reader_never_misses_the_folder_while_two_writers_replace_it(tmp_path):
     from data_prep.folder import replaced
 
@@ -978,6 +981,7 @@ def test_any_value_of_any_key_is_valid_or_refused_in_one_line_that_names_it(base
     assert not said or re.search(rf"(^|; ){re.escape(key)}[=:.]", said)
 
 
+@pytest.mark.slow
 def test_a_shuffled_recipes_rows_are_on_the_same_side_each_time(tmp_path):
     source = random_source(tmp_path / "s.parquet", 300)
     options = ("source=local", f"source.paths={source}", "split=mini_r1", "split.train=90", "split.test=10")

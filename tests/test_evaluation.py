@@ -251,6 +251,7 @@ def test_a_complete_run_without_checkpoints_is_exported_as_its_last_step(tmp_pat
     assert export.find_run(tmp_path)[1] == 30
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_run_gave_all_the_rest_to_responses_is_measured(tmp_path):
     actor = tmp_path / "checkpoints" / "global_step_2" / "actor"
     shutil.copytree(BASE, actor / "huggingface")
@@ -615,6 +616,7 @@ def test_a_model_is_uploaded_as_private_as_was_asked(monkeypatch, tmp_path):
     assert made == [True, False]
 
 
+@pytest.mark.slow
 def test_an_evaluation_by_weights_on_gpus_of_their_own_has_one_batch_a_step(tmp_path):
     """verl's trainer for topology=split asserts it, whatever the recipe's updates are."""
     cfg = cli.compose("evaluate", [f"model={BASE}", "hardware=h100"], folder=CONFIGS / "commands")

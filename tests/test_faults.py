@@ -183,6 +183,7 @@ def test_a_save_that_a_kill_ended_takes_no_place_of_a_whole_checkpoint(checkpoin
     assert old_steps(checkpoints, 2) == [8, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit])
 def test_hashes_do_not_keep_a_run_from_ending_in_time(checkpoints, monkeypatch, signal):
     """Those of a large checkpoint take longer than the seconds between SIGTERM and SIGKILL; the next start goes on."""

@@ -52,6 +52,7 @@ def test_the_same_command_is_the_same_run(run, config):
     check_unchanged(run, copy.deepcopy(config), copy.deepcopy(FACTS))
 
 
+@pytest.mark.slow
 def test_fresh_empties_a_run_of_another_configuration_and_begins_anew(tmp_path):
     run = RunFolder(tmp_path / "run")
     begun(run)
@@ -180,6 +181,7 @@ def begun(run, *overrides, check=lambda step: None, files=()):
     fingerprint.begin("run", cfg, run, inputs, print, check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", ["model", "data/train.parquet"])
 def test_fresh_does_not_delete_what_the_command_reads(tmp_path, inside):
     run = RunFolder(tmp_path / "run")
@@ -193,6 +195,7 @@ def test_fresh_does_not_delete_what_the_command_reads(tmp_path, inside):
     assert read.is_dir()
 
 
+@pytest.mark.slow
 def test_a_command_that_may_not_go_on_changes_nothing_in_the_folder(tmp_path):
     run = RunFolder(tmp_path)
     begun(run)
@@ -206,6 +209,7 @@ def test_a_command_that_may_not_go_on_changes_nothing_in_the_folder(tmp_path):
     assert (run.config.read_bytes(), run.mark.read_bytes()) == before
 
 
+@pytest.mark.slow
 def test_a_run_does_not_lose_checkpoints_that_it_was_to_keep(tmp_path):
     run, keep_all = RunFolder(tmp_path), "trainer.max_actor_ckpt_to_keep=null"
     begun(run, "keep=best")

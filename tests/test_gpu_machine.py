@@ -188,6 +188,7 @@ def venv_of_nothing(checkout):
     return notes
 
 
+@pytest.mark.slow
 def test_an_environment_whose_making_was_cut_short_is_made_anew(checkout):
     notes = venv_of_nothing(checkout)
     with_venv = (checkout.parent / "bin" / "python3").read_text(encoding="utf-8")
@@ -254,6 +255,7 @@ def test_flash_attn_is_installed_if_it_is_asked_for_and_only_once(checkout):
     assert asked() == ["wheel", "flash-attn==2.8.3"]
 
 
+@pytest.mark.slow
 def test_a_copied_checkout_makes_an_environment_of_its_own(checkout):
     notes = venv_of_nothing(checkout)
     assert setup(checkout, STACK="cpu").returncode == 0
@@ -306,6 +308,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", [False, True])
 def test_an_environment_that_a_run_uses_is_not_made_anew(checkout, typed):
     """verl's processes have its path in their command lines; a `python` that was typed has loaded its libraries."""

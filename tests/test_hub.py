@@ -61,6 +61,7 @@ def line(act):
 ASKED = {"model": lambda: check_model(REPO), "data": lambda: data_of(DATA)}
 
 
+@pytest.mark.slow
 def test_a_hubs_model_is_identified_by_its_commit(reached):
     with hub(REPO, FILES) as (address, _):
         reached(address)
@@ -118,6 +119,7 @@ def test_a_proxy_out_of_reach_is_one_line(reached, kind):
     assert not asked
 
 
+@pytest.mark.slow
 def test_a_proxy_that_works_is_used(reached):
     with hub(REPO, FILES) as (address, asked):
         reached("http://hub.invalid", HTTP_PROXY=address)

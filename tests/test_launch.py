@@ -253,6 +253,7 @@ def test_submission_plans_first_and_follows_no_address_but_its_own():
     assert (without.returncode, len(without.stderr.splitlines())) == (2, 1)
 
 
+@pytest.mark.slow
 def test_slurms_notice_reaches_the_run_whose_end_is_waited_for_before_rays(tmp_path):
     """The programs of Slurm and Python are stand-ins; what bash does with the signal is real."""
     log = tmp_path / "log"
@@ -397,6 +398,7 @@ def test_doctor_advises_ulimit_only_where_it_would_be_allowed(most, fix, monkeyp
     assert line.fix.partition(";")[0] == fix
 
 
+@pytest.mark.slow
 def test_doctor_counts_warnings_at_the_end_and_they_are_not_wrong(monkeypatch, capsys):
     found = [machine.Line("ok", "a"), machine.Line("warning", "b", "c")]
     monkeypatch.setattr(doctor, "findings", lambda *_: found)

@@ -157,6 +157,7 @@ def test_a_text_in_parts_has_the_tokens_of_the_whole(tokenizer):
         assert all(token in ids for token, weight in zip(some, weights, strict=True) if weight == KNOWN)
 
 
+@pytest.mark.slow
 def test_a_batch_holds_whole_texts_of_similar_length_within_its_tokens(tokenizer):
     rng = random.Random(0)
     kinds = [lambda: middle_base.equations(rng), lambda: middle_base.searched([PROBLEM], rng)]

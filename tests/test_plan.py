@@ -133,6 +133,7 @@ def test_lora_trains_adapters_alone():
     assert tracked["parameters"] == pytest.approx(2 * (by_hand(1) + adapters) / 4, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_plan_is_tracked_only_once(monkeypatch):
     small = qwen(num_hidden_layers=1)
     first = tracking.cached(small)
@@ -291,6 +292,7 @@ def test_a_plan_needs_no_model_and_no_network(monkeypatch):
     checks.check_same_model(compose("train", "model=qwen2.5_3b", "hardware=h100"))
 
 
+@pytest.mark.slow
 def test_the_disk_must_hold_the_samples_of_all_steps():
     steps = "trainer.total_training_steps"
     few, many, none = (space.samples_bytes(compose("train", f"{steps}={count}"), True) for count in (10, 1000, 1))

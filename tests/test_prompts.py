@@ -270,6 +270,7 @@ def test_verls_data_set_loads_every_file_of_every_prompt(tmp_path, model, monkey
             assert row["data_source"].startswith("countdown/")
 
 
+@pytest.mark.slow
 def test_a_run_whose_chat_template_or_options_are_not_the_datas_is_refused(tmp_path):
     from test_data import prepare
 

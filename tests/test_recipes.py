@@ -81,6 +81,7 @@ def test_cards_of_one_kind_differ_in_their_name_alone(card, kind):
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
 def test_several_trackers_and_a_local_model_compose():
     options_of_all = ",".join(options("tracker"))
     local = ["model=local", "actor_rollout_ref.model.path=my/model", "tuning=lora"]

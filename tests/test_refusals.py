@@ -1,6 +1,5 @@
 """What the command refuses, each in one line and before it writes anything."""
 
-import copy
 import os
 import re
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from configurations import composed
+from configurations import compose
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import flag_override
@@ -153,8 +152,9 @@ def test_a_path_of_another_model_than_the_name_says_is_refused(tmp_path, refused
     refused("add model=local", *small_data, f"actor_rollout_ref.model.path={quoted(tmp_path)}")
 
 
+@pytest.mark.slow
 def test_a_value_is_read_as_yaml_reads_it():
-    cfg = copy.deepcopy(composed("train"))
+    cfg = compose("train")
     for value, meant in (("no", False), ("off", False), ("n", False), ("false", False), ("yes", True), (0, False)):
         cfg.fresh = value
         check(cfg, TrainKeys)
@@ -195,7 +195,7 @@ VALUES = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_s
 @example(key="actor_rollout_ref.model.path", value=None)
 def test_any_value_of_any_key_is_taken_or_refused_in_one_line_that_names_the_key(tmp_path, small_data, key, value):
     """And never after something was written."""
-    cfg = copy.deepcopy(composed("train", f"run_dir={quoted(tmp_path / 'run')}", *small_data))
+    cfg = compose("train", f"run_dir={quoted(tmp_path / 'run')}", *small_data)
     *path, last = key.split(".")
     node = cfg
     for part in path:
@@ -279,7 +279,7 @@ def test_a_run_folder_that_another_command_uses_is_one_line(tmp_path, small_data
 
 @pytest.mark.slow
 def test_each_of_several_seeds_has_a_folder_of_its_own():
-    cfg = composed("train", "seeds=[0,1,2]")
+    cfg = compose("train", "seeds=[0,1,2]")
     each = train.of_seeds(cfg, ["seeds=[0,1,2]", "seed=7", "learning_rate=0.1"])
     assert [(one.seed, one.run_dir, one.seeds) for one in each] == [(k, f"runs/tiny-seed{k}", None) for k in range(3)]
     assert {one.learning_rate for one in each} == {0.1}
@@ -296,7 +296,7 @@ def test_each_of_several_seeds_has_a_folder_of_its_own():
 )
 def test_several_seeds_in_one_folder_are_refused(overrides, message):
     with pytest.raises(UserError) as error:
-        train.of_seeds(composed("train", *overrides), overrides)
+        train.of_seeds(compose("train", *overrides), overrides)
     assert message in str(error.value)
 
 

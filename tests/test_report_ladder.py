@@ -127,6 +127,7 @@ def test_an_evaluation_counts_problems_in_distribution_alone(tmp_path):
     assert [len(groups) for groups in Run(run, PAGE_BYTES, rungs).evaluations] == [3, 3, 3]
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_ladders_page_beside_the_runs_own(tmp_path, monkeypatch, capsys):
     run, rungs = make_ladder(tmp_path)
     (run / "report.html").write_text("the run's own")
@@ -174,6 +175,7 @@ def test_evaluations_that_cannot_be_compared_are_refused_in_one_line(tmp_path, m
         report.main()
 
 
+@pytest.mark.slow
 def test_a_run_from_a_warm_start_shows_its_loss_and_says_so_if_it_is_gone(tmp_path):
     run, _ = make_ladder(tmp_path)
     read = run_of(run)
@@ -225,6 +227,7 @@ def test_the_page_of_seeds_begins_with_their_mean_and_an_interval_over_seeds(tmp
     assert said.endswith("the mean of 2 seeds: no difference that the seeds can tell from chance.")
 
 
+@pytest.mark.slow
 def test_the_page_of_several_recipes_has_a_sentence_for_each(tmp_path):
     runs = [*seeds(tmp_path, 30, 34), *seeds(tmp_path / "b", 10, algorithm="rloo")]
     said, sure = stories(runs)

@@ -347,6 +347,7 @@ def test_a_value_that_is_not_drawn_still_makes_a_line_worth_drawing(tmp_path):
     assert not cut["said"]
 
 
+@pytest.mark.slow
 def test_a_page_says_that_dynamic_sampling_dropped_groups_and_on_which_problems_each_run_was_tested(tmp_path):
     runs = [make_run(tmp_path / name, steps=2, data={"val_files": f"data/{name}/test.parquet"}) for name in "ab"]
     runs.append(make_run(tmp_path / "dapo", steps=2, algorithm={"filter_groups": {"enable": True}}))
@@ -530,6 +531,7 @@ def test_a_run_that_is_emptied_while_its_page_is_made_is_watched_on(tmp_path, mo
     assert made == [0.01, 0]
 
 
+@pytest.mark.slow
 def test_a_browser_that_goes_and_a_page_that_is_gone_are_no_errors(tmp_path, capfd):
     page = tmp_path / "report.html"
     page.write_text("x" * 20_000_000, encoding="utf-8")

@@ -568,6 +568,7 @@ def test_the_command_explains_a_verdict(response, explanation):
     assert explanation in result.stdout
 
 
+@pytest.mark.slow
 def test_the_command_scores_a_file_and_names_the_line_that_is_wrong(tmp_path):
     path = tmp_path / "samples.jsonl"
     rows = [{"response": f"</think><answer>{a}</answer>", "ground_truth": TRUTH} for a in ("(18-11)*25", "?", "?")]

@@ -529,6 +529,7 @@ def test_a_start_does_not_end_by_what_asked_an_earlier_one_to(tmp_path, monkeypa
     assert begun(monkeypatch, run)
 
 
+@pytest.mark.slow
 def test_under_nohup_a_closed_terminal_ends_no_run(tmp_path, monkeypatch):
     monkeypatch.setattr(supervise, "start", lambda *_, **__: subprocess.Popen(["sleep", "0.5"]))
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -553,6 +554,7 @@ def test_verl_that_waits_for_a_dead_engine_is_not_waited_for(tmp_path, monkeypat
     assert why.startswith(f"{supervise.ENGINE} died")
 
 
+@pytest.mark.slow
 def test_ray_is_asked_for_room_until_the_first_rollouts(tmp_path, monkeypatch):
     monkeypatch.setattr(supervise, "what_lacks", lambda *_: "no room")
     for goes_on, why in ((lambda: False, "no room"), (lambda: True, "")):
@@ -578,6 +580,7 @@ def test_a_run_is_refused_the_data_of_another_prompt(tmp_path):
         checks.check_data(compose("train"), "data.train_files", str(tmp_path / "train.parquet"))
 
 
+@pytest.mark.slow
 def test_a_data_folder_with_brackets_is_no_pattern(tmp_path):
     from datasets.data_files import resolve_pattern
 

@@ -75,6 +75,7 @@ def contents(root):
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(ENTRIES, st.integers(0, 24), st.lists(NAMES, max_size=2))
 @example([(["run"], "mark", []), (["run", "a"], "mark", [])], 0, [])  # a run in a run
@@ -297,6 +298,7 @@ def test_a_damaged_line_is_named_or_left_out(tmp_path):
     assert read_lines(tmp_path / "missing.jsonl") == []
 
 
+@pytest.mark.slow
 @given(st.lists(st.dictionaries(st.text(), st.text())))
 def test_a_packed_file_is_read_as_before_under_both_names_and_a_new_one_replaces_it(tmp_path_factory, rows):
     file = tmp_path_factory.mktemp("packed") / "3.jsonl"

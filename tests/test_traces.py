@@ -277,6 +277,7 @@ def test_a_tokenizers_own_template_is_asked_whether_it_opens_the_thought(tmp_pat
     assert traces.opening(prompt | {"template_options": {}}, str(tmp_path)) == "<think>"
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_a_byte_and_another_seed_does(monkeypatch, tmp_path, data):
     monkeypatch.setattr(traces, "CHUNK", 30)
     made = [

@@ -108,6 +108,7 @@ def test_it_ends_after_as_many_evaluations_without_a_lower_loss_as_was_asked(tmp
     assert warm_start.best_step(goodness) == 20
 
 
+@pytest.mark.slow
 def test_a_warm_start_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path):
     run = RunFolder(tmp_path)
     lines = [{"step": step, "data": {"val/loss": 1.0}} for step in (25, 50)]
@@ -162,6 +163,7 @@ def test_a_mistake_is_one_line(tmp_path, overrides, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_disk_must_hold_the_checkpoints_of_the_warm_start_and_not_the_recipes(tmp_path, monkeypatch):
     """AdamW's, of which verl keeps one more than `patience`; the recipe trains by SGD or has a critic."""
     asked = []
@@ -174,6 +176,7 @@ def test_the_disk_must_hold_the_checkpoints_of_the_warm_start_and_not_the_recipe
         assert space.samples_bytes(asked[-1], trains=True) == 0
 
 
+@pytest.mark.slow
 def test_a_warm_start_goes_on_with_as_many_ranks_as_saved_it(tmp_path):
     run = RunFolder(tmp_path)
     actor = run.checkpoints / "global_step_4" / "actor"
@@ -187,6 +190,7 @@ def test_a_warm_start_goes_on_with_as_many_ranks_as_saved_it(tmp_path):
     warm_start.check_last(config([], "gpus=1"), run, 4)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_warm_starts_model_or_refuses(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(UserError, match="holds no model/"):
