@@ -10,6 +10,7 @@ page  Writes docs/arena.md, docs/zh/arena.md and assets/arena.svg from those fil
 """
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ from results import environment, response_tokens
 from reward_score.figures import pass_at_k
 from verl_recipes.measure.comparison import sign_flip_p
 from verl_recipes.measure.intervals import figure
-from verl_recipes.measure.problems import by_problem, values
+from verl_recipes.measure.problems import by_problem, finite, values
 from verl_recipes.run.folder import RunFolder, read_lines, write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,11 +112,11 @@ def measured(run: Path) -> dict[str, Any]:
     return {
         "git_commit": summary["git_commit"],
         "training accuracy": [round(step["reward/acc"], 4) for step in steps],
-        "entropy": [round(step["actor/entropy"], 4) for step in steps if "actor/entropy" in step],
+        "entropy": [round(value, 4) for step in steps if (value := finite(step.get("actor/entropy"))) is not None],
         "right of 8": {"before": right_counts(rows[0]), "after": right_counts(rows[1])},
         "response tokens": summary["trained"]["response_tokens"],
         "tokens": response_tokens(RunFolder(run)),
-        "seconds": round(summary["goodput"]["steps"], 1),
+        "seconds": round(summary["goodput"].get("steps", summary["seconds"].get("train", 0.0)), 1),
         "KL to the base": round(kl_to_base(run), 5),
     }
 
@@ -216,7 +217,7 @@ def row(algorithm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "pass": fmean(passes),
         "area": fmean(map(training_reward, whole)),
         "half": half,
-        "entropy": fmean(each["entropy"][-1] for each in whole if each["entropy"]),
+        "entropy": fmean([each["entropy"][-1] for each in whole if each["entropy"]] or [math.nan]),
         "kl": fmean(each["KL to the base"] for each in whole),
         "response tokens": fmean(each["response tokens"] for each in whole),
         "tokens": fmean(each["tokens"] for each in whole),

@@ -1,6 +1,7 @@
 """The CPU platform's parts, without starting Ray, and what it leans on in verl 0.9.1 and vLLM 0.28.0."""
 
 import inspect
+import math
 import os
 import subprocess
 import sys
@@ -160,6 +161,9 @@ def test_the_guard_stops_a_run_whose_rollouts_come_from_other_weights():
     assert IN_BF16 < agreement(responses, near, actor, least=IN_BF16) < 0.99
     with pytest.raises(RuntimeError, match=r"under 0\.95"):
         agreement(responses, nested([row.flip(0) for row in ours]), actor, least=IN_BF16)
+    broken = nested([row.masked_fill(row == -1.0, math.nan) for row in ours])
+    with pytest.raises(RuntimeError, match="actor disagree: some of their token probabilities are not numbers"):
+        agreement(responses, broken, actor)
 
 
 def test_the_guard_compares_only_what_the_model_wrote():

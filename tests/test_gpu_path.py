@@ -8,6 +8,7 @@ import tempfile
 import time
 
 import hydra
+import pyarrow.parquet as pq
 import pytest
 from configurations import compose
 from omegaconf import OmegaConf
@@ -128,9 +129,11 @@ def test_a_start_for_which_ray_has_no_room_ends_once_it_said_so_twice(monkeypatc
 
 
 @pytest.mark.slow
-def test_a_prompt_that_verls_own_loop_would_cut_is_refused(small_data):
+def test_a_prompt_that_verls_own_loop_would_cut_is_refused(small_data, tmp_path):
     cfg = compose("train", "hardware=h100", "model=tiny", "recipe=tiny", *small_data)
     check_prompt_lengths(cfg.data.train_files, "data.train_files", cfg)
+    pq.write_table(pq.read_table(cfg.data.train_files)[:0], tmp_path / "empty.parquet")
+    check_prompt_lengths([str(tmp_path / "empty.parquet")], "data.train_files", cfg)
     cfg.data.max_prompt_length = 10
     with pytest.raises(
         UserError, match=r"has \d+ tokens .* cut off its beginning at data\.max_prompt_length=10: raise"

@@ -12,7 +12,7 @@ from data_prep.cli import UserError
 from verl_recipes import report
 from verl_recipes.reporting.charts import charts
 from verl_recipes.reporting.page import PAGE_BYTES, about, write_report
-from verl_recipes.reporting.run import Run
+from verl_recipes.reporting.run import Run, cell
 from verl_recipes.reporting.story import example, gain_of, stories, story
 from verl_recipes.run.folder import RunFolder
 
@@ -297,3 +297,8 @@ def test_a_metric_that_was_no_number_is_missing(tmp_path):
 
 def test_a_gain_near_0_says_on_which_side_of_it_its_interval_is():
     assert gain_of([0.003] * 999 + [0.0]) == ("", "+0.3 to +0.3")
+
+
+def test_a_gain_at_two_problems_is_no_certainty_and_none_at_many_has_an_interval():
+    assert gain_of([1.0, 1.0])[0] == "no difference that the test can tell from chance"
+    assert cell([0.0] * 256, "mean@1", "+") == "+0.0 (-1.1 to +1.1)"

@@ -23,14 +23,14 @@ from verl_recipes.measure.behaviours import BEHAVIOURS
 from verl_recipes.reporting import watch as watching
 from verl_recipes.reporting.charts import charts, recipe_of
 from verl_recipes.reporting.draw import picture
-from verl_recipes.reporting.listing import listing
+from verl_recipes.reporting.listing import facts, listing
 from verl_recipes.reporting.metrics import seconds_of
 from verl_recipes.reporting.page import PAGE_BYTES, as_script_data, write_report
 from verl_recipes.reporting.run import STEP_BYTES, Run, SampleFile, marked
 from verl_recipes.reporting.story import example, story
 from verl_recipes.reporting.terms import PAGES, terms
 from verl_recipes.reporting.terms import page as glossary
-from verl_recipes.run.folder import RunFolder, append_line
+from verl_recipes.run.folder import RunFolder, append_line, as_lines
 
 THOUGHTS = ["11+18=29,29-25=4 no\n18-11=7,7*25=175 yes", "11*18=190,190-25=165 no", "先凑出7：18-11=7，7*25=175，对了"]
 
@@ -64,7 +64,7 @@ def write_samples(run, split, step, rows):
 def make_run(run, steps=6, seed=0, **config):
     """A folder as a run of so many steps leaves it; returns it."""
     run.mkdir(parents=True)
-    metrics = [{"step": 0, "data": {"val-core/countdown/acc/mean@1": 0.2}}]
+    metrics = [{"step": 0, "data": {"val-core/countdown/acc/mean@1": 0.2, "val-aux/countdown/score/mean@1": 0.3}}]
     for step in range(1, steps + 1):
         data = {"reward/score": step / 10 + seed / 100, "reward/acc": step / 10, "reward/format": 0.9}
         data |= {"reward/reason/wrong_value": 0.5, "response_length/mean": 30 + step, "response_length/clip_ratio": 0.1}
@@ -73,7 +73,7 @@ def make_run(run, steps=6, seed=0, **config):
         data |= {"training/rollout_actor_probs_pearson_corr": 0.9999}
         metrics.append({"step": step, "data": data})
         write_samples(run, "train", step, [sample(step, problem, i) for problem in range(4) for i in range(4)])
-    metrics[-1]["data"]["val-core/countdown/acc/mean@1"] = 0.5
+    metrics[-1]["data"] |= {"val-core/countdown/acc/mean@1": 0.5, "val-aux/countdown/score/mean@1": 0.6}
     for step in (0, steps):
         write_samples(run, "validation", step, [sample(step, problem, i) for problem in range(9) for i in range(4)])
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics), encoding="utf-8")
@@ -409,6 +409,14 @@ def test_every_term_that_the_page_asks_for_is_explained(tmp_path):
 @pytest.mark.parametrize("language", PAGES)
 def test_the_glossary_in_the_documents_is_that_of_the_page(language):
     assert PAGES[language].read_text("utf-8") == glossary(language)
+
+
+def test_a_reward_that_is_a_number_is_not_listed_as_right_answers(tmp_path):
+    (run := tmp_path / "run").mkdir()
+    lines = [{"step": 0, "data": {"val-core/c/acc/mean@1": 1.4, "val-aux/c/reward/mean@1": 1.4}}]
+    (run / "metrics.jsonl").write_text(as_lines(lines), encoding="utf-8")
+    (run / "config.yaml").write_text("{}", encoding="utf-8")
+    assert facts(run)["before"] is None
 
 
 def test_one_measured_seed_has_no_mean(tmp_path):

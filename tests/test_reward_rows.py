@@ -1,6 +1,7 @@
 """From a reward function to rows of samples and their figures: what is checked before, and what any reward gives."""
 
 import json
+import math
 
 import pytest
 from configurations import compose, options
@@ -120,6 +121,13 @@ def test_without_acc_a_response_is_right_if_its_score_is_1_or_more(returned, acc
 def test_an_acc_outside_0_to_1_is_an_error(acc):
     with pytest.raises(ValueError, match="from 0 to 1"):
         scored({"score": 1.0, "acc": acc}, 1.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["score", "acc"])
+def test_a_reward_that_is_not_finite_is_an_error(name, value):
+    with pytest.raises(ValueError, match="must be a finite number"):
+        scored({name: value}, value)
 
 
 def rows_of(verdicts):

@@ -52,7 +52,8 @@ def test_batch_metrics_are_means_and_shares_over_responses_and_groups():
         "reward/identical": 0.75,
         "reward/groups_without_signal": 0.5,
     }
-    assert "reward/unparsable" not in component_metrics([{**row, "format": None}])
+    one = component_metrics([{**row, "format": None}])
+    assert not {"reward/unparsable", "reward/groups_without_signal"} & one.keys()  # one response is no group
 
 
 def test_a_whole_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
@@ -514,6 +515,8 @@ def test_goodput_counts_each_second_of_every_start_once(tmp_path):
     set_back = [("began", 200), ("began", 100), ("ended", 150)]
     run.starts.write_text(as_lines({"event": event, "time": time} for event, time in set_back))
     assert goodput(run) == {}  # the clock was set back in between, so nothing is known
+    run.starts.write_text(as_lines([{"event": "began", "time": 100}, {"event": "ended", "time": 120}]))
+    assert goodput(run) == {}  # within the only start, whose end is before its steps
     run.starts.unlink()
     assert goodput(run) == {}
 

@@ -3,7 +3,9 @@
 import inspect
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from configurations import compose
 
 from verl_recipes.in_verl.trainer_link import TrainerLink
@@ -44,6 +46,32 @@ def test_a_tests_further_batches_are_added_to_its_file_and_not_kept(tmp_path):
         assert [row["response"][0] for row in read_lines(buffer.run.samples_of(split, step))] == ["0", "1", "2"]
         assert len(buffer.rows[split, step]) == kept
     assert buffer.run.samples_of("train", 1).with_suffix(".jsonl.gz").exists()
+
+
+def test_a_rewards_keys_replace_no_column_and_numpys_numbers_are_pythons():
+    from verl_recipes.in_verl.sampler import CountdownReplayBuffer, as_float
+
+    buffer = object.__new__(CountdownReplayBuffer)
+    buffer.tokenizer = SimpleNamespace(decode=lambda *_, **__: "text")
+    buffer.sampler_kwargs = {"response_length": 9}
+    verdict = {"score": 1.0, "response": None, "truncated": 1.0, "format": np.float32(0.5)}
+    fields = {"prompts": [1], "responses": [1], "reward_model": {"ground_truth": {}}, "data_source": "c"}
+    fields |= {"extra_info": {}, "extra_fields": {"reward_extra_info": verdict}, "rm_scores": torch.ones(1)}
+    row = buffer.row(fields)
+    assert (row["response"], row["truncated"], row["score"], row["format"]) == ("text", False, 1.0, 0.5)
+    found = [as_float(each) for each in (np.float32(0.5), np.int64(3), np.bool_(True), "x")]
+    assert [(type(each), each) for each in found] == [(float, 0.5), (float, 3.0), (bool, True), (str, "x")]
+
+
+def test_patience_is_asked_once_after_each_test(monkeypatch, tmp_path):
+    from verl_recipes.in_verl import sampler
+
+    asked, buffer = [], object.__new__(sampler.CountdownReplayBuffer)
+    monkeypatch.setattr(sampler, "evaluations", lambda run: asked.append(run) or {})
+    buffer.run, buffer.sampler_kwargs = RunFolder(tmp_path), {"patience": 2}
+    for split in ("train", "train", "validation", "train", "train"):
+        buffer.end_if_asked(split)
+    assert len(asked) == 2
 
 
 def test_a_batch_is_in_the_order_of_its_prompts_not_in_that_in_which_responses_ended(monkeypatch):

@@ -109,6 +109,15 @@ def test_it_ends_after_as_many_evaluations_without_a_lower_loss_as_was_asked(tmp
 
 
 @pytest.mark.slow
+def test_losses_that_are_no_numbers_any_more_use_up_the_patience(tmp_path):
+    run = RunFolder(tmp_path)
+    losses = {25: 3.0, 50: 2.5, 75: None, 100: None, 125: None}
+    run.metrics.write_text(as_lines({"step": step, "data": {"val/loss": loss}} for step, loss in losses.items()))
+    goodness = {step: -loss for step, loss in warm_start.losses(run).items()}
+    assert warm_start.is_enough(goodness, 3)
+    assert warm_start.best_step(goodness) == 50
+
+
 def test_a_warm_start_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path):
     run = RunFolder(tmp_path)
     lines = [{"step": step, "data": {"val/loss": 1.0}} for step in (25, 50)]
@@ -141,7 +150,7 @@ def test_losses_that_are_not_finite_are_shown_and_none_of_them_is_the_best(tmp_p
                 append_line(file, json.loads(as_verl))
         display.update()
     assert "loss not finite, held out not finite" in said.file.getvalue()
-    assert (display.held_out, warm_start.losses(run)) == ({}, {})
+    assert display.held_out == warm_start.losses(run) == {1: math.inf, 2: math.inf}
     with pytest.raises(UserError, match="no loss on held-out traces is finite; lower lr="):
         warm_start.finish(config([]), run, said)
 

@@ -66,7 +66,8 @@ def seconds_to_goal(right: Mapping[int, float], seconds: Mapping[int, float]) ->
     steps = sorted(right)
     for last in range(STEPS, len(steps) + 1):
         if fmean(right[step] for step in steps[last - STEPS : last]) >= GOAL:
-            return sum(seconds.get(step, 0.0) for step in steps[:last])
+            usual = fmean(seconds.values()) if seconds else 0.0  # of a step that was saved and not logged
+            return sum(seconds.get(step, usual) for step in steps[:last])
     return None
 
 

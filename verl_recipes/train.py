@@ -271,12 +271,13 @@ def run_once(cfg: DictConfig, console: Console) -> None:
             show(run, console)
             return
         check_replaced(run.model)
-        started, earlier, resumed_from = time.time(), cut_half_line(run.events), last_checkpoint(run.checkpoints)
+        started, begun, earlier = time.time(), time.monotonic(), cut_half_line(run.events)
+        resumed_from = last_checkpoint(run.checkpoints)
         train(cfg, run, console, inputs.val.rows)
 
         def spent(trained: float) -> dict[str, Any]:
             seconds = stage_seconds(read_lines(run.events)[earlier:], started, trained)
-            seconds |= {"export": time.time() - trained, "total": time.time() - started}
+            seconds |= {"export": time.time() - trained, "total": time.monotonic() - begun}
             return {"resumed_from": resumed_from, "seconds": seconds}
 
         whole = finish(cfg, run, console, spent)

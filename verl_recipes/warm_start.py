@@ -17,6 +17,7 @@ ends early if the loss on held-out traces does not fall any more. `python -m ver
 goes on from the model; `python -m data_prep.traces` writes the traces.
 """
 
+import math
 import shlex
 from functools import partial
 from pathlib import Path
@@ -148,8 +149,9 @@ def check_traces(cfg: DictConfig) -> Inputs:
 
 
 def losses(run: RunFolder) -> dict[int, float]:
-    """The loss on held-out traces, by step."""
-    return {step: data["val/loss"] for step, data in read_metrics(run).items() if data.get("val/loss") is not None}
+    """The loss on held-out traces, by step; infinite if it was no number."""
+    found = {step: data["val/loss"] for step, data in read_metrics(run).items() if "val/loss" in data}
+    return {step: math.inf if loss is None else loss for step, loss in found.items()}
 
 
 def write_page(run: RunFolder) -> None:
@@ -164,7 +166,8 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console) -> None:
     from verl_recipes.reporting.charts import WARM_START
 
     merge_metrics(run)  # of a start that was killed in its last seconds
-    found, last = losses(run), last_checkpoint(run.checkpoints)
+    found = {step: loss for step, loss in losses(run).items() if loss < math.inf}
+    last = last_checkpoint(run.checkpoints)
     if not found:
         raise UserError(f"{run.path}: no loss on held-out traces is finite; lower lr=, and fresh=true starts anew")
     best = best_step({step: -loss for step, loss in found.items() if step <= last})

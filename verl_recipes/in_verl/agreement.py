@@ -61,7 +61,7 @@ def agreement(
             tool's answer or a row that pads a batch, the probability 1.
 
     Raises:
-        RuntimeError: the correlation of the probabilities is under `least`.
+        RuntimeError: the correlation of the probabilities is under `least`, or one of them is not a number.
     """
     lengths = [len(response) for response in responses.unbind()]
     rows = zip(log_probs.unbind(), rollout.unbind(), lengths, strict=True)
@@ -70,6 +70,11 @@ def agreement(
     if written is not None:
         own = torch.cat([row[:length] for row, length in zip(written.unbind(), lengths, strict=True)]).bool().cpu()
         actor, said = actor[own], said[own]
+    if (said + actor).isnan().any():
+        raise RuntimeError(
+            "rollout and actor disagree: some of their token probabilities are not numbers. One of them has broken "
+            "weights: lower learning_rate, or go on from an earlier checkpoint"
+        )
     more = (said - actor).clamp(min=0.0, max=-math.log(nucleus) if nucleus else math.inf)
     value = correlation(said - more if nucleus < 1 else said, actor)
     if value < least:

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
@@ -46,7 +47,8 @@ def for_json(value: Any) -> Any:
 
 
 def as_float(value: Any) -> Any:
-    """A number or a one-element tensor as a float: verl's own reward managers mix both."""
+    """A number of Python's or numpy's, or a one-element tensor, as a float: verl's own reward managers mix them."""
+    value = value.item() if isinstance(value, np.generic) else value
     return float(value) if isinstance(value, int | torch.Tensor) and not isinstance(value, bool) else value
 
 
@@ -61,6 +63,8 @@ def next_look(took: float) -> float:
 
 class CountdownReplayBuffer(ReplayBuffer):
     """For verl's synchronous trainer. Its settings are `trainer.v1.sampler.sampler_kwargs` in configs/train.yaml."""
+
+    tested = True  # since `patience` was asked last
 
     def __init__(self, *args: Any, sampler_kwargs: Mapping[str, Any], **kwargs: Any) -> None:
         groups, self.link = sampler_kwargs["filter_groups"], TrainerLink(kwargs)
@@ -143,7 +147,8 @@ class CountdownReplayBuffer(ReplayBuffer):
         if self.run.stop.exists() and self.link.is_saved(split):
             self.link.stop("by SIGTERM, after a checkpoint")
         patience = self.sampler_kwargs["patience"]
-        if split == "train" and patience and is_enough(evaluations(self.run), patience):
+        asks, self.tested = self.tested and split == "train", split != "train"  # reading all metrics takes a while
+        if asks and patience and is_enough(evaluations(self.run), patience):
             self.link.stop(f"early: {patience} tests in a row brought nothing better")
 
     def read(self, batch: KVBatchMeta, step: int) -> list[dict[str, Any]]:
@@ -151,7 +156,9 @@ class CountdownReplayBuffer(ReplayBuffer):
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=FIELDS)
         columns = zip(batch.keys, *(data[name] for name in FIELDS), strict=True)
         return [
-            {"step": step, "prompt_id": key.split("_")[0]} | self.row(dict(zip(FIELDS, values, strict=True)))
+            (own := {"step": step, "prompt_id": key.split("_")[0]})
+            | self.row(dict(zip(FIELDS, values, strict=True)))
+            | own
             for key, *values in columns
         ]
 
@@ -160,7 +167,7 @@ class CountdownReplayBuffer(ReplayBuffer):
         own = {name: getattr(value, "data", value) for name, value in fields.items()}  # not tensordict's wrappers
         text = self.tokenizer.decode(own["responses"], skip_special_tokens=True)
         verdict = own["extra_fields"].get("reward_extra_info", {})
-        return {
+        columns = {
             "prompt": self.tokenizer.decode(own["prompts"], skip_special_tokens=True),
             "response": text,
             "ground_truth": own["reward_model"]["ground_truth"],
@@ -169,7 +176,10 @@ class CountdownReplayBuffer(ReplayBuffer):
             "response_tokens": len(own["responses"]),
             "truncated": len(own["responses"]) >= self.sampler_kwargs["response_length"],
             "repeated": repetition(text) == 1.0,
-        } | scored({name: as_float(value) for name, value in verdict.items()}, float(own["rm_scores"].sum()))
+        }
+        verdict = {name: as_float(value) for name, value in verdict.items()}
+        # The reward's keys come last, and replace none of these.
+        return columns | scored(verdict, float(own["rm_scores"].sum())) | columns
 
     def write(self, rows: list[dict[str, Any]], split: str, step: int) -> None:
         """Add rows to the file of their step. Only training's are kept, as an evaluation may have gigabytes."""

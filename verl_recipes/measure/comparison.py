@@ -5,7 +5,7 @@ difference would be a coin. scipy's permutation test flips the signs and assumes
 Wilcoxon's test would drop the many problems without a difference, and rank the many ties.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -55,7 +55,7 @@ def compare(first: Iterable[Row], second: Iterable[Row]) -> dict[str, Any]:
     }
 
 
-def difference_of(differences: np.ndarray[Any, Any]) -> Figure:
+def difference_of(differences: Sequence[float] | np.ndarray[Any, Any]) -> Figure:
     """The mean of differences, shape (problems,), with Student's interval.
 
     If fewer than FEW problems differ, the interval counts two more, one each way, as Student's own is too narrow then,

@@ -49,7 +49,9 @@ def facts(path: Path) -> Row:
     metrics, (summary, state, planned) = read_metrics(run), read_summary(run, config)
     given = [summary.get(side) for side in ("base", "trained")]
     sides = [side if isinstance(side, dict) else {} for side in given]
-    tests = {step: found for step, data in metrics.items() if (found := mean_of_test(data, "/acc")) is not None}
+    # If a reward function returns a number, verl calls that `acc`; a dictionary has a `score` too.
+    judged = {step: data for step, data in metrics.items() if any("/score/mean@" in name for name in data)}
+    tests = {step: found for step, data in judged.items() if (found := mean_of_test(data, "/acc")) is not None}
     before, after = (next((finite(n) for key, n in side.items() if key.startswith("mean@")), None) for side in sides)
     times = [each.stat().st_mtime for each in (run.metrics, run.metrics_part, run.events, run.summary) if each.exists()]
     return {

@@ -15,6 +15,7 @@ import yaml
 
 from data_prep.cli import CONFIGS, UserError
 from verl_recipes.measure.behaviours import BEHAVIOURS, behaviours, statements
+from verl_recipes.measure.comparison import difference_of
 from verl_recipes.measure.evaluation import (
     COUNTED,
     NO_SHARES,
@@ -125,7 +126,10 @@ def cell(values: Collection[float], name: str, sign: str = "") -> str:
     if not values:
         return ""
     digits, scale = (3, 1) if name == "score" else (1, 1 if name in NO_SHARES else 100)
-    mean, low, high = (scale * each for each in figure(values, share=not sign and name not in NO_SHARES))
+    is_share = name not in NO_SHARES
+    of_few = sign and is_share and len(values) > 1
+    found = difference_of(list(values)) if of_few else figure(values, share=is_share and not sign)
+    mean, low, high = (scale * each for each in found)
     ends = f" ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})" if math.isfinite(low) else ""
     return f"{mean:{sign}.{digits}f}{ends}"
 

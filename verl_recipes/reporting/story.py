@@ -6,6 +6,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+from verl_recipes.measure.comparison import difference_of
 from verl_recipes.measure.intervals import figure
 from verl_recipes.measure.problems import Key, Row, finite, numbers_and_target
 from verl_recipes.reporting.charts import in_groups, label_of
@@ -39,9 +40,14 @@ def from_to(was: float, now: float) -> str:
     return f"{f'From {before} to ' if before != after else ''}{after} of 100 test responses right"
 
 
-def gain_of(gained: Sequence[float]) -> tuple[str, str]:
-    """What the 95% interval of a gain says of it, "" for a gain, and the interval; "" if there is none."""
-    _, low, high = (100 * each for each in figure(gained or [0.0], share=False))
+def gain_of(gained: Sequence[float], of_seeds: bool = False) -> tuple[str, str]:
+    """What the 95% interval of a gain says of it, "" for a gain, and the interval; "" if there is none.
+
+    Args:
+        gained: the gain at each problem, or of each seed.
+    """
+    found = figure(gained or [0.0], share=False) if of_seeds or len(gained) < 2 else difference_of(gained)
+    _, low, high = (100 * each for each in found)
     if not math.isfinite(low):
         return "", ""
     digits = 1 if min(abs(low), abs(high)) < 0.5 else 0  # an end that rounds to 0 would hide on which side it is
@@ -147,7 +153,7 @@ def of_recipe(members: Sequence[Run]) -> tuple[str, str, str]:
         return one.name, " ".join(sentences[: len(how_it_ended(one)) + 1]), sure
     means = [[fmean(each.values()) for each in (sides[0], sides[-1])] for sides in measured.values()]
     gained = [now - was for was, now in means]
-    verdict, ends = gain_of(gained)
+    verdict, ends = gain_of(gained, of_seeds=True)
     end = f": {verdict.replace('the test', 'the seeds')}." if verdict else "."
     least, most = (100 * each(gained) for each in (min, max))
     sure = f"95% interval of the gain, over seeds: {ends}; the seeds gained {least:+.0f} to {most:+.0f}."

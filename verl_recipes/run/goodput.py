@@ -30,6 +30,12 @@ def goodput(run: RunFolder) -> dict[str, float]:
     """
     parts = dict.fromkeys(("steps", "start", "evaluations", "saves", "lost"), 0.0)
     starts = sessions(run)
+    for path in (run.events, run.starts):
+        times = [line["time"] for line in read_lines(path, skip_damaged=True)]
+        if times != sorted(times):  # the clock was set back, so nothing is known
+            return {}
+    if any(mark["time"] > ended for _, ended, marks in starts for mark in marks):
+        return {}
     trained = ((place, mark) for place, (*_, marks) in enumerate(starts) for mark in marks if mark["split"] == "train")
     counts = {mark["step"]: place for place, mark in trained}  # the start in which a step was done last
     for place, (began, ended, marks) in enumerate(starts):
@@ -41,5 +47,4 @@ def goodput(run: RunFolder) -> dict[str, float]:
     parts["saves"] = min(parts["steps"], sum(each.get("timing_s/save_checkpoint", 0.0) for each in data))
     parts["steps"] -= parts["saves"]
     total = sum(parts.values())
-    was_set_back = min(parts.values()) < 0  # the clock
-    return {"share": parts["steps"] / total} | parts if total and not was_set_back else {}
+    return {"share": parts["steps"] / total} | parts if total and min(parts.values()) >= 0 else {}

@@ -340,7 +340,8 @@ def check_prompt_lengths(files: Any, key: str, cfg: DictConfig) -> None:
         characters = pc.utf8_length(pc.struct_field(prompts.flatten(), "content"))
         lengths = np.bincount(pc.list_parent_indices(prompts), weights=characters)
         longest = prompts.take(np.argsort(lengths)[-16:]).to_pylist()
-        tokens = max(len(render(tokenizer, each, **cfg.data.apply_chat_template_kwargs)[1]) for each in longest)
+        options = cfg.data.apply_chat_template_kwargs
+        tokens = max((len(render(tokenizer, each, **options)[1]) for each in longest), default=0)
         if tokens > most:
             raise UserError(
                 f"{key}: a prompt of {name} has {tokens} tokens of this model's, and verl would cut off its beginning "

@@ -1,5 +1,6 @@
 """Shows what a run is doing and how long it will take, read from the files that the run writes."""
 
+import math
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -108,8 +109,7 @@ class Losses(Display):
                 if self.is_live:
                     self.step(step, self.each(step), f"loss {self.loss}")
             elif "val/loss" in data:
-                if data["val/loss"] is not None:
-                    self.held_out[step] = data["val/loss"]
+                self.held_out[step] = math.inf if data["val/loss"] is None else data["val/loss"]  # never the best
                 if self.training_since is not None and step > self.first_step:  # with every=1 the first has no time yet
                     held_out = metric_text(data["val/loss"], ".3f")
                     self.step(step, self.each(step), f"loss {self.loss}, held out {held_out}")
