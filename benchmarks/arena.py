@@ -2,7 +2,7 @@
 
 run   Trains each algorithm (default: all) on the tiny base at an equal budget: the same problems, 32 prompts x 8
       responses a step, 30 steps, AdamW. First each learning rate of RATES with the first seed; then the one with the
-      largest mean training reward, which is a choice without the test problems, with the other seeds. One run after
+      most right answers in training, which is a choice without the test problems, with the other seeds. One run after
       another, each three to eight minutes on two cores; each leaves a file in benchmarks/results/arena, and what has a
       file is not run again. The control (GRPO with a coin for a reward) and the levers (GRPO with one thing changed)
       run at GRPO's learning rate.
@@ -141,7 +141,7 @@ def train(algorithm: str, rate: float, seed: int) -> dict[str, Any]:
     return json.loads(target.read_text(encoding="utf-8"))
 
 
-def training_reward(result: dict[str, Any]) -> float:
+def training_accuracy(result: dict[str, Any]) -> float:
     """The area under the curve of training, by which a learning rate is chosen; 0 for a run that collapsed."""
     return fmean(result["training accuracy"]) if "training accuracy" in result else 0.0
 
@@ -153,7 +153,7 @@ def at_its_rate(name: str) -> bool:
 
 def chosen_rate(algorithm: str, seed: int) -> float:
     of = REFERENCE if at_its_rate(algorithm) else algorithm
-    return max(RATES, key=lambda rate: training_reward(train(of, rate, seed)))
+    return max(RATES, key=lambda rate: training_accuracy(train(of, rate, seed)))
 
 
 def run(algorithms: list[str], seeds: list[int]) -> None:
@@ -176,7 +176,7 @@ def by_algorithm(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]
     for each in results:
         found[each["algorithm"]].setdefault(each["learning rate"], []).append(each)
     return {
-        name: max(rates.values(), key=lambda runs: (len(runs), training_reward(runs[0])))
+        name: max(rates.values(), key=lambda runs: (len(runs), training_accuracy(runs[0])))
         for name, rates in found.items()
         if len(rates) == len(RATES) or (rates and at_its_rate(name))
     }
@@ -215,7 +215,7 @@ def row(algorithm: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "problems": figure(after),
         "over seeds": figure(means, share=False),
         "pass": fmean(passes),
-        "area": fmean(map(training_reward, whole)),
+        "area": fmean(map(training_accuracy, whole)),
         "half": half,
         "entropy": fmean([each["entropy"][-1] for each in whole if each["entropy"]] or [math.nan]),
         "kl": fmean(each["KL to the base"] for each in whole),
@@ -284,7 +284,7 @@ def page(template: str, results: list[dict[str, Any]]) -> str:
     tables = {"algorithms": table(results, ALGORITHMS), "levers": table(results, LEVERS)}
     sweep = {
         name: {
-            each["learning rate"]: training_reward(each)
+            each["learning rate"]: training_accuracy(each)
             for each in results
             if (each["algorithm"], each["seed"]) == (name, 0)
         }
@@ -313,6 +313,8 @@ def page(template: str, results: list[dict[str, Any]]) -> str:
 
 def main(arguments: list[str]) -> None:
     options = dict(each.split("=", 1) for each in arguments if "=" in each)
+    if options.keys() - {"seeds"}:
+        sys.exit(f"error: {', '.join(options)}: seeds= is the only option")
     names = [each for each in arguments if "=" not in each and each not in ("run", "page")]
     if unknown := [name for name in names if name not in NAMES]:
         sys.exit(f"there is no algorithm {', '.join(unknown)}; there are {', '.join(NAMES)}")

@@ -21,7 +21,7 @@ RUN = ROOT / "runs" / "beside"
 def lines_of(command: list[str]) -> list[dict[str, float]]:
     """The steps that a command prints as JSON, each with `ended_s`, the seconds since it was started."""
     began, lines = time.time(), []
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             if line.startswith('{"step"'):
                 lines.append(json.loads(line) | {"ended_s": time.time() - began})

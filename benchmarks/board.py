@@ -15,7 +15,7 @@ from typing import Any
 
 from results import environment
 
-from data_prep.solver import forms
+from data_prep.solver import expressions
 from data_prep.test_set import VERSION, read_problems
 from verl_recipes.measure.intervals import figure
 
@@ -26,14 +26,9 @@ TRIES = [10**i for i in range(7)]
 N = 8  # responses a problem that a random guess is shown with
 
 
-def expressions(problem: dict[str, Any]) -> int:
-    """How many expressions there are on as many numbers as the problem has."""
-    return len(forms(len(problem["numbers"])).value)
-
-
 def random_order(problem: dict[str, Any], tries: int) -> float:
     """Chance that a solution is among the first `tries` of all expressions in random order (hypergeometric)."""
-    total, solutions = expressions(problem), problem["solutions"]
+    total, solutions = expressions(problem["numbers"]), problem["solutions"]
     if tries > total - solutions:
         return 1.0
     return 1 - math.prod((total - tries - i) / (total - i) for i in range(solutions))
@@ -41,7 +36,7 @@ def random_order(problem: dict[str, Any], tries: int) -> float:
 
 def guess(problems: list[dict[str, Any]]) -> dict[str, list[float]]:
     """mean@n and pass@n of n random guesses a problem, exactly."""
-    chances = [problem["solutions"] / expressions(problem) for problem in problems]
+    chances = [problem["solutions"] / expressions(problem["numbers"]) for problem in problems]
     return {f"mean@{N}": figure(chances), f"pass@{N}": figure([1 - (1 - chance) ** N for chance in chances])}
 
 

@@ -4,8 +4,9 @@ speed   Turns 490,364 different problems like the public set's, in one parquet f
         `datasets.map` with a function of one row, as TinyZero does; by `python -m data_prep` without the solver; and
         with it. Measures the work from opening the source to the last file, and the whole command; the median of five
         rounds.
-growth  0.1, 1 and 10 million rows of four random numbers and a random target (1% occur twice), without and with the
-        solver: seconds, and the peak memory of all processes together (proportional set size, ten samples a second).
+growth  0.1, 1 and 10 million rows of four random numbers and a random target (of ten million, 1% occur twice), without
+        and with the solver: seconds, and the peak memory of all processes together (proportional set size, ten
+        samples a second).
 solver  The solver alone, on the same 490,364 problems, on all cores.
 
 Writes benchmarks/data_<name>.md, which docs/data.md repeats. Needs 2 GB in a temporary folder.

@@ -203,6 +203,8 @@ def strike(
     for again in range(1 + kind.endswith("starts")):
         time.sleep(again * random.uniform(0, 25))
         starts = starts_of(run_dir)
+        if kind.endswith("saves"):
+            wait_until(lambda: is_saving(run_dir), command, run_dir)
         if kind.startswith("command"):
             kill(command)
             command = begin()
@@ -221,9 +223,7 @@ def kills(faults: list[str], name: str, *overrides: str) -> list[tuple[str, floa
     command = begin()
     for number, kind in enumerate(faults):
         wait_for_step(command, run_dir, last_step(run_dir) + random.randint(1, APART - 2))
-        if kind.endswith("saves"):
-            wait_until(lambda: is_saving(run_dir), command, run_dir)
-        else:
+        if not kind.endswith("saves"):
             time.sleep(random.uniform(0, 3))
         command, seconds = strike(kind, command, run_dir, steps, begin)
         recovered.append((kind, seconds))

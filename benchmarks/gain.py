@@ -50,6 +50,7 @@ def main(seeds: list[str]) -> None:
         | facts(RunFolder(ROOT / "runs" / name))
         for name, overrides in runs.items()
     }
+    found = (json.loads(RAW.read_text(encoding="utf-8")) if RAW.exists() else {}) | found  # other seeds stay
     RAW.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (ROOT / "benchmarks" / "gain.md").write_text(table(found), encoding="utf-8")
     print(table(found))

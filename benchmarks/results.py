@@ -3,7 +3,7 @@
 measure [runs=FOLDER]  evaluates the tiny base, the runs of the tiny recipe in FOLDER (default: runs; made by
                        benchmarks/gain.py) and the more-SFT control, on the test problems and on five sets out of
                        distribution. It writes benchmarks/results/<name>.json. A file that exists is not measured
-                       again; delete it for that. A model takes about two minutes on two cores.
+                       again; delete it and runs/results/<name> for that. A model takes about two minutes on two cores.
 page                   writes docs/results.md and docs/zh/results.md from those files. A test compares them.
 
 The more-SFT control continues the base's own supervised training for about twice as many seconds as GRPO trains.
@@ -169,7 +169,7 @@ def environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     made.filters["figure"] = interval
-    made.filters["commit"] = lambda commit: commit[:10] + commit[40:]  # `-dirty` of a tree with changes stays
+    made.filters["commit"] = lambda commit: commit[:10] + commit[40:] if commit else "-"  # `-dirty` stays
     return made
 
 
@@ -206,6 +206,8 @@ def page(template: str, results: dict[str, dict[str, Any]]) -> str:
 
 def main(arguments: list[str]) -> None:
     options = dict(each.split("=", 1) for each in arguments if "=" in each)
+    if strange := options.keys() - {"runs"} | {each for each in arguments if "=" not in each} - {"measure", "page"}:
+        sys.exit(f"error: {', '.join(sorted(strange))}: the arguments are measure, page and runs=FOLDER")
     if "measure" in arguments:
         measure(options.get("runs", "runs"))
     for template, path in PAGES.items():

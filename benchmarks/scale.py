@@ -2,10 +2,10 @@
 
 The tiny run has a learning rate of almost 0, so that its responses keep their length: eight steps with the recipe's 32
 prompts, three times, of which the median counts, and six with 128, once. After each run of 32, as many vLLM engines as
-it had ranks, each in its own process, answer the same prompts with the same sampling at the same time, and return only
-tokens and plain log-probabilities, as those of the run do. Then come models of three sizes with random weights, which
-write until they are cut, and three lengths. Prints and writes the tables of benchmarks/scale.md. Takes about twenty
-minutes on two cores, with nothing else running.
+it had ranks, each in its own process, answer as many prompts of the same file with the same sampling at the same time,
+and return only tokens and plain log-probabilities, as those of the run do. Then come models of three sizes with random
+weights, which end a response only by chance, and three lengths. Prints and writes the tables of benchmarks/scale.md.
+Takes about twenty minutes on two cores, with nothing else running.
 """
 
 import multiprocessing
@@ -121,7 +121,7 @@ def direct(run_dir: Path, batches: int = BATCHES) -> float:
     cfg = OmegaConf.load(run_dir / "config.yaml")
     ranks = cfg.trainer.n_gpus_per_node
     spawn = multiprocessing.get_context("spawn")
-    together, answers = spawn.Barrier(ranks), spawn.Queue()
+    together, answers = spawn.Barrier(ranks, timeout=300), spawn.Queue()
     processes = [spawn.Process(target=engine, args=(i, ranks, batches, cfg, together, answers)) for i in range(ranks)]
     with patch.dict(os.environ, PlatformCPU().rollout_env_vars()):  # must be set before a process loads OpenMP
         for process in processes:

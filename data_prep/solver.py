@@ -26,7 +26,7 @@ Otherwise they are Python's integers, which are slower and just as exact.
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -268,6 +268,16 @@ def _distinct(n: int, pattern: tuple[bool, ...]) -> list[tuple[int, Array, Array
             label = np.minimum(label, label[_exchange(n, int(i))])
     first = label == np.arange(len(label))
     return [(operator, chosen[(k := first[chosen])], left[k], right[k]) for operator, chosen, left, right in _last(n)]
+
+
+def expressions(numbers: Sequence[int]) -> int:
+    """How many expressions use each of the numbers once, all of them different; fewer if numbers repeat.
+
+    >>> expressions([1, 2]), expressions([2, 2])
+    (6, 4)
+    """
+    ordered = sorted(numbers)
+    return sum(len(some) for _, some, *_ in _distinct(len(ordered), tuple(a == b for a, b in pairwise(ordered))))
 
 
 def _blocks(numbers: Array) -> Iterator[tuple[Array, tuple[bool, ...]]]:
