@@ -116,7 +116,7 @@ def measured(run: Path) -> dict[str, Any]:
         "right of 8": {"before": right_counts(rows[0]), "after": right_counts(rows[1])},
         "response tokens": summary["trained"]["response_tokens"],
         "tokens": response_tokens(RunFolder(run)),
-        "seconds": round(summary["goodput"].get("steps", summary["seconds"].get("train", 0.0)), 1),
+        "seconds": round(summary["goodput"].get("steps") or sum(step["timing_s/step"] for step in steps), 1),
         "KL to the base": round(kl_to_base(run), 5),
     }
 

@@ -59,6 +59,8 @@ def table(undisturbed: RunFolder, killed: RunFolder) -> str:
         figures = " | ".join(interval(found[key]) for key in ("first", "second", "difference"))
         text += f"| mean@8 after {step} steps | {figures} | {found['p']:.2f} |\n"
     spent = [read_json(run.summary, "")["goodput"] for run in (undisturbed, killed)]
+    if not all(spent):  # the clock was set back
+        return text
     for name in (key for key in spent[0] if key != "share"):
         text += f"| hours: {name} | {spent[0][name] / 3600:.2f} | {spent[1][name] / 3600:.2f} | | |\n"
     return text + f"| goodput | {spent[0]['share']:.3f} | {spent[1]['share']:.3f} | | |\n"

@@ -80,7 +80,8 @@ def training_cost(folder: Path) -> dict[str, Any]:
     """Steps, seconds by stage and generated tokens of a run."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     kept = {name: summary[name] for name in ("git_commit", "steps", "seconds")}
-    kept["seconds"] |= {"total": seconds_of(summary), "train": summary["goodput"]["steps"]}  # of all starts
+    trained = summary["goodput"].get("steps")  # of all starts; none if the clock was set back
+    kept["seconds"] |= {"total": seconds_of(summary)} | ({"train": trained} if trained else {})
     return kept | {"response tokens": response_tokens(RunFolder(folder))}
 
 

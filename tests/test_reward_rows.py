@@ -100,6 +100,7 @@ def test_options_can_be_left_out_and_not_set_to_null():
 def test_the_score_is_what_was_trained_on_and_acc_is_always_there(verdict, trained_on):
     row = scored(verdict, trained_on)
     assert row["score"] == pytest.approx(trained_on, abs=1e-6)
+    assert scored(verdict | {"reward_score": 5.0}, trained_on) == row
     assert row["reward_score"] == verdict.get("score", verdict.get("acc", trained_on))
     assert 0 <= row["acc"] <= 1
     assert {name: row[name] for name in ("format", "own") if name in verdict} == {

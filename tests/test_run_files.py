@@ -515,6 +515,9 @@ def test_goodput_counts_each_second_of_every_start_once(tmp_path):
     set_back = [("began", 200), ("began", 100), ("ended", 150)]
     run.starts.write_text(as_lines({"event": event, "time": time} for event, time in set_back))
     assert goodput(run) == {}  # the clock was set back in between, so nothing is known
+    run.events.write_text(as_lines([*first[:3], at(149.9, "train", 3), *second]))
+    run.starts.write_text(as_lines({"event": event, "time": time} for event, time in starts))
+    assert goodput(run)["share"] > 0  # by less than a second: a time server's correction
     run.starts.write_text(as_lines([{"event": "began", "time": 100}, {"event": "ended", "time": 120}]))
     assert goodput(run) == {}  # within the only start, whose end is before its steps
     run.starts.unlink()

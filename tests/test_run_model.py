@@ -158,6 +158,10 @@ def test_a_prompt_that_is_no_list_of_messages_is_refused(data):
     check_data(compose("train"), "data.train_files", data())
     with pytest.raises(UserError, match=r"data.train_files: prompt in .* is string; a list of messages"):
         check_data(compose("train"), "data.train_files", data(prompt="Solve it"))
+    file = Path(data(prompt="Solve it"))
+    pq.write_table(pq.read_table(file)[:0], empty := file.with_name("empty.parquet"))
+    with pytest.raises(UserError, match=r"prompt in .*empty.parquet is string; a list"):
+        check_data(compose("train"), "data.train_files", [data(), str(empty)])
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", '{"files": ["t.parquet"]}', '{"configuration": "x"}'])

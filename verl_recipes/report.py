@@ -60,7 +60,7 @@ def main(cfg: Any) -> None:
         return write_report(folders, out, cfg.price, cfg.currency, refresh, measured)
 
     try:
-        print(out if cfg.serve or cfg.watch else make(), flush=True)
+        print(make(EVERY if cfg.serve or cfg.watch else 0))
         if cfg.serve:
             server = serve(out, cfg.port)
             print(f"http://{HOST}:{server.server_port}/    (Ctrl-C ends it)", flush=True)

@@ -34,7 +34,7 @@ def scored(verdict: Mapping[str, Any], trained_on: float) -> dict[str, Any]:
     if not 0 <= right <= 1:
         raise ValueError(f"the reward's `acc` must be a number from 0 to 1, not {right:g}")
     columns = {"score": round(trained_on, 6), "reward_score": own}  # verl stores this score in 32 bits
-    return columns | {name: value for name, value in verdict.items() if name != "score"} | {"acc": right}
+    return columns | {name: value for name, value in verdict.items() if name not in columns} | {"acc": right}
 
 
 def component_metrics(rows: list[dict[str, Any]]) -> dict[str, float]:

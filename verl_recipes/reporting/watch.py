@@ -56,8 +56,8 @@ class Page(BaseHTTPRequestHandler):
             return self.send_error(404)
         try:
             content, status = self.file.read_bytes(), 200
-        except FileNotFoundError:  # it is made the first time, or the run was emptied; the browser asks again
-            content, status = f'<meta http-equiv="refresh" content="{EVERY}">The page is being made.'.encode(), 503
+        except FileNotFoundError:  # the run was emptied; the browser asks again
+            content, status = f'<meta http-equiv="refresh" content="{EVERY}">The page is made again.'.encode(), 503
         self.send_response(status)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(content)))

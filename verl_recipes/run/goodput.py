@@ -6,6 +6,7 @@ from typing import Any
 
 from verl_recipes.run.folder import RunFolder, read_lines
 
+CORRECTION = 1  # seconds by which a time server may set the clock back, which changes no figure
 Session = tuple[float, float, list[dict[str, Any]]]  # when verl was started, when it ended, when it began to generate
 
 
@@ -32,9 +33,9 @@ def goodput(run: RunFolder) -> dict[str, float]:
     starts = sessions(run)
     for path in (run.events, run.starts):
         times = [line["time"] for line in read_lines(path, skip_damaged=True)]
-        if times != sorted(times):  # the clock was set back, so nothing is known
-            return {}
-    if any(mark["time"] > ended for _, ended, marks in starts for mark in marks):
+        if any(before > after + CORRECTION for before, after in pairwise(times)):
+            return {}  # the clock was set back, so nothing is known
+    if any(mark["time"] > ended + CORRECTION for _, ended, marks in starts for mark in marks):
         return {}
     trained = ((place, mark) for place, (*_, marks) in enumerate(starts) for mark in marks if mark["split"] == "train")
     counts = {mark["step"]: place for place, mark in trained}  # the start in which a step was done last

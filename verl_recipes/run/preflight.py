@@ -59,7 +59,7 @@ def check_parquet(
     import pyarrow as pa  # takes a fifth of a second, which a refused key should not cost
     import pyarrow.parquet as pq
 
-    rows, sha256 = 0, {}
+    rows, sha256, strange = 0, dict[str, str](), ""
     for name in as_list(files):
         path = Path(name)
         if path.is_dir():
@@ -85,11 +85,13 @@ def check_parquet(
             raise UserError(
                 f"{key}: {path} has no column {', '.join(sorted(missing))}; it has {', '.join(sorted(schema.names))}"
             )
-        if "prompt" in needed and metadata.num_rows and not pa.types.is_nested(kind := schema.field("prompt").type):
-            raise UserError(f"{key}: prompt in {path} is {kind}; a list of messages with role and content is expected")
+        if "prompt" in needed and not pa.types.is_nested(kind := schema.field("prompt").type):
+            strange = f"{key}: prompt in {path} is {kind}; a list of messages with role and content is expected"
         rows += metadata.num_rows
     if rows == 0:
         raise UserError(f"{key}: no rows in {files}")
+    if strange:
+        raise UserError(strange)
     return DataFiles(rows, sha256)
 
 
