@@ -61,7 +61,8 @@ def growth() -> str:
     for hidden, layers, length in ((128, 3, 64), (256, 6, 64), (512, 12, 64), (128, 3, 128), (128, 3, 256)):
         path, parameters = random_model(hidden, layers)
         model = [f"actor_rollout_ref.model.path={path}", f"data.max_response_length={length}"]
-        run_dir, lines = run(f"{hidden}x{layers}-{length}", 4, *model)
+        shape = [f"architecture.hidden_size={hidden}", f"architecture.num_hidden_layers={layers}"]
+        run_dir, lines = run(f"{hidden}x{layers}-{length}", 4, *model, *shape)
         tokens, step, gen, update = (
             statistics.median(line[name] for line in lines)
             for name in ("response_length/mean", "timing_s/step", "timing_s/gen", "timing_s/update_actor")

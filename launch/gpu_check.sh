@@ -41,8 +41,8 @@ if [ "$STACK" = gpu ]; then
 else
     mapfile -t as_on_gpus < benchmarks/as_on_gpus.txt
     common+=("${as_on_gpus[@]}" prompts=8 data.max_response_length=64 "${few[@]}")
-    steps=10 small=(prompts=8 actor_rollout_ref.rollout.n=8) answers=(architecture.vocab_size=2000) lengths=(1 7 128)
-    shape=(tiny num_hidden_layers=2 vocab_size=2000)
+    steps=10 small=(prompts=8 actor_rollout_ref.rollout.n=8) lengths=(1 7 128)
+    shape=(tiny num_hidden_layers=2 vocab_size=2000) answers=(architecture.num_hidden_layers=2 architecture.vocab_size=2000)
     problems=(preset=tiny) warm=(steps=4 batch=16 lr=1e-3 every=2)
 fi
 

@@ -43,7 +43,9 @@ FileConfigSource.load_config = read_once
 
 def pytest_collection_modifyitems(items):
     """What takes longest begins first, an hour of fuzzing before all, so that at the end no worker waits."""
-    items.sort(key=lambda item: (item.name != HOUR, item.get_closest_marker("end_to_end") is None))
+    items.sort(
+        key=lambda item: (item.name != HOUR, not {"end_to_end", "long"} & {mark.name for mark in item.iter_markers()})
+    )
 
 
 class RunsAreShared(LoadScopeScheduling):
