@@ -215,6 +215,7 @@ def test_a_server_that_dies_during_a_run_delays_no_step(tmp_path, address, track
             run.wait()
 
 
+@pytest.mark.long  # 40 s
 def test_wandbs_service_that_a_scheduler_ends_costs_wandbs_lines_and_no_step_and_can_be_synced(tmp_path, address):
     """Its service takes SIGTERM although it is blocked: Go unblocks what a program asks to be told of."""
     environment = environment_of(address) | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
