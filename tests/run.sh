@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests: bash tests/run.sh [pytest arguments].
 #   --fast    within a minute: without those that start verl or take seconds (marks `end_to_end` and `slow`)
-#   --all    for a release: with those that take minutes to an hour each (mark `long`); 66 minutes on two cores
+#   --all     for a release: also those that take minutes to an hour (mark `long`), shuffled; 66 minutes on two cores
 #   --gpu-stack    the packages of requirements/gpu.txt (.venv-gpu, 10.6 GB; no card is needed): what composes, against the
 #                  vLLM that GPUs get, and what is imported there
 # As many run at a time as the machine has cores and memory for, up to four; -n 0 runs them one by one.
