@@ -283,20 +283,19 @@ def count_rows(path: Path, columns: tuple[str, str]) -> int:
                 raise UserError(f"{path} is not a whole parquet file ({in_one_clause(error)})") from None
             check_columns(column_names(content.schema_arrow), columns, str(path))
             return content.metadata.num_rows
-    rows = read_text(path)
-    first = next(rows, None)
-    if first is None and path.suffix.lower() == ".csv":
-        raise UserError(f"{path} has no rows")
-    if first is None:
+    rows, is_csv = read_text(path), path.suffix.lower() == ".csv"
+    if (first := next(rows, None)) is None:
+        if is_csv:
+            raise UserError(f"{path} has no rows")
         return 0
-    if path.suffix.lower() == ".csv":
+    if is_csv:
         try:
             check_columns(next(csv.reader([first]), []), columns, str(path))
         except csv.Error as error:
             raise UserError(f"{path}: its header cannot be read ({error})") from None
     elif first.lstrip().startswith("["):
         raise UserError(f"{path} is one JSON array; JSON lines are expected, one object a line")
-    return sum(1 for _ in rows) + (path.suffix.lower() != ".csv")
+    return sum(1 for _ in rows) + (not is_csv)
 
 
 def saved(path: str, split: str, columns: tuple[str, str]) -> Source:

@@ -45,7 +45,7 @@ from verl_recipes.run.best import best_step, is_enough
 from verl_recipes.run.checkpoints import last_checkpoint
 from verl_recipes.run.fingerprint import begin, provenance
 from verl_recipes.run.folder import RunFolder, cut_half_line, read_json, read_metrics, write_json
-from verl_recipes.run.goodput import sessions
+from verl_recipes.run.goodput import recorded, sessions
 from verl_recipes.run.preflight import (
     Inputs,
     check_parquet,
@@ -179,7 +179,7 @@ def finish(cfg: DictConfig, run: RunFolder, console: Console) -> None:
     except ModuleNotFoundError as error:
         say(console, f"{error.name} is not installed, so there is no {run.curves}")
     about = {"name": cfg.name, "steps": last, "seed": cfg.seed, "best_step": best, "held_out_loss": found}
-    seconds = sum(ended - began for began, ended, _ in sessions(run))  # of all starts
+    seconds = sum(ended - began for began, ended, _ in sessions(*recorded(run)))  # of all starts
     write_json(run.summary, about | {"seconds": {"total": seconds}} | provenance())
     write_page(run)
 

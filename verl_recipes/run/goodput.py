@@ -10,9 +10,13 @@ CORRECTION = 1  # seconds by which a time server may set the clock back, which c
 Session = tuple[float, float, list[dict[str, Any]]]  # when verl was started, when it ended, when it began to generate
 
 
-def sessions(run: RunFolder) -> list[Session]:
+def recorded(run: RunFolder) -> list[list[dict[str, Any]]]:
+    """What verl did, and its starts and ends."""
+    return [read_lines(path, skip_damaged=True) for path in (run.events, run.starts)]
+
+
+def sessions(events: list[dict[str, Any]], lines: list[dict[str, Any]]) -> list[Session]:
     """Every start of verl. One that was killed ended with the last thing that it is known to have done."""
-    events, lines = read_lines(run.events, skip_damaged=True), read_lines(run.starts, skip_damaged=True)
     began = [line["time"] for line in lines if line["event"] == "began"]
     ended = [line["time"] for line in lines if line["event"] == "ended"]
     found = []
@@ -30,13 +34,12 @@ def goodput(run: RunFolder) -> dict[str, float]:
     because the run was killed before their checkpoint.
     """
     parts = dict.fromkeys(("steps", "start", "evaluations", "saves", "lost"), 0.0)
-    starts = sessions(run)
-    for path in (run.events, run.starts):
-        times = [line["time"] for line in read_lines(path, skip_damaged=True)]
-        if any(before > after + CORRECTION for before, after in pairwise(times)):
-            return {}  # the clock was set back, so nothing is known
-    if any(mark["time"] > ended + CORRECTION for _, ended, marks in starts for mark in marks):
-        return {}
+    records = recorded(run)
+    starts = sessions(*records)
+    in_order = [[line["time"] for line in lines] for lines in records]
+    in_order += [[mark["time"], ended] for _, ended, marks in starts for mark in marks]
+    if any(before > after + CORRECTION for times in in_order for before, after in pairwise(times)):
+        return {}  # the clock was set back, so nothing is known
     trained = ((place, mark) for place, (*_, marks) in enumerate(starts) for mark in marks if mark["split"] == "train")
     counts = {mark["step"]: place for place, mark in trained}  # the start in which a step was done last
     for place, (began, ended, marks) in enumerate(starts):
